@@ -1,0 +1,192 @@
+"""The command line made from the table of settings: click options, grouped help, Go's spelling.
+
+Istio's flags are Go's (pflag). click reads the same command lines but for two spellings, which
+are put right before it sees them: ``-p=15001``, and booleans with a value (``--dry-run=false``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from istio_iptables.settings.options import GROUPS, SETTINGS, Kind, Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["SettingsCommand", "flags_given", "split_extra"]
+
+#: Log flags of Istio, accepted so that its arguments work, and without effect here.
+_LOG_VALUES = (
+    "log_target",
+    "log_output_level",
+    "log_stacktrace_level",
+    "log_caller",
+    "log_rotate",
+    "log_rotate_max_age",
+    "log_rotate_max_backups",
+    "log_rotate_max_size",
+    "vklog",
+)
+_LOG_FLAGS = ("log_as_json",)
+
+
+class _SettingOption(click.Option):
+    """A click option for one setting; it hands the text on as it is."""
+
+    def __init__(self, setting: Setting) -> None:
+        names = [setting.flag] if not setting.short else [f"-{setting.short}", setting.flag]
+        self.setting = setting
+        super().__init__(
+            [setting.name, *names],
+            is_flag=setting.kind is Kind.FLAG,
+            default=None,
+            type=click.UNPROCESSED,
+            metavar=setting.kind.value or None,
+            help=_help(setting),
+        )
+
+
+def _help(setting: Setting) -> str:
+    return f"{setting.help}{_facts(setting)}"
+
+
+def _facts(setting: Setting) -> str:
+    default = setting.default_note or setting.default
+    facts = []
+    if setting.environment and setting.on_command_line:
+        facts.append("env " + ", ".join(f"${name}" for name in setting.environment))
+    if default and default != "false":
+        facts.append(f"default: {default}")
+    return f"  [{'; '.join(facts)}]" if facts else ""
+
+
+class SettingsCommand(click.Group):
+    """A command whose options are settings, grouped in its help; subcommands come first.
+
+    ``ctx.obj`` holds the booleans that were given with a value, by setting name.
+    """
+
+    def __init__(self, settings: Iterable[Setting] = SETTINGS, **attributes: Any) -> None:
+        self.settings = tuple(settings)
+        options: list[click.Parameter] = [
+            _SettingOption(setting) for setting in self.settings if setting.on_command_line
+        ]
+        options += (
+            click.Option([f"--{name}"], hidden=True, expose_value=False, multiple=True)
+            for name in _LOG_VALUES
+        )
+        options += (
+            click.Option([f"--{name}"], hidden=True, expose_value=False, is_flag=True)
+            for name in _LOG_FLAGS
+        )
+        super().__init__(
+            params=options,
+            invoke_without_command=True,
+            context_settings={
+                "help_option_names": ["-h", "--help"],
+                "ignore_unknown_options": True,
+                "max_content_width": 100,
+            },
+            **attributes,
+        )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read *args*; a subcommand is one only in the first place, as in Go's programs."""
+        if args and args[0] in self.commands:
+            return super().parse_args(ctx, args)
+        ctx.allow_interspersed_args = True
+        arguments, booleans = _like_pflag(args, self.settings)
+        ctx.obj = booleans
+        return click.Command.parse_args(self, ctx, arguments)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under the headings of their groups."""
+        records = {
+            option.setting.name: record
+            for option in self.params
+            if isinstance(option, _SettingOption)
+            and (record := option.get_help_record(ctx)) is not None
+        }
+        for group in GROUPS:
+            rows = [
+                records[setting.name]
+                if setting.on_command_line
+                else (f"${setting.environment[0]}", f"{_help(setting)}  [environment only]")
+                for setting in self.settings
+                if setting.group is group
+            ]
+            if rows:
+                with formatter.section(group.title):
+                    formatter.write_dl(rows)
+        others = [
+            record
+            for option in self.get_params(ctx)
+            if not isinstance(option, _SettingOption)
+            and (record := option.get_help_record(ctx)) is not None
+        ]
+        with formatter.section("Other"):
+            formatter.write_dl(others)
+        self.format_commands(ctx, formatter)
+
+
+def _like_pflag(
+    args: Sequence[str], settings: Iterable[Setting]
+) -> tuple[list[str], dict[str, str]]:
+    """*args* as click reads them, and the texts of booleans that were given one."""
+    flags = {each.flag: each for each in settings if each.kind is Kind.FLAG}
+    flags |= {f"-{each.short}": each for each in flags.values() if each.short}
+    taking = {f"--{name}" for name in _LOG_VALUES}
+    short = set()
+    for each in settings:
+        if each.on_command_line and each.kind is not Kind.FLAG:
+            taking.add(each.flag)
+            if each.short:
+                short.add(f"-{each.short}")
+    logs = {f"--{name}" for name in _LOG_FLAGS}
+    arguments: list[str] = []
+    booleans: dict[str, str] = {}
+    rest = iter(args)
+    for argument in rest:
+        name, equals, text = argument.partition("=")
+        if argument == "--":
+            arguments += (argument, *rest)
+        elif name in flags:
+            # The last one counts, so a plain flag takes back what was given before it.
+            booleans[flags[name].name] = text if equals else "true"
+        elif name in logs and equals:
+            continue
+        elif name in short and equals:
+            arguments += (name, text)
+        else:
+            arguments.append(argument)
+            if argument in taking or argument in short:
+                arguments += (value for value in (next(rest, None),) if value is not None)
+    return arguments, booleans
+
+
+def flags_given(ctx: click.Context) -> Mapping[str, str]:
+    """The texts given on the command line, by setting name."""
+    given = {
+        name: "true" if value is True else str(value)
+        for name, value in ctx.params.items()
+        if value is not None and value is not False
+    }
+    return given | (ctx.obj or {})
+
+
+def split_extra(arguments: Iterable[str]) -> list[str]:
+    """One problem for each argument that belongs to no option."""
+    problems = []
+    for argument in arguments:
+        if argument.startswith("--log_"):
+            continue
+        if argument.startswith("-") and argument != "-":
+            problems.append(f"{argument.partition('=')[0]}: there is no such option")
+        else:
+            problems.append(
+                f"unexpected argument {argument!r}: every value belongs to an option, and a list is"
+                " one word, with commas and without blanks"
+            )
+    return problems

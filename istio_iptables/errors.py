@@ -1,0 +1,63 @@
+"""What can go wrong, as one base and a few leaves, with the exit status of each beside it."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "Differs",
+    "ExitStatus",
+    "IstioIptablesError",
+    "KernelRefused",
+    "SaveFileError",
+    "UsageProblems",
+]
+
+
+class ExitStatus(IntEnum):
+    """What the program's exit status says (CONTRACT section 4)."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    VALIDATION_FAILED = 126
+
+
+class IstioIptablesError(Exception):
+    """The base of every error that is told in a clear line and not as a traceback."""
+
+    status = ExitStatus.FAILED
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What to tell the user: one line a problem."""
+        return tuple(str(argument) for argument in self.args)
+
+
+class UsageProblems(IstioIptablesError):
+    """The settings can't be used; every problem found is a line of its own."""
+
+    status = ExitStatus.USAGE
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(*problems)
+
+
+class KernelRefused(IstioIptablesError):
+    """The machine can't or won't do what was asked; nothing is left half done."""
+
+
+class Differs(IstioIptablesError):
+    """The namespace holds other rules of ours than the ones asked for."""
+
+
+class SaveFileError(IstioIptablesError):
+    """A text is not what iptables-save writes; names the line."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"line {line}: {reason}")
+        self.line = line

@@ -1,0 +1,114 @@
+"""Two questions to the kernel over raw netlink: its addresses, and its nftables tables.
+
+pyroute2 makes every change (kernel.routes), but importing it takes longer than a whole dry
+run; these two dumps are asked on every start, so they are written out here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from istio_iptables.errors import KernelRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["addresses", "nft_tables"]
+
+_NETLINK_NETFILTER = 12
+_NLM_F_REQUEST = 0x1
+_NLM_F_DUMP = 0x300
+_NLMSG_ERROR = 2
+_NLMSG_DONE = 3
+_RTM_GETADDR = 22
+_NFT_MSG_GETTABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES
+
+_IFA_ADDRESS = 1
+_IFA_LOCAL = 2
+_NFTA_TABLE_NAME = 1
+
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+
+
+def _dump(protocol: int, kind: int, body: bytes) -> Iterator[bytes]:
+    """The body of each answer to a dump request; OSError carries the kernel's error number."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as link:
+        size = _HEADER.size + len(body)
+        link.send(_HEADER.pack(size, kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0) + body)
+        while True:
+            data = link.recv(1 << 17)
+            position = 0
+            while position < len(data):
+                length, answer, _flags, _number, _port = _HEADER.unpack_from(data, position)
+                content = data[position + _HEADER.size : position + length]
+                if answer in (_NLMSG_DONE, _NLMSG_ERROR):
+                    error = struct.unpack_from("=i", content)[0] if len(content) >= 4 else 0  # noqa: PLR2004
+                    if error:
+                        raise OSError(-error, os.strerror(-error))
+                    return
+                yield content
+                position += (length + 3) & ~3
+
+
+def _attributes(data: bytes, position: int) -> Iterator[tuple[int, bytes]]:
+    while position + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, position)
+        yield kind & 0x3FFF, data[position + _ATTRIBUTE.size : position + length]
+        position += (max(length, _ATTRIBUTE.size) + 3) & ~3
+
+
+def addresses() -> tuple[str, ...]:
+    """The addresses of this network namespace, without loopback and link-local ones.
+
+    IPv4 before IPv6, in the kernel's order otherwise. Raises KernelRefused if the kernel does
+    not answer.
+    """
+    found: list[str] = []
+    try:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            # struct ifaddrmsg: family, prefix length, flags, scope, interface index.
+            for content in _dump(socket.NETLINK_ROUTE, _RTM_GETADDR, struct.pack("=BBBBi", family, 0, 0, 0, 0)):
+                if content[0] != family:
+                    continue
+                parts = dict(_attributes(content, 8))
+                packed = parts.get(_IFA_LOCAL) or parts.get(_IFA_ADDRESS, b"")
+                if not _is_local_only(packed):
+                    found.append(socket.inet_ntop(family, packed))
+    except OSError as error:
+        message = f"can't read the addresses of the namespace: {error.strerror}"
+        raise KernelRefused(message) from error
+    return tuple(found)
+
+
+def _is_local_only(packed: bytes) -> bool:
+    """Whether an address is loopback or link-local (unicast or multicast)."""
+    if len(packed) == 4:  # noqa: PLR2004 - the bytes of an IPv4 address
+        return packed[0] == 127 or packed[:2] == b"\xa9\xfe" or packed[:3] == b"\xe0\x00\x00"  # noqa: PLR2004
+    mapped = bytes(10) + b"\xff\xff"
+    if packed[:12] == mapped:
+        return _is_local_only(packed[12:])
+    return (
+        packed == bytes(15) + b"\x01"
+        or (packed[0] == 0xFE and packed[1] & 0xC0 == 0x80)  # noqa: PLR2004 - fe80::/10
+        or (packed[0] == 0xFF and packed[1] & 0x0F == 0x02)  # noqa: PLR2004 - ff02::/16
+    )
+
+
+def nft_tables() -> tuple[tuple[int, str], ...]:
+    """The nftables tables of this network namespace as (family, name); loads nothing.
+
+    The family is the kernel's number: 2 is ip, 10 ip6. A kernel without nf_tables has none.
+    """
+    found = []
+    try:
+        # struct nfgenmsg: family (0 is all of them), version, resource id.
+        for content in _dump(_NETLINK_NETFILTER, _NFT_MSG_GETTABLE, struct.pack("=BBH", 0, 0, 0)):
+            name = dict(_attributes(content, 4)).get(_NFTA_TABLE_NAME, b"")
+            found.append((content[0], name.rstrip(b"\0").decode()))
+    except OSError:
+        return ()
+    return tuple(found)

@@ -1,0 +1,60 @@
+"""What is to be in a network namespace: rules, and the routes and addresses they lean on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from istio_iptables.netfilter.model import Family, Ruleset
+
+__all__ = ["InterfaceAddress", "Plan", "PolicyRoute"]
+
+
+class PolicyRoute(NamedTuple):
+    """Packets with a mark are delivered locally, through a routing table of their own."""
+
+    family: Family
+    mark: int
+    table: int
+    reason: str = ""
+
+    @property
+    def commands(self) -> tuple[tuple[str, ...], ...]:
+        """The two ``ip`` commands that make it: the policy rule and its route."""
+        ip = ("ip", "-4" if self.family is Family.IPV4 else "-6")
+        table = str(self.table)
+        return (
+            (*ip, "rule", "add", "fwmark", hex(self.mark), "lookup", table),
+            (*ip, "route", "add", "local", "default", "dev", "lo", "table", table),
+        )
+
+
+class InterfaceAddress(NamedTuple):
+    """An address that an interface has to have."""
+
+    family: Family
+    address: str
+    prefix: int
+    interface: str
+    reason: str = ""
+
+    @property
+    def commands(self) -> tuple[tuple[str, ...], ...]:
+        """The ``ip`` command that adds it."""
+        ip = ("ip", "-4" if self.family is Family.IPV4 else "-6")
+        return ((*ip, "addr", "add", f"{self.address}/{self.prefix}", "dev", self.interface),)
+
+
+class Plan(NamedTuple):
+    """The whole of it: a ruleset for each address family in use, routes and addresses."""
+
+    rulesets: tuple[Ruleset, ...]
+    routes: tuple[PolicyRoute, ...] = ()
+    addresses: tuple[InterfaceAddress, ...] = ()
+
+    def only(self, family: Family) -> Plan:
+        """The part of the plan that concerns one address family."""
+        return Plan(
+            tuple(ruleset for ruleset in self.rulesets if ruleset.family is family),
+            tuple(route for route in self.routes if route.family is family),
+            tuple(address for address in self.addresses if address.family is family),
+        )

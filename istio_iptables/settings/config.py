@@ -1,0 +1,293 @@
+"""Config: what the user asked for as typed values, checked as a whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from istio_iptables.errors import UsageProblems
+from istio_iptables.settings.kinds import Names, parse
+from istio_iptables.settings.values import ALL, IdRange, Mode, Network, PortRange, Wildcard
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from istio_iptables.settings.sources import Value
+
+__all__ = ["MAX_OWNER_GROUPS", "Config", "Machine", "configure"]
+
+#: Included groups become one rule with a match each. Measured with iptables 1.8.9 and with
+#: python-iptables: 49 load, 50 do not (Istio promises 64). tests/kernel/test_limits.py keeps it.
+MAX_OWNER_GROUPS = 49
+
+_DEFAULT_PROXY_ID = 1337
+_OUTBOUND_MARK = 1338
+_MAIN_ROUTE_TABLES = {253: "default", 254: "main", 255: "local"}
+
+
+class Machine(Protocol):
+    """What is asked of the machine to complete the settings; ``kernel.host`` answers it."""
+
+    def uid(self, name: str) -> int | None:
+        """The uid of the user *name*, or None."""
+
+    def gid(self, name: str) -> int | None:
+        """The gid of the group *name*, or None."""
+
+    def addresses(self, namespace: str) -> tuple[str, ...]:
+        """The addresses of *namespace* ("" is the current one), without loopback and link-local.
+
+        IPv4 before IPv6. Raises KernelRefused if they can't be read.
+        """
+
+    def nameservers(self, resolv_conf: str) -> tuple[str, ...]:
+        """The DNS servers listed in the file *resolv_conf*; raises KernelRefused without it."""
+
+
+class Config(NamedTuple):
+    """Everything that decides about the rules, and how they are to be applied or printed."""
+
+    envoy_port: int
+    inbound_capture_port: int
+    inbound_tunnel_port: int
+    proxy_uids: tuple[IdRange, ...]
+    proxy_gids: tuple[IdRange, ...]
+    mode: Mode
+    inbound_ports: tuple[PortRange, ...] | Wildcard
+    inbound_ports_exclude: tuple[PortRange, ...]
+    exclude_interfaces: tuple[str, ...]
+    virtual_interfaces: tuple[str, ...]
+    tproxy_mark: int
+    tproxy_route_table: int
+    drop_invalid: bool
+    outbound_cidrs: tuple[Network, ...] | Wildcard
+    outbound_cidrs_exclude: tuple[Network, ...]
+    outbound_ports: tuple[PortRange, ...]
+    outbound_ports_exclude: tuple[PortRange, ...]
+    owner_groups: tuple[IdRange, ...] | Wildcard
+    owner_groups_exclude: tuple[IdRange, ...]
+    loopback: Network
+    #: Whether DNS is captured at all: asked for, and there is a server to capture.
+    redirect_dns: bool
+    capture_all_dns: bool
+    dns_servers_ipv4: tuple[str, ...]
+    dns_servers_ipv6: tuple[str, ...]
+    ipv6: bool
+    network_namespace: str
+    cni_mode: bool
+    backend: str
+    skip_rule_apply: bool
+    reconcile: bool
+    force_apply: bool
+    cleanup_only: bool
+    native_nftables: bool
+    dry_run: bool
+    format: str
+    only: str
+    verbose: bool
+    strict: bool
+    run_validation: bool
+    probe_port: int
+    #: Seconds.
+    probe_timeout: float
+
+
+#: The field of Config that each setting becomes, where the names differ or Istio's is long.
+_FIELDS = {
+    "istio_inbound_interception_mode": "mode",
+    "istio_inbound_ports": "inbound_ports",
+    "istio_local_exclude_ports": "inbound_ports_exclude",
+    "istio_exclude_interfaces": "exclude_interfaces",
+    "kube_virt_interfaces": "virtual_interfaces",
+    "istio_inbound_tproxy_mark": "tproxy_mark",
+    "istio_inbound_tproxy_route_table": "tproxy_route_table",
+    "istio_service_cidr": "outbound_cidrs",
+    "istio_service_exclude_cidr": "outbound_cidrs_exclude",
+    "istio_outbound_ports": "outbound_ports",
+    "istio_local_outbound_ports_exclude": "outbound_ports_exclude",
+    "istio_outbound_owner_groups": "owner_groups",
+    "istio_outbound_owner_groups_exclude": "owner_groups_exclude",
+    "istio_outbound_ipv4_loopback_cidr": "loopback",
+    "proxy_uid": "proxy_uids",
+    "proxy_gid": "proxy_gids",
+    "force_iptables_binary": "backend",
+    "iptables_probe_port": "probe_port",
+}
+
+#: Settings that only help to find others and are no part of Config.
+_HELPERS = frozenset({"resolv_conf", "ip_family"})
+
+
+def configure(
+    values: Mapping[str, Value], machine: Machine, *, envoy_user: str = "istio-proxy"
+) -> tuple[Config, list[str]]:
+    """The Config that *values* make on *machine*, and a warning for each setting without effect.
+
+    Raises UsageProblems with one line for each bad item when anything can't be used; the
+    machine is asked for its addresses and DNS servers only after everything else is right.
+    """
+    names = Names(machine.uid, machine.gid)
+    problems: list[str] = []
+    fields: dict[str, object] = {}
+    for name, value in values.items():
+        parsed, faults = parse(value.setting.kind, value.text, names)
+        fields[_FIELDS.get(name, name)] = parsed
+        for fault in faults:
+            item = f", item {fault.item}" if fault.item else ""
+            problems.append(f"{value.label}{item}: {fault.text!r} {fault.reason}")
+    if not problems:
+        _complete_owners(fields, values, machine, envoy_user, problems)
+    if problems:
+        raise UsageProblems(problems)
+    warnings: list[str] = []
+    _complete_families(fields, values, machine, warnings)
+    _complete_dns(fields, values, machine, warnings)
+    for helper in _HELPERS:
+        del fields[helper]
+    config = Config(**fields)  # type: ignore[arg-type]  # the kinds give each field its type
+    warnings += _without_effect(config, values)
+    return config, warnings
+
+
+def _complete_owners(
+    fields: dict[str, object],
+    values: Mapping[str, Value],
+    machine: Machine,
+    envoy_user: str,
+    problems: list[str],
+) -> None:
+    """Default the proxy's ids, and check what only counts together."""
+    for name, field in (("proxy_uid", "proxy_uids"), ("proxy_gid", "proxy_gids")):
+        if values[name].text and not fields[field]:
+            problems.append(f"{values[name].label}: {values[name].text!r} names nobody")
+    if not fields["proxy_uids"]:
+        uid = machine.uid(envoy_user)
+        uid = _DEFAULT_PROXY_ID if uid is None else uid
+        fields["proxy_uids"] = (IdRange(uid, uid),)
+    if not fields["proxy_gids"]:
+        fields["proxy_gids"] = fields["proxy_uids"]
+    groups = fields["owner_groups"]
+    if isinstance(groups, tuple) and len(groups) > MAX_OWNER_GROUPS:
+        problems.append(
+            f"{values['istio_outbound_owner_groups'].label}: {len(groups)} groups are more than"
+            f" one rule can carry: at most {MAX_OWNER_GROUPS}"
+        )
+    if not fields["dry_run"]:
+        problems += (
+            f"{values[name].label}: says how to print, and only a dry run prints: add --dry-run"
+            for name in ("format", "only")
+            if values[name].given
+        )
+
+
+def _complete_families(
+    fields: dict[str, object], values: Mapping[str, Value], machine: Machine, warnings: list[str]
+) -> None:
+    """Decide whether IPv6 is on (CONTRACT section 1, "IPv6")."""
+    asked = fields["ip_family"]
+    if asked == "auto":
+        from istio_iptables.errors import KernelRefused  # noqa: PLC0415 - only where it is met
+
+        try:
+            addresses = machine.addresses(str(fields["network_namespace"]))
+        except KernelRefused as error:
+            if not fields["dry_run"]:
+                raise
+            addresses = ()
+            warnings += error.lines
+        if not addresses:
+            if not fields["dry_run"]:
+                message = (
+                    "the namespace has no address but loopback and link-local ones, so it can't"
+                    " be told whether IPv6 is in use: give --ip-family"
+                )
+                raise KernelRefused(message)
+            warnings.append("no address to tell the address families by: IPv4 is assumed")
+        seen = addresses if fields["dual_stack"] else addresses[:1]
+        fields["ipv6"] = any(":" in address for address in seen)
+    else:
+        fields["ipv6"] = asked == "dual"
+    if fields["dual_stack"] and not fields["ipv6"]:
+        why = "there is no IPv6 address" if asked == "auto" else f"--ip-family is {asked}"
+        warnings.append(f"{values['dual_stack'].label}: no effect: {why}")
+    del fields["dual_stack"]
+
+
+def _complete_dns(
+    fields: dict[str, object], values: Mapping[str, Value], machine: Machine, warnings: list[str]
+) -> None:
+    """Find the DNS servers to capture (CONTRACT section 1, "DNS")."""
+    redirect, everything = fields["redirect_dns"], fields["capture_all_dns"]
+    servers: Sequence[str] = ()
+    if redirect and not everything:
+        path = str(fields["resolv_conf"])
+        servers = machine.nameservers(path)
+        if not servers:
+            label = values["redirect_dns"].label
+            warnings.append(f"{label}: no effect: {path} names no DNS server")
+            fields["redirect_dns"] = False
+    elif values["resolv_conf"].given:
+        why = "every DNS server is captured" if redirect else "DNS is not captured"
+        warnings.append(f"{values['resolv_conf'].label}: no effect: {why}")
+    fields["dns_servers_ipv4"] = tuple(server for server in servers if ":" not in server)
+    fields["dns_servers_ipv6"] = tuple(server for server in servers if ":" in server)
+    if fields["dns_servers_ipv6"] and not fields["ipv6"]:
+        listed = ", ".join(fields["dns_servers_ipv6"])  # type: ignore[arg-type]  # strings
+        warnings.append(f"DNS server {listed}: not captured: IPv6 is off")
+
+
+def _without_effect(config: Config, values: Mapping[str, Value]) -> list[str]:
+    """One line for each setting that was given and changes nothing."""
+    warnings = []
+
+    def no_effect(name: str, why: str) -> None:
+        value = values[name]
+        if value.given and value.text.strip(", "):
+            warnings.append(f"{value.label}: no effect: {why}")
+
+    tproxy = config.mode is Mode.TPROXY
+    captures_out = bool(config.outbound_cidrs or config.outbound_ports)
+    if config.outbound_cidrs is ALL:
+        no_effect("istio_outbound_ports", "all outbound traffic is captured already (-i '*')")
+    if config.inbound_ports is not ALL:
+        no_effect("istio_local_exclude_ports", "it excludes ports from -b '*' only")
+    if config.capture_all_dns and not config.redirect_dns:
+        no_effect("capture_all_dns", "it needs --redirect-dns")
+    if not config.ipv6:
+        for name, networks in (
+            ("istio_service_cidr", config.outbound_cidrs),
+            ("istio_service_exclude_cidr", config.outbound_cidrs_exclude),
+        ):
+            if isinstance(networks, tuple):
+                idle = [str(network) for network in networks if network.version == 6]  # noqa: PLR2004
+                if idle:
+                    no_effect(name, f"IPv6 is off, which leaves {', '.join(idle)} without a rule")
+    if not captures_out:
+        no_effect("istio_service_exclude_cidr", "nothing outbound is captured")
+        if not config.redirect_dns:
+            no_effect("istio_local_outbound_ports_exclude", "nothing outbound is captured")
+    if config.outbound_cidrs is not ALL and not config.outbound_cidrs:
+        no_effect("kube_virt_interfaces", "no destination is captured (-i), so nothing is rerouted")
+    if config.owner_groups is not ALL:
+        no_effect(
+            "istio_outbound_owner_groups_exclude",
+            "ISTIO_OUTBOUND_OWNER_GROUPS names the groups already",
+        )
+    if not tproxy:
+        no_effect("istio_inbound_tproxy_mark", "only TPROXY marks packets (-m)")
+    if not (tproxy and config.inbound_ports):
+        no_effect("istio_inbound_tproxy_route_table", "only TPROXY with -b needs a route (-m)")
+    elif config.tproxy_route_table in _MAIN_ROUTE_TABLES:
+        name = _MAIN_ROUTE_TABLES[config.tproxy_route_table]
+        warnings.append(
+            f"{values['istio_inbound_tproxy_route_table'].label}: {config.tproxy_route_table} is the"
+            f" {name} table: a local default route there takes all traffic of the pod"
+        )
+    if tproxy and config.tproxy_mark == _OUTBOUND_MARK:
+        warnings.append(
+            f"{values['istio_inbound_tproxy_mark'].label}: {_OUTBOUND_MARK} is the mark of Envoy's"
+            " own traffic to the application, which can't be told apart then"
+        )
+    if not config.run_validation:
+        for name in ("iptables_probe_port", "probe_timeout"):
+            no_effect(name, "it needs --run-validation")
+    return warnings

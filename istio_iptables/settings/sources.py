@@ -1,0 +1,82 @@
+"""Flag over environment over default: the text of each setting and where it came from."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.settings.kinds import FALSE, TRUE
+from istio_iptables.settings.options import SETTINGS, Kind, Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["Origin", "Value", "gather"]
+
+
+class Origin(Enum):
+    """The sort of place that a value came from."""
+
+    FLAG = "flag"
+    ENVIRONMENT = "environment"
+    DEFAULT = "default"
+
+
+class Value(NamedTuple):
+    """The text of one setting, and where it came from."""
+
+    setting: Setting
+    text: str
+    origin: Origin
+    #: The environment variable that gave the value; "" for another origin.
+    variable: str = ""
+
+    @property
+    def label(self) -> str:
+        """What a message about this value names: the variable or the option it came from."""
+        if self.variable:
+            return self.variable
+        label = self.setting.label
+        return f"{label} (-{self.setting.short})" if self.setting.short else label
+
+    @property
+    def source(self) -> str:
+        """Where the value came from, as a reader would say it."""
+        if self.origin is Origin.ENVIRONMENT:
+            return f"${self.variable}"
+        return self.setting.flag if self.origin is Origin.FLAG else "default"
+
+    @property
+    def given(self) -> bool:
+        """Whether the user gave the value, by flag or environment."""
+        return self.origin is not Origin.DEFAULT
+
+
+def gather(
+    flags: Mapping[str, str],
+    environ: Mapping[str, str],
+    settings: Iterable[Setting] = SETTINGS,
+) -> tuple[dict[str, Value], list[str]]:
+    """The value of each setting by name, and warnings about environment variables.
+
+    *flags* holds the texts given on the command line, by setting name. A boolean in the
+    environment that is neither true nor false is left out, as in Istio, but not in silence.
+    """
+    values: dict[str, Value] = {}
+    warnings = []
+    for setting in settings:
+        value = Value(setting, setting.default, Origin.DEFAULT)
+        for variable in setting.environment:
+            text = environ.get(variable)
+            if text is None:
+                continue
+            if setting.kind is Kind.FLAG and text not in TRUE and text not in FALSE:
+                warnings.append(f"{variable}: {text!r} is not a boolean and is ignored")
+            else:
+                value = Value(setting, text, Origin.ENVIRONMENT, variable)
+        if setting.name in flags:
+            value = Value(setting, flags[setting.name], Origin.FLAG)
+        values[setting.name] = value
+    if "ENVOY_PORT" in environ and "envoy_port" in values:
+        warnings.append("ENVOY_PORT: not read, as in Istio; --envoy-port sets the outbound port")
+    return values, warnings

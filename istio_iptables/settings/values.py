@@ -1,0 +1,59 @@
+"""The typed values of settings: ports, ids, networks, and "all of them"."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+__all__ = ["ALL", "IdRange", "Mode", "Network", "PortRange", "Wildcard"]
+
+
+class Wildcard(Enum):
+    """The type of ``ALL``; an enum, so that type checkers can tell it from a list by ``is``."""
+
+    ALL = "*"
+
+
+#: What ``*`` means where a list is expected: everything, whatever it is.
+ALL = Wildcard.ALL
+
+
+class Mode(Enum):
+    """How an inbound connection is handed to Envoy."""
+
+    REDIRECT = "REDIRECT"
+    TPROXY = "TPROXY"
+
+
+class PortRange(NamedTuple):
+    """Ports from *first* to *last*, both included; mostly a single one."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}:{self.last}"
+
+
+class IdRange(NamedTuple):
+    """User or group ids from *first* to *last*, both included; mostly a single one."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+class Network(NamedTuple):
+    """A network: its address with the host bits cleared, as the kernel's tools print it."""
+
+    #: 4 or 6.
+    version: int
+    address: str
+    prefix: int
+    #: Whether the address, as it was written, is a loopback address.
+    loopback: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.address}/{self.prefix}"
