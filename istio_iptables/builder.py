@@ -143,7 +143,9 @@ class _Rules:
 
     def _table(self, name: str) -> Table:
         chains = self._chains[name]
-        built_in = (Chain(each, "ACCEPT", tuple(chains.get(each, ()))) for each in BUILT_IN_CHAINS[name])
+        built_in = (
+            Chain(each, "ACCEPT", tuple(chains.get(each, ()))) for each in BUILT_IN_CHAINS[name]
+        )
         own = sorted(each for each in chains if not is_built_in(name, each))
         return Table(name, (*built_in, *(Chain(each, None, tuple(chains[each])) for each in own)))
 
@@ -334,7 +336,9 @@ class _Rules:
                 " leads them to the socket that Envoy already has.",
             ),
         )
-        reason = f"New inbound connections to {what} (-b) are captured: TPROXY finds Envoy for them."
+        reason = (
+            f"New inbound connections to {what} (-b) are captured: TPROXY finds Envoy for them."
+        )
         self._add(table, INBOUND, rule._replace(target=Target(TPROXY), reason=reason))
 
     # 6. and 7. Outbound: the way in, and the ports left out before everything else.
@@ -424,7 +428,9 @@ class _Rules:
                     reason=f"The application (anyone but {who}) talks to its own pod over loopback:"
                     " nobody else takes part, so it goes straight to the listener"
                     + (
-                        "; DNS over TCP is kept for the capture below." if config.redirect_dns else "."
+                        "; DNS over TCP is kept for the capture below."
+                        if config.redirect_dns
+                        else "."
                     ),
                 ),
             )
@@ -640,7 +646,9 @@ class _Rules:
             if network is None
             else f"Destinations in {network} (-i) are captured and go to Envoy."
         )
-        self._add("nat", OUTPUT, Rule(destination=destination, target=Target(REDIRECT), reason=reason))
+        self._add(
+            "nat", OUTPUT, Rule(destination=destination, target=Target(REDIRECT), reason=reason)
+        )
         for name in self._config.virtual_interfaces:
             where = "anywhere" if network is None else f"to {network}"
             rule = Rule(

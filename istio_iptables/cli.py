@@ -60,7 +60,7 @@ def _tell(kind: str, lines: Iterable[str]) -> None:
 
 
 @click.pass_context
-def _run(ctx: click.Context, **_: object) -> ExitStatus | None:
+def _run(ctx: click.Context, /, **_: object) -> ExitStatus | None:
     if ctx.invoked_subcommand is not None:
         return None
     config, values = _configured(flags_given(ctx), split_extra(ctx.args), os.environ)
@@ -68,7 +68,7 @@ def _run(ctx: click.Context, **_: object) -> ExitStatus | None:
     if config.dry_run:
         _print(plan, config, values)
         return ExitStatus.DONE
-    from istio_iptables.kernel.install import install  # noqa: PLC0415 - a dry run needs none of it
+    from istio_iptables.kernel.install import install  # a dry run needs none of it
 
     _tell("info", install(plan, config))
     return ExitStatus.DONE
@@ -114,7 +114,7 @@ def _print(plan: Plan, config: Config, values: Mapping[str, Value]) -> None:
     if config.only:
         plan = plan.only(Family(config.only))
     if config.format == "json":
-        import json  # noqa: PLC0415 - no other format needs it
+        import json  # no other format needs it
 
         document = {
             "version": 1,
@@ -140,6 +140,12 @@ def _print(plan: Plan, config: Config, values: Mapping[str, Value]) -> None:
     sys.stdout.write(text)
 
 
+def _show_version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click calls it so
+    if asked:
+        print(f"{PROGRAM}, version {__version__}")
+        ctx.exit()
+
+
 root = SettingsCommand(
     name=PROGRAM,
     callback=_run,
@@ -148,5 +154,12 @@ root = SettingsCommand(
     " 126 validation failed.",
 )
 root.params.append(
-    click.version_option(__version__, "--version", prog_name=PROGRAM)(lambda: None).__click_params__[0]  # type: ignore[attr-defined]
+    click.Option(
+        ["--version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_show_version,
+        help="Show the version and exit.",
+    )
 )

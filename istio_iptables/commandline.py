@@ -68,7 +68,7 @@ class SettingsCommand(click.Group):
     ``ctx.obj`` holds the booleans that were given with a value, by setting name.
     """
 
-    def __init__(self, settings: Iterable[Setting] = SETTINGS, **attributes: Any) -> None:
+    def __init__(self, settings: Iterable[Setting] = SETTINGS, **attributes: Any) -> None:  # noqa: ANN401 - click's, handed on as they are
         self.settings = tuple(settings)
         options: list[click.Parameter] = [
             _SettingOption(setting) for setting in self.settings if setting.on_command_line

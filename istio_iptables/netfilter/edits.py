@@ -93,7 +93,8 @@ def _shared_chain(
     if _same(tuple(live[number] for number in sorted(ours)), wanted):
         return []
     steps = [
-        Edit(Action.DELETE, chain, live[number], number + 1) for number in sorted(ours, reverse=True)
+        Edit(Action.DELETE, chain, live[number], number + 1)
+        for number in sorted(ours, reverse=True)
     ]
     head = [rule for rule in wanted if rule.inserted]
     tail = [rule for rule in wanted if not rule.inserted]

@@ -11,7 +11,7 @@ from istio_iptables.netfilter.model import Family
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from istio_iptables.netfilter.model import Match, Option, Rule, Ruleset, Table, Target, Term
+    from istio_iptables.netfilter.model import Match, Option, Rule, Table, Target, Term
     from istio_iptables.netfilter.plan import Plan
 
 __all__ = ["annotated", "as_json", "commands", "restore", "save"]
@@ -65,7 +65,7 @@ def restore(plan: Plan) -> str:
 
 def commands(plan: Plan) -> str:
     """The iptables and ip commands that make *plan*, a line each, quoted for a shell."""
-    from shlex import join  # noqa: PLC0415 - no other format needs it
+    from shlex import join  # no other format needs it
 
     lines = []
     for ruleset in plan.rulesets:
@@ -80,9 +80,7 @@ def commands(plan: Plan) -> str:
                 else:
                     lines.append(f"{prefix} -A {step.chain} {_shell(step.rule)}")
         lines += (
-            join(command)
-            for item in (*plan.only(ruleset.family).addresses, *plan.only(ruleset.family).routes)
-            for command in item.commands
+            join(command) for item in plan.only(ruleset.family).beside for command in item.commands
         )
     return "".join(f"{line}\n" for line in lines)
 
@@ -126,9 +124,8 @@ def _program(family: Family) -> str:
 
 def _beside(plan: Plan, family: Family, *, reasons: bool = False) -> str:
     """Routes and addresses of one family as comment lines."""
-    part = plan.only(family)
     lines = []
-    for item in (*part.addresses, *part.routes):
+    for item in plan.only(family).beside:
         if reasons:
             lines.append(f"# {item.reason}")
         lines += (f"# {' '.join(command)}" for command in item.commands)
@@ -137,7 +134,7 @@ def _beside(plan: Plan, family: Family, *, reasons: bool = False) -> str:
 
 def _shell(rule: Rule) -> str:
     """The rule's text for a shell: ``!`` and ``*`` are the only words in it a shell may touch."""
-    from shlex import quote  # noqa: PLC0415 - no other format needs it
+    from shlex import quote  # no other format needs it
 
     return " ".join(word if word == "!" else quote(word) for word in rule.text.split())
 

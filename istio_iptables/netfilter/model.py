@@ -187,7 +187,7 @@ _QUOTE_BEFORE = str.maketrans({'"': '\\"', "\\": "\\\\", "'": "\\'"})
 
 def quoted(word: str) -> str:
     """*word* as iptables-save writes it: in double quotes when a blank or a quote is in it."""
-    if word and not any(letter in ' \t"\\\'' for letter in word):
+    if word and not any(letter in " \t\"\\'" for letter in word):
         return word
     return f'"{word.translate(_QUOTE_BEFORE)}"'
 

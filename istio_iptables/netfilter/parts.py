@@ -35,6 +35,7 @@ DROP = Target("DROP")
 RETURN = Target("RETURN")
 
 _WHOLE_MARK = "0xffffffff"
+_ANY_ADDRESS = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 - text of a rule, not bound
 _MARK_MASKS = (Option("--nfmask", (_WHOLE_MARK,)), Option("--ctmask", (_WHOLE_MARK,)))
 
 
@@ -55,9 +56,7 @@ def ports_except(dports: Iterable[int]) -> Match:
     return Match("multiport", (Option("--dports", (",".join(map(str, dports)),), negated=True),))
 
 
-def owner(
-    *, uid: str | None = None, gid: str | None = None, negated: bool = False
-) -> Match:
+def owner(*, uid: str | None = None, gid: str | None = None, negated: bool = False) -> Match:
     """``-m owner --uid-owner 1337``; an id is a number or a range ``1000-1999``."""
     if uid is not None:
         return Match("owner", (Option("--uid-owner", (uid,), negated),))
@@ -103,7 +102,7 @@ def tproxy(port: int, mark: int, family: Family) -> Target:
         "TPROXY",
         (
             Option("--on-port", (str(port),)),
-            Option("--on-ip", ("0.0.0.0" if family is Family.IPV4 else "::",)),
+            Option("--on-ip", (_ANY_ADDRESS[family],)),
             Option("--tproxy-mark", (f"{mark:#x}/{_WHOLE_MARK}",)),
         ),
     )

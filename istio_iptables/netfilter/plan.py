@@ -51,6 +51,11 @@ class Plan(NamedTuple):
     routes: tuple[PolicyRoute, ...] = ()
     addresses: tuple[InterfaceAddress, ...] = ()
 
+    @property
+    def beside(self) -> tuple[InterfaceAddress | PolicyRoute, ...]:
+        """What the rules lean on, in the order in which it is made: addresses, then routes."""
+        return (*self.addresses, *self.routes)
+
     def only(self, family: Family) -> Plan:
         """The part of the plan that concerns one address family."""
         return Plan(

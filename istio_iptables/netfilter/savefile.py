@@ -59,12 +59,7 @@ def parse(text: str, family: Family) -> Ruleset:
     for number, line in enumerate(lines, start=1):
         if current is None:
             if line.startswith("*"):
-                name = line[1:].strip()
-                if not name:
-                    raise SaveFileError(number, "a table without a name")
-                if any(table.name == name for table in tables):
-                    raise SaveFileError(number, f"table {name} is here a second time")
-                current = _TableReader(name, tuple(comments))
+                current = _TableReader(_table_name(line, number, tables), tuple(comments))
                 comments.clear()
             elif not line.strip() or line.startswith("#"):
                 comments.append(line)
@@ -80,6 +75,15 @@ def parse(text: str, family: Family) -> Ruleset:
     if current is not None:
         raise SaveFileError(number, f"table {current.name} has no COMMIT")
     return Ruleset(family, tuple(tables), tuple(comments))
+
+
+def _table_name(line: str, number: int, tables: list[Table]) -> str:
+    name = line[1:].strip()
+    if not name:
+        raise SaveFileError(number, "a table without a name")
+    if any(table.name == name for table in tables):
+        raise SaveFileError(number, f"table {name} is here a second time")
+    return name
 
 
 class _TableReader:
@@ -142,13 +146,20 @@ def _is_count(text: str) -> bool:
     return text.isascii() and text.isdigit() and (text == "0" or text[0] != "0")
 
 
+_FRAGMENT = "-f"
+
+#: The conditions on the packet's header, and the fields of Rule they become.
 _HEADER = {
     "-s": "source",
     "-d": "destination",
     "-i": "in_interface",
     "-o": "out_interface",
     "-p": "protocol",
+    _FRAGMENT: "fragment",
 }
+
+#: The words, beside those that start with ``--``, that end the values of an option.
+_STARTS = frozenset({"!", "-m", "-j", "-g", *_HEADER})
 
 
 def parse_rule(text: str) -> Rule:
@@ -156,86 +167,107 @@ def parse_rule(text: str) -> Rule:
 
     Raises ValueError with the reason when the words make no rule.
     """
-    if '"' in text or "'" in text or "\\" in text:
-        words, quoted_words = _split_quoted(text)
-    else:
-        words, quoted_words = text.split(), frozenset[int]()
-    terms: dict[str, Term] = {}
-    matches: list[tuple[str, list[Option]]] = []
-    target: tuple[str, list[Option], bool] | None = None
-    negated = False
-    position, end = 0, len(words)
-    while position < end:
-        word = words[position]
-        position += 1
-        if word == "!" and position - 1 not in quoted_words:
-            if negated:
-                message = "two '!' in a row"
-                raise ValueError(message)
-            negated = True
-            continue
-        if word == "-f":
-            terms["fragment"] = Term("", negated)
-        elif word in _HEADER or word in {"-m", "-j", "-g"}:
-            if position == end:
-                message = f"{word} has no value"
-                raise ValueError(message)
-            value = words[position]
-            position += 1
-            if word == "-m":
-                matches.append((value, []))
-            elif word in _HEADER:
-                terms[_HEADER[word]] = Term(value, negated)
-            elif target is None:
-                target = (value, [], word == "-g")
+    return _RuleReader(text).read()
+
+
+class _RuleReader:
+    """Collects the parts of one rule while its words go by."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        if '"' in text or "'" in text or "\\" in text:
+            self._words, self._quoted = _split_quoted(text)
+        else:
+            self._words, self._quoted = text.split(), frozenset[int]()
+        self._position = 0
+        self._terms: dict[str, Term] = {}
+        self._matches: list[tuple[str, list[Option]]] = []
+        self._target: tuple[str, list[Option], bool] | None = None
+
+    def read(self) -> Rule:
+        """The rule that the words make."""
+        words, quoted, negated = self._words, self._quoted, False
+        while self._position < len(words):
+            word = words[self._position]
+            plain = self._position not in quoted
+            self._position += 1
+            if word == "!" and plain:
+                if negated:
+                    message = "two '!' in a row"
+                    raise ValueError(message)
+                negated = True
+                continue
+            if word.startswith("--") and plain:
+                self._options().append(Option(word, self._option_values(), negated))
             else:
+                self._add_part(word, negated=negated)
+            negated = False
+        if negated:
+            message = "'!' at the end"
+            raise ValueError(message)
+        term, target = self._terms.get, self._target
+        return Rule(
+            source=term("source"),
+            destination=term("destination"),
+            in_interface=term("in_interface"),
+            out_interface=term("out_interface"),
+            protocol=term("protocol"),
+            fragment=term("fragment"),
+            matches=tuple(Match(name, tuple(options)) for name, options in self._matches),
+            target=None if target is None else Target(target[0], tuple(target[1]), target[2]),
+            verbatim=self._text,
+        )
+
+    def _add_part(self, word: str, *, negated: bool) -> None:
+        """Take a condition on the header, or the name of a match or of the target."""
+        if word in _HEADER:
+            value = "" if word == _FRAGMENT else self._value(word)
+            self._terms[_HEADER[word]] = Term(value, negated)
+        elif word == "-m":
+            self._matches.append((self._value(word), []))
+        elif word in {"-j", "-g"}:
+            value = self._value(word)
+            if self._target is not None:
                 message = f"a second target: {value}"
                 raise ValueError(message)
-        elif word.startswith("--") and position - 1 not in quoted_words:
-            first = position
-            while position < end and (
-                position in quoted_words or not _starts_option(words[position])
-            ):
-                position += 1
-            option = Option(word, tuple(words[first:position]), negated)
-            _owner_of(option, target, matches, terms).append(option)
+            self._target = (value, [], word == "-g")
         else:
             message = f"unexpected {word!r}"
             raise ValueError(message)
-        negated = False
-    if negated:
-        message = "'!' at the end"
-        raise ValueError(message)
-    return Rule(
-        **terms,
-        matches=tuple(Match(name, tuple(options)) for name, options in matches),
-        target=None if target is None else Target(target[0], tuple(target[1]), target[2]),
-        verbatim=text,
-    )
+
+    def _value(self, word: str) -> str:
+        if self._position == len(self._words):
+            message = f"{word} has no value"
+            raise ValueError(message)
+        self._position += 1
+        return self._words[self._position - 1]
+
+    def _option_values(self) -> tuple[str, ...]:
+        """The words up to the next option or part, all of them if they are in quotes."""
+        words, quoted = self._words, self._quoted
+        first = end = self._position
+        while end < len(words) and (end in quoted or not _starts_option(words[end])):
+            end += 1
+        self._position = end
+        return tuple(words[first:end])
+
+    def _options(self) -> list[Option]:
+        """The options of the part that is being read: the last one named so far.
+
+        ``-p tcp --dport 80`` means the match of the protocol's name, as it does to iptables.
+        """
+        if self._target is not None:
+            return self._target[1]
+        if not self._matches:
+            if "protocol" not in self._terms:
+                message = f"{self._words[self._position - 1]} belongs to no match or target"
+                raise ValueError(message)
+            self._matches.append((self._terms["protocol"].value, []))
+        return self._matches[-1][1]
 
 
 def _starts_option(word: str) -> bool:
-    return word.startswith("--") or word in {"!", "-m", "-j", "-g", "-f"} or word in _HEADER
-
-
-def _owner_of(
-    option: Option,
-    target: tuple[str, list[Option], bool] | None,
-    matches: list[tuple[str, list[Option]]],
-    terms: dict[str, Term],
-) -> list[Option]:
-    """The options of the part that *option* belongs to: the last one named before it.
-
-    ``-p tcp --dport 80`` means the match of the protocol's name, as it does to iptables.
-    """
-    if target is not None:
-        return target[1]
-    if not matches:
-        if "protocol" not in terms:
-            message = f"{option.name} belongs to no match or target"
-            raise ValueError(message)
-        matches.append((terms["protocol"].value, []))
-    return matches[-1][1]
+    return word.startswith("--") or word in _STARTS
 
 
 def _split_quoted(text: str) -> tuple[list[str], frozenset[int]]:

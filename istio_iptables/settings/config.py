@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from istio_iptables.errors import UsageProblems
+from istio_iptables.errors import KernelRefused, UsageProblems
 from istio_iptables.settings.kinds import Names, parse
-from istio_iptables.settings.values import ALL, IdRange, Mode, Network, PortRange, Wildcard
+from istio_iptables.settings.values import ALL, IPV6, IdRange, Mode, Network, PortRange, Wildcard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -185,8 +185,6 @@ def _complete_families(
     """Decide whether IPv6 is on (CONTRACT section 1, "IPv6")."""
     asked = fields["ip_family"]
     if asked == "auto":
-        from istio_iptables.errors import KernelRefused  # noqa: PLC0415 - only where it is met
-
         try:
             addresses = machine.addresses(str(fields["network_namespace"]))
         except KernelRefused as error:
@@ -236,58 +234,89 @@ def _complete_dns(
 
 
 def _without_effect(config: Config, values: Mapping[str, Value]) -> list[str]:
-    """One line for each setting that was given and changes nothing."""
-    warnings = []
+    """One line for each setting that was given and changes nothing, or harms."""
+    warnings = [
+        f"{values[name].label}: no effect: {why}"
+        for name, idle, why in _idle(config)
+        if idle and values[name].given and values[name].text.strip(", ")
+    ]
+    return warnings + _harmful(config, values)
 
-    def no_effect(name: str, why: str) -> None:
-        value = values[name]
-        if value.given and value.text.strip(", "):
-            warnings.append(f"{value.label}: no effect: {why}")
 
+def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
+    """For each setting that may be without effect: its name, whether it is, and why."""
     tproxy = config.mode is Mode.TPROXY
-    captures_out = bool(config.outbound_cidrs or config.outbound_ports)
-    if config.outbound_cidrs is ALL:
-        no_effect("istio_outbound_ports", "all outbound traffic is captured already (-i '*')")
-    if config.inbound_ports is not ALL:
-        no_effect("istio_local_exclude_ports", "it excludes ports from -b '*' only")
-    if config.capture_all_dns and not config.redirect_dns:
-        no_effect("capture_all_dns", "it needs --redirect-dns")
-    if not config.ipv6:
-        for name, networks in (
-            ("istio_service_cidr", config.outbound_cidrs),
-            ("istio_service_exclude_cidr", config.outbound_cidrs_exclude),
-        ):
-            if isinstance(networks, tuple):
-                idle = [str(network) for network in networks if network.version == 6]  # noqa: PLR2004
-                if idle:
-                    no_effect(name, f"IPv6 is off, which leaves {', '.join(idle)} without a rule")
-    if not captures_out:
-        no_effect("istio_service_exclude_cidr", "nothing outbound is captured")
-        if not config.redirect_dns:
-            no_effect("istio_local_outbound_ports_exclude", "nothing outbound is captured")
-    if config.outbound_cidrs is not ALL and not config.outbound_cidrs:
-        no_effect("kube_virt_interfaces", "no destination is captured (-i), so nothing is rerouted")
-    if config.owner_groups is not ALL:
-        no_effect(
+    captures_out = config.outbound_cidrs or config.outbound_ports
+    nothing_out = "nothing outbound is captured"
+    no_probe = (not config.run_validation, "it needs --run-validation")
+    included = () if config.ipv6 else _ipv6(config.outbound_cidrs)
+    excluded = () if config.ipv6 else _ipv6(config.outbound_cidrs_exclude)
+    no_ipv6 = "IPv6 is off, which leaves {} without a rule"
+    return (
+        (
+            "istio_outbound_ports",
+            config.outbound_cidrs is ALL,
+            "all outbound traffic is captured already (-i '*')",
+        ),
+        (
+            "istio_local_exclude_ports",
+            config.inbound_ports is not ALL,
+            "it excludes ports from -b '*' only",
+        ),
+        (
+            "capture_all_dns",
+            config.capture_all_dns and not config.redirect_dns,
+            "it needs --redirect-dns",
+        ),
+        ("istio_service_cidr", included, no_ipv6.format(", ".join(included))),
+        ("istio_service_exclude_cidr", excluded, no_ipv6.format(", ".join(excluded))),
+        ("istio_service_exclude_cidr", not captures_out, nothing_out),
+        (
+            "istio_local_outbound_ports_exclude",
+            not captures_out and not config.redirect_dns,
+            nothing_out,
+        ),
+        (
+            "kube_virt_interfaces",
+            not config.outbound_cidrs,
+            "no destination is captured (-i), so nothing is rerouted",
+        ),
+        (
             "istio_outbound_owner_groups_exclude",
+            config.owner_groups is not ALL,
             "ISTIO_OUTBOUND_OWNER_GROUPS names the groups already",
-        )
-    if not tproxy:
-        no_effect("istio_inbound_tproxy_mark", "only TPROXY marks packets (-m)")
-    if not (tproxy and config.inbound_ports):
-        no_effect("istio_inbound_tproxy_route_table", "only TPROXY with -b needs a route (-m)")
-    elif config.tproxy_route_table in _MAIN_ROUTE_TABLES:
-        name = _MAIN_ROUTE_TABLES[config.tproxy_route_table]
+        ),
+        ("istio_inbound_tproxy_mark", not tproxy, "only TPROXY marks packets (-m)"),
+        (
+            "istio_inbound_tproxy_route_table",
+            not (tproxy and config.inbound_ports),
+            "only TPROXY with -b needs a route (-m)",
+        ),
+        ("iptables_probe_port", *no_probe),
+        ("probe_timeout", *no_probe),
+    )
+
+
+def _ipv6(networks: tuple[Network, ...] | Wildcard) -> tuple[str, ...]:
+    if networks is ALL:
+        return ()
+    return tuple(str(network) for network in networks if network.version == IPV6)
+
+
+def _harmful(config: Config, values: Mapping[str, Value]) -> list[str]:
+    """One line for each setting whose value breaks the pod although the kernel takes it."""
+    if config.mode is not Mode.TPROXY:
+        return []
+    warnings = []
+    table = _MAIN_ROUTE_TABLES.get(config.tproxy_route_table)
+    if table and config.inbound_ports:
         warnings.append(
             f"{values['istio_inbound_tproxy_route_table'].label}: {config.tproxy_route_table} is the"
-            f" {name} table: a local default route there takes all traffic of the pod"
+            f" {table} table: a local default route there takes all traffic of the pod"
         )
-    if tproxy and config.tproxy_mark == _OUTBOUND_MARK:
+    if config.tproxy_mark == _OUTBOUND_MARK:
         warnings.append(
             f"{values['istio_inbound_tproxy_mark'].label}: {_OUTBOUND_MARK} is the mark of Envoy's"
             " own traffic to the application, which can't be told apart then"
         )
-    if not config.run_validation:
-        for name in ("iptables_probe_port", "probe_timeout"):
-            no_effect(name, "it needs --run-validation")
     return warnings

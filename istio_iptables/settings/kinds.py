@@ -7,10 +7,10 @@ before anything is touched.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from istio_iptables.settings.options import Kind
-from istio_iptables.settings.values import ALL, IdRange, Mode, Network, PortRange
+from istio_iptables.settings.values import ALL, IPV4, IPV6, IdRange, Mode, Network, PortRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,11 @@ MAX_ID = 2**32 - 2
 _MAX_PORT = 65535
 _MAX_INTERFACE_BYTES = 15
 _MAX_NUMBER = 2**32 - 1
+
+_IPV4_BYTES = 4
+#: IPv4 loopback is 127.0.0.0/8: its first byte, and the length of the prefix.
+_LOOPBACK_BYTE = 127
+_LOOPBACK_PREFIX = 8
 
 
 class Fault(NamedTuple):
@@ -75,15 +80,19 @@ def _parse_items(kind: Kind, text: str, names: Names) -> tuple[object, list[Faul
     ):
         try:
             if item == "*":
-                raise _Refused(
-                    "stands for all of them and can't be one item of a list"
-                    if kind in _WITH_ALL
-                    else "is not accepted here: name each item"
-                )
+                _refuse_star(kind)
             values.append(read(item, names))
         except _Refused as refused:
             faults.append(Fault(number, item, str(refused)))
     return tuple(values), faults
+
+
+def _refuse_star(kind: Kind) -> NoReturn:
+    if kind in _WITH_ALL:
+        reason = "stands for all of them and can't be one item of a list"
+        raise _Refused(reason)
+    reason = "is not accepted here: name each item"
+    raise _Refused(reason)
 
 
 def _is_control(letter: str) -> bool:
@@ -136,7 +145,13 @@ def _ports(text: str, _: Names) -> PortRange:
         raise _Refused(reason)
     # iptables reads an open end as the lowest or the highest port there is.
     low, high = _number(first) if first else 0, _number(last) if last else _MAX_PORT
-    if low is None or high is None or (first and low < 1) or high > _MAX_PORT or not (first or last):
+    if (
+        low is None
+        or high is None
+        or (first and low < 1)
+        or high > _MAX_PORT
+        or not (first or last)
+    ):
         reason = f"is not a port range: both ends are numbers from 1 to {_MAX_PORT}"
         raise _Refused(reason)
     if low > high:
@@ -150,11 +165,11 @@ def _ports(text: str, _: Names) -> PortRange:
 
 def _network(text: str, _: Names) -> Network:
     # Imported where it is used: the arguments most pods have, '*', need no addresses.
-    from socket import AF_INET, AF_INET6, inet_ntop, inet_pton  # noqa: PLC0415
+    from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
     _refuse_option(text)
     address, slash, length = text.partition("/")
-    version, number, bits = (6, AF_INET6, 128) if ":" in address else (4, AF_INET, 32)
+    version, number, bits = (IPV6, AF_INET6, 128) if ":" in address else (IPV4, AF_INET, 32)
     try:
         packed = inet_pton(number, address)
     except OSError:
@@ -173,16 +188,16 @@ def _network(text: str, _: Names) -> Network:
 
 
 def _is_loopback(packed: bytes) -> bool:
-    if len(packed) == 4:  # noqa: PLR2004 - the bytes of an IPv4 address
-        return packed[0] == 127  # noqa: PLR2004 - 127.0.0.0/8
+    if len(packed) == _IPV4_BYTES:
+        return packed[0] == _LOOPBACK_BYTE
     return packed == bytes(15) + b"\x01" or packed[:13] == bytes(10) + b"\xff\xff\x7f"
 
 
 def _loopback_network(text: str, names: Names) -> Network:
     if text == "127.0.0.1/32":
-        return Network(4, "127.0.0.1", 32, loopback=True)
+        return Network(IPV4, "127.0.0.1", 32, loopback=True)
     network = _network(text, names)
-    if network.version != 4 or not network.loopback or network.prefix < 8:  # noqa: PLR2004
+    if network.version != IPV4 or not network.loopback or network.prefix < _LOOPBACK_PREFIX:
         reason = "is not an IPv4 loopback network: it has to lie in 127.0.0.0/8"
         raise _Refused(reason)
     return network

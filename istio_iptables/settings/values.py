@@ -5,7 +5,11 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = ["ALL", "IdRange", "Mode", "Network", "PortRange", "Wildcard"]
+__all__ = ["ALL", "IPV4", "IPV6", "IdRange", "Mode", "Network", "PortRange", "Wildcard"]
+
+#: The versions of the Internet Protocol, as a network has them.
+IPV4 = 4
+IPV6 = 6
 
 
 class Wildcard(Enum):
@@ -48,7 +52,7 @@ class IdRange(NamedTuple):
 class Network(NamedTuple):
     """A network: its address with the host bits cleared, as the kernel's tools print it."""
 
-    #: 4 or 6.
+    #: IPV4 or IPV6.
     version: int
     address: str
     prefix: int
