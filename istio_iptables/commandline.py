@@ -68,8 +68,16 @@ class SettingsCommand(click.Group):
     ``ctx.obj`` holds the booleans that were given with a value, by setting name.
     """
 
-    def __init__(self, settings: Iterable[Setting] = SETTINGS, **attributes: Any) -> None:  # noqa: ANN401 - click's, handed on as they are
+    def __init__(
+        self,
+        settings: Iterable[Setting] = SETTINGS,
+        *,
+        elsewhere: Mapping[str, str] | None = None,
+        **attributes: Any,  # noqa: ANN401 - click's, handed on as they are
+    ) -> None:
         self.settings = tuple(settings)
+        # Each subcommand's module, imported only when the subcommand is asked for.
+        self._elsewhere = dict(elsewhere or {})
         options: list[click.Parameter] = [
             _SettingOption(setting) for setting in self.settings if setting.on_command_line
         ]
@@ -92,9 +100,23 @@ class SettingsCommand(click.Group):
             **attributes,
         )
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the subcommands."""
+        return sorted({*super().list_commands(ctx), *self._elsewhere})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The subcommand, imported now if it has a module of its own: its ``command``."""
+        module = self._elsewhere.get(cmd_name)
+        if module is None:
+            return super().get_command(ctx, cmd_name)
+        from importlib import import_module
+
+        command: click.Command = import_module(module).command
+        return command
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read *args*; a subcommand is one only in the first place, as in Go's programs."""
-        if args and args[0] in self.commands:
+        if args and args[0] in self.list_commands(ctx):
             return super().parse_args(ctx, args)
         ctx.allow_interspersed_args = True
         arguments, booleans = _like_pflag(args, self.settings)

@@ -158,6 +158,21 @@ _HEADER = {
     _FRAGMENT: "fragment",
 }
 
+#: The long names of parts, which people write and iptables-save never does.
+_LONG_NAMES = {
+    "--source": "-s",
+    "--src": "-s",
+    "--destination": "-d",
+    "--dst": "-d",
+    "--in-interface": "-i",
+    "--out-interface": "-o",
+    "--protocol": "-p",
+    "--fragment": _FRAGMENT,
+    "--match": "-m",
+    "--jump": "-j",
+    "--goto": "-g",
+}
+
 #: The words, beside those that start with ``--``, that end the values of an option.
 _STARTS = frozenset({"!", "-m", "-j", "-g", *_HEADER})
 
@@ -197,8 +212,13 @@ class _RuleReader:
                     raise ValueError(message)
                 negated = True
                 continue
+            if plain:
+                word = _LONG_NAMES.get(word, word)
             if word.startswith("--") and plain:
-                self._options().append(Option(word, self._option_values(), negated))
+                options = self._options()
+                # Before 1.4.3, iptables wrote the sense behind the name: --dport ! 80.
+                negated = self._negated_inside() or negated
+                options.append(Option(word, self._option_values(), negated))
             else:
                 self._add_part(word, negated=negated)
             negated = False
@@ -221,7 +241,11 @@ class _RuleReader:
     def _add_part(self, word: str, *, negated: bool) -> None:
         """Take a condition on the header, or the name of a match or of the target."""
         if word in _HEADER:
-            value = "" if word == _FRAGMENT else self._value(word)
+            if word == _FRAGMENT:
+                value = ""
+            else:
+                negated = self._negated_inside() or negated
+                value = self._value(word)
             self._terms[_HEADER[word]] = Term(value, negated)
         elif word == "-m":
             self._matches.append((self._value(word), []))
@@ -234,6 +258,19 @@ class _RuleReader:
         else:
             message = f"unexpected {word!r}"
             raise ValueError(message)
+
+    def _negated_inside(self) -> bool:
+        """Whether a ``!`` stands between a name and its value; it is taken."""
+        at, words = self._position, self._words
+        if (
+            at + 1 < len(words)
+            and words[at] == "!"
+            and at not in self._quoted
+            and (at + 1 in self._quoted or not _starts_option(words[at + 1]))
+        ):
+            self._position += 1
+            return True
+        return False
 
     def _value(self, word: str) -> str:
         if self._position == len(self._words):

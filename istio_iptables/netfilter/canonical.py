@@ -1,0 +1,140 @@
+"""One spelling for every rule, so that rules which mean the same compare equal.
+
+The spelling is the one of iptables-save 1.8; what iptables has printed or people have written
+before it (``--set-mark``, ``--to-port``, netmasks, names of protocols, conditions in another
+order, ``-m state``) becomes that. What is not known here stays word for word.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_iptables.netfilter.model import Family, Match, Option, Rule, Target, Term
+from istio_iptables.netfilter.numbers import network, protocol_name
+from istio_iptables.netfilter.spelling import SPELL_MATCH, SPELL_TARGET
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["canonical"]
+
+#: The options that belong to the match of the protocol's name, wherever they were written.
+_PROTOCOL_OPTIONS = frozenset(
+    {
+        "--dport",
+        "--sport",
+        "--destination-port",
+        "--source-port",
+        "--syn",
+        "--tcp-flags",
+        "--tcp-option",
+        "--icmp-type",
+        "--icmpv6-type",
+    }
+)
+_PROTOCOL_MATCHES = frozenset(
+    {"tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "icmpv6", "ipv6-icmp"}
+)
+
+#: Matches that only look at the packet: whichever comes first, the rule means the same. The
+#: order is the one in which the documented rules have them.
+_PURE = {
+    name: rank
+    for rank, name in enumerate(
+        ("comment", "tcp", "udp", "multiport", "owner", "mark", "connmark", "conntrack")
+    )
+}
+
+
+def canonical(rule: Rule, family: Family) -> Rule:
+    """The rule in iptables-save's spelling; equal for two rules that mean the same.
+
+    Its reason and its place (``inserted``) are kept, its counters are not.
+    """
+    protocol = _protocol(rule.protocol)
+    return Rule(
+        source=_address(rule.source, family),
+        destination=_address(rule.destination, family),
+        in_interface=_interface(rule.in_interface),
+        out_interface=_interface(rule.out_interface),
+        protocol=protocol,
+        fragment=rule.fragment,
+        matches=_matches(rule.matches, protocol),
+        target=None if rule.target is None else _target(rule.target, family),
+        reason=rule.reason,
+        inserted=rule.inserted,
+    )
+
+
+def _address(term: Term | None, family: Family) -> Term | None:
+    """The address with its prefix length; any address at all is no condition."""
+    if term is None:
+        return None
+    # iptables makes one rule of each address in a list; a list here is somebody's own text.
+    read = network(term.value, family)
+    if read is None:
+        return term
+    text, prefix = read
+    if prefix == 0 and not term.negated:
+        return None
+    return Term(f"{text}/{prefix}", term.negated)
+
+
+def _interface(term: Term | None) -> Term | None:
+    return None if term == ("+", False) else term
+
+
+def _protocol(term: Term | None) -> Term | None:
+    if term is None:
+        return None
+    name = protocol_name(term.value)
+    return None if name == "all" and not term.negated else Term(name, term.negated)
+
+
+def _matches(matches: tuple[Match, ...], protocol: Term | None) -> tuple[Match, ...]:
+    found = []
+    for match in _regrouped(matches, protocol):
+        spell = SPELL_MATCH.get(match.name)
+        if spell is not None:
+            spelt = spell(match)
+            if spelt is None:
+                continue
+            match = spelt  # noqa: PLW2901 - the same match in its one spelling
+        found.append(match)
+    if len(found) > 1 and all(match.name in _PURE for match in found):
+        found.sort(key=lambda match: _PURE[match.name])
+    return tuple(found)
+
+
+def _regrouped(matches: tuple[Match, ...], protocol: Term | None) -> Iterable[Match]:
+    """The matches, port options given back to the protocol's match.
+
+    In ``-p tcp -m owner --uid-owner 0 --dport 80`` the port is not the owner match's.
+    """
+    if protocol is None or not any(
+        option.name in _PROTOCOL_OPTIONS
+        for match in matches
+        if match.name not in _PROTOCOL_MATCHES and match.name != "multiport"
+        for option in match.options
+    ):
+        return matches
+    regrouped = []
+    for match in matches:
+        if match.name in _PROTOCOL_MATCHES or match.name == "multiport":
+            regrouped.append(match)
+            continue
+        own: list[Option] = []
+        implicit: list[Option] = []
+        for option in match.options:
+            (implicit if option.name in _PROTOCOL_OPTIONS else own).append(option)
+        regrouped.append(Match(match.name, tuple(own)))
+        if implicit:
+            regrouped.append(Match(protocol.value, tuple(implicit)))
+    return regrouped
+
+
+def _target(target: Target, family: Family) -> Target:
+    spell = SPELL_TARGET.get(target.name)
+    if spell is None or target.goto:
+        return target
+    return spell(target, family)

@@ -1,0 +1,153 @@
+"""The numbers inside a rule's text: addresses, ports, marks, protocols, in any spelling."""
+
+from __future__ import annotations
+
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from typing import NamedTuple
+
+from istio_iptables.netfilter.model import Family
+
+__all__ = [
+    "PROTOCOLS",
+    "WHOLE_MARK",
+    "Range",
+    "address_number",
+    "masked",
+    "network",
+    "number",
+    "port_range",
+    "protocol_name",
+    "protocol_number",
+]
+
+WHOLE_MARK = 0xFFFFFFFF
+_MAX_PORT = 65535
+
+#: The protocols that iptables prints by name, with their numbers.
+PROTOCOLS = {
+    "all": 0,
+    "icmp": 1,
+    "igmp": 2,
+    "ipencap": 4,
+    "tcp": 6,
+    "udp": 17,
+    "dccp": 33,
+    "gre": 47,
+    "esp": 50,
+    "ah": 51,
+    "ipv6-icmp": 58,
+    "ospf": 89,
+    "sctp": 132,
+    "mobility-header": 135,
+    "udplite": 136,
+}
+_NAMES = {value: name for name, value in PROTOCOLS.items()}
+_OTHER_NAMES = {"icmpv6": "ipv6-icmp", "ipv6-mh": "mobility-header", "mh": "mobility-header"}
+
+#: Services whose ports people write by name; iptables-save prints numbers.
+_SERVICES = {"ssh": 22, "domain": 53, "http": 80, "https": 443}
+
+
+class Range(NamedTuple):
+    """Numbers from *first* to *last*, both included."""
+
+    first: int
+    last: int
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int) and self.first <= value <= self.last
+
+
+def number(text: str) -> int | None:
+    """A number as C's strtoul reads it with base 0 (decimal, 0x, leading 0 is octal), or None."""
+    if not (text.isascii() and text.isalnum()):
+        return None
+    try:
+        if text[:2] in {"0x", "0X"}:
+            return int(text, 0)
+        return int(text, 8) if text[0] == "0" else int(text)
+    except ValueError:
+        return None
+
+
+def protocol_name(text: str) -> str:
+    """The name that iptables-save prints for a protocol given by name or number."""
+    lower = text.lower()
+    lower = _OTHER_NAMES.get(lower, lower)
+    if lower in PROTOCOLS:
+        return lower
+    value = number(text)
+    return text if value is None else _NAMES.get(value, str(value))
+
+
+def protocol_number(text: str) -> int | None:
+    """The number of a protocol given by name or number, or None."""
+    name = protocol_name(text)
+    return PROTOCOLS[name] if name in PROTOCOLS else number(name)
+
+
+def port_range(text: str) -> Range | None:
+    """The ports of ``80``, ``80:90``, ``:90`` or ``80:``, or None for another text."""
+    first, colon, last = text.partition(":")
+    low = _port(first) if first else 0
+    high = (_port(last) if last else _MAX_PORT) if colon else low
+    if low is None or high is None or not text or low > high:
+        return None
+    return Range(low, high)
+
+
+def _port(text: str) -> int | None:
+    value = number(text)
+    if value is None:
+        return _SERVICES.get(text)
+    return value if value <= _MAX_PORT else None
+
+
+def masked(text: str) -> tuple[int, int] | None:
+    """The value and the mask of ``0x1/0xff`` or ``0x1`` (whose mask is the whole), or None."""
+    value_text, slash, mask_text = text.partition("/")
+    value = number(value_text)
+    mask = number(mask_text) if slash else WHOLE_MARK
+    if value is None or mask is None or value > WHOLE_MARK or mask > WHOLE_MARK:
+        return None
+    return value, mask
+
+
+def address_number(text: str, family: Family) -> int | None:
+    """The address as a number, or None if *text* is no address of this family."""
+    try:
+        return int.from_bytes(inet_pton(_AF[family], text), "big")
+    except (OSError, ValueError, UnicodeEncodeError):
+        return None
+
+
+_AF = {Family.IPV4: AF_INET, Family.IPV6: AF_INET6}
+
+
+def network(text: str, family: Family) -> tuple[str, int] | None:
+    """The address, host bits cleared, and the prefix length of ``10.0.0.0/8``, else None.
+
+    A bare address and a netmask (``10.0.0.0/255.0.0.0``) are read too; a mask with holes is not.
+    """
+    address, slash, length = text.partition("/")
+    value = address_number(address, family)
+    if value is None:
+        return None
+    bits = family.bits
+    prefix = _prefix(length, family) if slash else bits
+    if prefix is None:
+        return None
+    clear = bits - prefix
+    value = value >> clear << clear
+    return inet_ntop(_AF[family], value.to_bytes(bits // 8, "big")), prefix
+
+
+def _prefix(text: str, family: Family) -> int | None:
+    if text.isascii() and text.isdigit():
+        prefix = int(text)
+        return prefix if prefix <= family.bits else None
+    mask = address_number(text, family)
+    if mask is None:
+        return None
+    holes = ~mask & ((1 << family.bits) - 1)
+    return None if holes & (holes + 1) else family.bits - holes.bit_length()
