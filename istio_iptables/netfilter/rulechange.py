@@ -1,0 +1,78 @@
+"""Two rules, part by part: whether one is the other changed, and what changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_iptables.netfilter.model import quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from istio_iptables.netfilter.model import Option, Rule
+
+__all__ = ["changes", "parts", "resemble"]
+
+_TERMS = (
+    ("-s", "source"),
+    ("-d", "destination"),
+    ("-i", "in_interface"),
+    ("-o", "out_interface"),
+    ("-p", "protocol"),
+    ("-f", "fragment"),
+)
+
+
+def parts(rule: Rule) -> dict[str, str]:
+    """The parts of a rule by what they are about: ``{"-p": "-p tcp", "tcp --dport": …}``."""
+    return dict(_parts(rule))
+
+
+def _parts(rule: Rule) -> Iterator[tuple[str, str]]:
+    for flag, name in _TERMS:
+        term = getattr(rule, name)
+        if term is not None:
+            sense = "! " if term.negated else ""
+            yield flag, f"{sense}{flag} {term.value}".rstrip()
+    for place, match in enumerate(rule.matches):
+        if not match.options:
+            yield f"-m {match.name} {place}", f"-m {match.name}"
+        for again, option in enumerate(match.options):
+            # Two owner matches in one rule are two parts.
+            yield (
+                f"{match.name} {option.name} {place} {again}",
+                f"-m {match.name} {_option(option)}",
+            )
+    if rule.target is not None:
+        yield "-j", f"{'-g' if rule.target.goto else '-j'} {rule.target.name}"
+        for option in rule.target.options:
+            yield f"-j {option.name}", _option(option)
+
+
+def _option(option: Option) -> str:
+    words = [option.name, *map(quoted, option.values)]
+    return " ".join(("!", *words) if option.negated else words)
+
+
+def resemble(left: Rule, right: Rule) -> bool:
+    """Whether at least half of the parts are the same: then one was made from the other."""
+    some, others = parts(left), parts(right)
+    same = sum(1 for name, text in some.items() if others.get(name) == text)
+    return 2 * same >= max(len(some), len(others))
+
+
+def changes(live: Rule, wanted: Rule) -> tuple[str, ...]:
+    """What is different in *live*, one sentence a part."""
+    there, asked = parts(live), parts(wanted)
+    told = []
+    for name in (*asked, *(name for name in there if name not in asked)):
+        old, new = there.get(name), asked.get(name)
+        if old == new:
+            continue
+        if old is None:
+            told.append(f"{new} is missing")
+        elif new is None:
+            told.append(f"{old} is too much")
+        else:
+            told.append(f"{old} instead of {new}")
+    return tuple(told)
