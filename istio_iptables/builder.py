@@ -84,18 +84,19 @@ def build(config: Config) -> Plan:
             )
             for family in routed
         ),
-        addresses=(
-            InterfaceAddress(
-                Family.IPV6,
-                "::6",
-                128,
-                "lo",
-                "Envoy hands inbound connections to the application from this address, by which"
-                " the rules know them (in IPv4, 127.0.0.6 needs no adding).",
-            ),
-        )
-        if config.ipv6
-        else (),
+        addresses=(build_address(),) if config.ipv6 else (),
+    )
+
+
+def build_address() -> InterfaceAddress:
+    """The address that goes with IPv6 rules (CONTRACT section 2, "Beside the rules")."""
+    return InterfaceAddress(
+        Family.IPV6,
+        "::6",
+        128,
+        "lo",
+        "Envoy hands inbound connections to the application from this address, by which"
+        " the rules know them (in IPv4, 127.0.0.6 needs no adding).",
     )
 
 

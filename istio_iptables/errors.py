@@ -50,6 +50,9 @@ class UsageProblems(IstioIptablesError):
 class KernelRefused(IstioIptablesError):
     """The machine can't or won't do what was asked; nothing is left half done."""
 
+    #: True if the reason may pass: someone else changed the same table meanwhile.
+    busy = False
+
 
 class Differs(IstioIptablesError):
     """The namespace holds other rules of ours than the ones asked for."""

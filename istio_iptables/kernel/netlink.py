@@ -1,7 +1,7 @@
-"""Two questions to the kernel over raw netlink: its addresses, and its nftables tables.
+"""Questions to the kernel over raw netlink: addresses, policy rules, routes, nftables tables.
 
 pyroute2 makes every change (kernel.routes), but importing it takes longer than a whole dry
-run; these two dumps are asked on every start, so they are written out here.
+run; these dumps are asked on every start, so they are written out here.
 """
 
 from __future__ import annotations
@@ -9,14 +9,21 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import KernelRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["addresses", "nft_tables"]
+__all__ = [
+    "MarkRule",
+    "addresses",
+    "has_loopback_address",
+    "is_local_default",
+    "mark_rules",
+    "nft_tables",
+]
 
 _NETLINK_NETFILTER = 12
 _NLM_F_REQUEST = 0x1
@@ -24,7 +31,15 @@ _NLM_F_DUMP = 0x300
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
 _RTM_GETADDR = 22
+_RTM_GETROUTE = 26
+_RTM_GETRULE = 34
 _NFT_MSG_GETTABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES
+
+_FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 10, 15, 16
+_FR_ACT_TO_TBL = 1
+_RTA_OIF, _RTA_TABLE = 4, 15
+_RTN_LOCAL = 2
+_WHOLE = 0xFFFFFFFF
 
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
@@ -112,3 +127,70 @@ def nft_tables() -> tuple[tuple[int, str], ...]:
     except OSError:
         return ()
     return tuple(found)
+
+
+class MarkRule(NamedTuple):
+    """A policy rule ``fwmark MARK lookup TABLE`` that asks for nothing else."""
+
+    mark: int
+    table: int
+
+
+def _numbers(data: bytes, position: int) -> dict[int, int]:
+    return {
+        kind: int.from_bytes(value, "little")
+        for kind, value in _attributes(data, position)
+        if len(value) == 4
+    }
+
+
+def mark_rules(family: int) -> tuple[MarkRule, ...]:
+    """The policy rules of one address family (AF_INET, AF_INET6) that go by the whole mark alone."""
+    found = []
+    # struct fib_rule_hdr: family, destination and source lengths, tos, table, ..., action, flags.
+    for content in _answers(_RTM_GETRULE, struct.pack("=12B", family, *(0,) * 11)):
+        parts = _numbers(content, 12)
+        if (
+            content[0] == family
+            and not content[1]
+            and not content[2]
+            and content[7] == _FR_ACT_TO_TBL
+            and parts.get(_FRA_FWMARK)
+            and parts.get(_FRA_FWMASK, _WHOLE) == _WHOLE
+        ):
+            found.append(MarkRule(parts[_FRA_FWMARK], parts.get(_FRA_TABLE, content[4])))
+    return tuple(found)
+
+
+def is_local_default(family: int, table: int) -> bool | None:
+    """Whether the routing *table* holds ``local default dev lo`` and nothing else; None if empty."""
+    local = socket.if_nametoindex("lo")
+    routes = []
+    # struct rtmsg: family, destination and source lengths, tos, table, protocol, scope, type, flags.
+    for content in _answers(_RTM_GETROUTE, struct.pack("=12B", family, *(0,) * 11)):
+        parts = _numbers(content, 12)
+        if content[0] == family and parts.get(_RTA_TABLE, content[4]) == table:
+            # A default route has a destination of length 0.
+            routes.append(content[7] == _RTN_LOCAL and not content[1] and parts.get(_RTA_OIF) == local)
+    return all(routes) if routes else None
+
+
+def has_loopback_address(address: str) -> bool:
+    """Whether the interface lo has the IPv6 *address*."""
+    wanted = socket.inet_pton(socket.AF_INET6, address)
+    local = socket.if_nametoindex("lo")
+    body = struct.pack("=BBBBi", socket.AF_INET6, 0, 0, 0, 0)
+    return any(
+        content[0] == socket.AF_INET6
+        and struct.unpack_from("=i", content, 4)[0] == local
+        and dict(_attributes(content, 8)).get(_IFA_ADDRESS) == wanted
+        for content in _answers(_RTM_GETADDR, body)
+    )
+
+
+def _answers(kind: int, body: bytes) -> Iterator[bytes]:
+    try:
+        yield from _dump(socket.NETLINK_ROUTE, kind, body)
+    except OSError as error:
+        message = f"can't read routes and addresses of the namespace: {error.strerror}"
+        raise KernelRefused(message) from error

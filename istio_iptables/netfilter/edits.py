@@ -14,7 +14,7 @@ from istio_iptables.netfilter.model import Chain, Rule, Table, is_built_in
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Action", "Edit", "Place", "apply", "edits", "restore_lines"]
+__all__ = ["Action", "Edit", "Place", "apply", "edits", "restore_lines", "undo"]
 
 
 class Action(Enum):
@@ -78,8 +78,20 @@ def edits(
         steps += (Edit(Action.APPEND, chain, rule) for rule in wanted_chains[chain])
     # All of them are emptied before the first goes: they may jump to each other.
     steps += (Edit(Action.RESET, chain) for chain in removed)
+    steps += _references(live, removed, {*shared, *own, *removed})
     steps += (Edit(Action.DELETE_CHAIN, chain) for chain in removed)
     return tuple(steps)
+
+
+def _references(live: Table | None, removed: list[str], known: set[str]) -> list[Edit]:
+    """Take out the rules of strangers' chains that jump to a chain that goes away."""
+    return [
+        Edit(Action.DELETE, chain.name, rule, number)
+        for chain in (live.chains if live and removed else ())
+        if chain.name not in known
+        for number, rule in reversed(tuple(enumerate(chain.rules, start=1)))
+        if rule.target is not None and rule.target.name in removed
+    ]
 
 
 def _same(left: tuple[Rule, ...], right: tuple[Rule, ...]) -> bool:
@@ -116,32 +128,56 @@ def apply(live: Table, steps: Iterable[Edit]) -> Table:
 
     Raises ValueError where the kernel would refuse a step: no such chain or rule.
     """
-    chains = {chain.name: (chain, list(chain.rules)) for chain in live.chains}
+    chains = {chain.name: list(chain.rules) for chain in live.chains}
     for step in steps:
-        if step.action is Action.RESET:
-            chains.setdefault(step.chain, (Chain(step.chain), []))[1].clear()
-            continue
-        if step.chain not in chains:
-            message = f"no chain {step.chain} in table {live.name}"
-            raise ValueError(message)
-        rules = chains[step.chain][1]
-        if step.action is Action.DELETE_CHAIN:
-            if rules:
-                message = f"chain {step.chain} is not empty"
-                raise ValueError(message)
-            del chains[step.chain]
-        elif step.action is Action.APPEND:
-            rules.append(step.rule)
-        elif not 1 <= step.position <= len(rules) + (step.action is Action.INSERT):
-            message = f"chain {step.chain} has no rule number {step.position}"
-            raise ValueError(message)
-        elif step.action is Action.INSERT:
-            rules.insert(step.position - 1, step.rule)
-        else:
-            del rules[step.position - 1]
+        _perform(chains, step)
+    heads = {chain.name: chain for chain in live.chains}
     return live._replace(
-        chains=tuple(chain._replace(rules=tuple(rules)) for chain, rules in chains.values())
+        chains=tuple(
+            heads.get(name, Chain(name))._replace(rules=tuple(rules))
+            for name, rules in chains.items()
+        )
     )
+
+
+def undo(live: Table, steps: Iterable[Edit]) -> tuple[Edit, ...]:
+    """The steps that lead back to *live* from what *steps* make of it, rule by rule."""
+    chains = {chain.name: list(chain.rules) for chain in live.chains}
+    reverse = [_perform(chains, step) for step in steps]
+    return tuple(step for group in reversed(reverse) for step in group)
+
+
+def _perform(chains: dict[str, list[Rule]], step: Edit) -> list[Edit]:
+    """Carry out one step on *chains*, and return the steps that take it back."""
+    action, name = step.action, step.chain
+    if action is Action.RESET and name not in chains:
+        chains[name] = []
+        return [Edit(Action.DELETE_CHAIN, name)]
+    if name not in chains:
+        message = f"there is no chain {name}"
+        raise ValueError(message)
+    rules = chains[name]
+    if action is Action.RESET:
+        reverse = [Edit(Action.APPEND, name, rule) for rule in rules]
+        rules.clear()
+        return reverse
+    if action is Action.DELETE_CHAIN:
+        if rules:
+            message = f"chain {name} is not empty"
+            raise ValueError(message)
+        del chains[name]
+        return [Edit(Action.RESET, name)]
+    if action is Action.APPEND:
+        rules.append(step.rule)
+        return [Edit(Action.DELETE, name, step.rule, len(rules))]
+    if not 1 <= step.position <= len(rules) + (action is Action.INSERT):
+        message = f"chain {name} has no rule number {step.position}"
+        raise ValueError(message)
+    if action is Action.INSERT:
+        rules.insert(step.position - 1, step.rule)
+        return [Edit(Action.DELETE, name, step.rule, step.position)]
+    removed = rules.pop(step.position - 1)
+    return [Edit(Action.INSERT, name, removed, step.position)]
 
 
 def restore_lines(table: str, steps: Iterable[Edit]) -> list[str]:

@@ -1,0 +1,119 @@
+"""The two stores of iptables rules in a kernel, behind one interface, and which to use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from istio_iptables.errors import KernelRefused
+from istio_iptables.kernel import netlink
+from istio_iptables.netfilter.model import TABLES, Family
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from istio_iptables.netfilter.edits import Edit
+    from istio_iptables.netfilter.model import Ruleset
+
+__all__ = ["Backend", "Choice", "Transaction", "choose", "legacy_tables", "nft_tables"]
+
+_NAMES_FILES = {
+    Family.IPV4: "/proc/net/ip_tables_names",
+    Family.IPV6: "/proc/net/ip6_tables_names",
+}
+
+
+class Transaction(Protocol):
+    """The change of one table, prepared; nothing has happened before ``commit``."""
+
+    def commit(self) -> None:
+        """Make the change in one step; raises KernelRefused, and then nothing has changed."""
+
+    def close(self) -> None:
+        """Give up what ``commit`` would have needed."""
+
+
+class Backend(Protocol):
+    """One store of rules. All methods raise KernelRefused with a clear line."""
+
+    name: str
+
+    def read(self, family: Family) -> Ruleset:
+        """The tables there are; reading makes none."""
+
+    def prepare(self, family: Family, changes: dict[str, Sequence[Edit]]) -> list[Transaction]:
+        """A transaction a table, everything checked that can be without a commit."""
+
+    def forget(self, family: Family, table: str) -> None:
+        """Take away an empty table, where the store has a way to."""
+
+
+class Choice(NamedTuple):
+    """The backend to use, and why."""
+
+    backend: Backend
+    #: The other one, if it has tables in this namespace that may hold rules of ours.
+    other: Backend | None
+    reason: str
+
+
+def legacy_tables(family: Family) -> tuple[str, ...] | None:
+    """The legacy tables this namespace has, or None for a kernel without them.
+
+    Reading this file makes no table, unlike any question to iptables-legacy.
+    """
+    try:
+        with open(_NAMES_FILES[family], encoding="ascii") as file:
+            names = file.read().split()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        message = f"can't read {_NAMES_FILES[family]}: {error.strerror}; it needs root or CAP_NET_ADMIN"
+        raise KernelRefused(message) from error
+    return tuple(name for name in TABLES if name in names)
+
+
+def nft_tables(family: Family) -> tuple[str, ...]:
+    """The nftables tables of this namespace that iptables-nft uses."""
+    names = [name for number, name in netlink.nft_tables() if number == family.number]
+    return tuple(name for name in TABLES if name in names)
+
+
+def choose(forced: str) -> Choice:
+    """The backend for this namespace: the *forced* one, else the one whose tables hold rules.
+
+    Without rules anywhere it is legacy, where the kernel has it. Looks and loads nothing.
+    """
+    loaded = {family: legacy_tables(family) for family in Family}
+    has_legacy = loaded[Family.IPV4] is not None
+    legacy_used = any(loaded.values())
+    nft_used = any(nft_tables(family) for family in Family)
+    name, reason = forced, "asked for by --force-iptables-binary"
+    if not name:
+        legacy_rules = legacy_used and _holds_rules(_make("legacy"))
+        nft_rules = nft_used and _holds_rules(_make("nft"))
+        if nft_rules and not legacy_rules:
+            name, reason = "nft", "its tables hold rules in this namespace"
+        elif legacy_rules:
+            name, reason = "legacy", "its tables hold rules in this namespace"
+        elif has_legacy:
+            name, reason = "legacy", "no table holds rules yet, and the kernel has it"
+        else:
+            name, reason = "nft", "the kernel has no legacy tables"
+    if name == "legacy":
+        return Choice(_make("legacy"), _make("nft") if nft_used else None, reason)
+    return Choice(_make("nft"), _make("legacy") if legacy_used else None, reason)
+
+
+def _holds_rules(backend: Backend) -> bool:
+    return any(backend.read(family).rule_count for family in Family)
+
+
+def _make(name: str) -> Backend:
+    # Imported when chosen: legacy loads python-iptables, nft the subprocess module.
+    if name == "legacy":
+        from istio_iptables.kernel.legacy import Legacy
+
+        return Legacy()
+    from istio_iptables.kernel.nft import Nft
+
+    return Nft()

@@ -1,0 +1,251 @@
+"""The legacy tables, through python-iptables: one table handle is one transaction."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib.util
+import os
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from istio_iptables.errors import KernelRefused
+from istio_iptables.kernel.backend import legacy_tables
+from istio_iptables.kernel.blobs import UnknownPartError, decode, encode
+from istio_iptables.netfilter.edits import Action
+from istio_iptables.netfilter.model import Chain, Counters, Family, Ruleset, Table
+from istio_iptables.netfilter.savefile import parse, parse_rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from istio_iptables.kernel.backend import Transaction
+    from istio_iptables.netfilter.edits import Edit
+    from istio_iptables.netfilter.model import Rule
+
+__all__ = ["Legacy"]
+
+#: Where distributions keep libxtables' extensions.
+_EXTENSION_FOLDERS = ("/usr/lib/{}/xtables", "/usr/lib64/xtables", "/usr/lib/xtables", "/lib/xtables")
+_XTABLES_VERSIONS = (12, 11, 10)
+
+
+def _load_library(*names: str) -> ctypes.CDLL | None:
+    for name in names:
+        try:
+            return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+    return None
+
+
+def _find_library(*names: str) -> tuple[ctypes.CDLL | None, int]:
+    """What python-iptables asks for by name: the library, and the version of libxtables."""
+    for name in names:
+        if name == "xtables":
+            for version in _XTABLES_VERSIONS:
+                library = _load_library(f"libxtables.so.{version}")
+                if library is not None:
+                    return library, version
+        elif name == "xtwrapper":
+            wrapper = importlib.util.find_spec("libxtwrapper")
+            return _load_library((wrapper and wrapper.origin) or "libxtwrapper.so"), 0
+        else:
+            library = _load_library(f"lib{name}.so.2", f"lib{name}.so.0")
+            if library is not None:
+                return library, 2
+    return None, 0
+
+
+def _import_iptc() -> Any:
+    """python-iptables, without the search for its libraries.
+
+    Left alone, its util module starts gcc, ld, ldconfig and modprobe, 0.2 s of them. What it
+    would find is known here, so that module is put in its place ready-made.
+    """
+    if "iptc" in sys.modules:
+        return sys.modules["iptc"]
+    util = ModuleType("iptc.util")
+    util.find_library = _find_library  # type: ignore[attr-defined]
+    util.find_libc = lambda: ctypes.CDLL(None)  # type: ignore[attr-defined]
+    util.load_kernel = lambda *_arguments, **_options: None  # type: ignore[attr-defined]
+    if "XTABLES_LIBDIR" not in os.environ:
+        multiarch = getattr(sys.implementation, "_multiarch", "")
+        folders = (folder.format(multiarch) for folder in _EXTENSION_FOLDERS)
+        os.environ["XTABLES_LIBDIR"] = next(filter(os.path.isdir, folders), "/usr/lib/xtables")
+    sys.modules["iptc.util"] = util
+    try:
+        import iptc
+    except Exception as error:
+        # Its own message names neither the package nor the library.
+        del sys.modules["iptc.util"]
+        message = (
+            "python-iptables can't be loaded: is Debian's package iptables (libxtables, libip4tc,"
+            f" libip6tc) installed? ({error})"
+        )
+        raise KernelRefused(message) from error
+    return iptc
+
+
+class Legacy:
+    """The legacy tables of the network namespace that the process is in."""
+
+    name = "legacy"
+
+    def read(self, family: Family) -> Ruleset:
+        """The tables this namespace has, rules as iptables-legacy-save prints them."""
+        names = legacy_tables(family) or ()
+        try:
+            return Ruleset(family, tuple(self._read_table(family, name) for name in names))
+        except UnknownPartError:
+            # A stranger uses an extension whose bytes we can't read: iptables can.
+            return self._read_by_program(family, names)
+
+    def _read_table(self, family: Family, name: str) -> Table:
+        handle = _Handle(family, name)
+        try:
+            return Table(name, tuple(handle.chains()))
+        finally:
+            handle.close()
+
+    def _read_by_program(self, family: Family, names: Sequence[str]) -> Ruleset:
+        from istio_iptables.kernel.programs import run
+
+        program = "iptables-legacy-save" if family is Family.IPV4 else "ip6tables-legacy-save"
+        tables = []
+        for name in names:
+            tables += parse(run([program, "-t", name]), family).tables
+        return Ruleset(family, tuple(tables))
+
+    def prepare(self, family: Family, changes: dict[str, Sequence[Edit]]) -> list[Transaction]:
+        """A table handle for each table, all edits made in it and none committed."""
+        prepared: list[Transaction] = []
+        try:
+            for name, steps in changes.items():
+                handle = _Handle(family, name)
+                prepared.append(handle)
+                for step in steps:
+                    handle.edit(step)
+        except BaseException:
+            for transaction in prepared:
+                transaction.close()
+            raise
+        return prepared
+
+    def forget(self, family: Family, table: str) -> None:
+        """Nothing: a legacy table stays in its namespace once it was made."""
+
+
+class _Handle:
+    """One libiptc handle: a snapshot of a table that edits change and commit puts in place."""
+
+    def __init__(self, family: Family, table: str) -> None:
+        iptc = _import_iptc()
+        self._family = family
+        self._table_name = table
+        self._error = iptc.IPTCError
+        maker = iptc.Table if family is Family.IPV4 else iptc.Table6
+        try:
+            self._table = maker(table, autocommit=False)
+            # python-iptables keeps its table objects: this one may be another namespace's.
+            self._table.refresh()
+        except iptc.IPTCError as error:
+            raise self._refused("open", error) from error
+        self._calls = self._table._iptc  # noqa: SLF001 - the table's methods lack what is needed
+        entry = self._calls.iptc_first_rule.restype
+        self._offsets = entry._type_.target_offset.offset  # noqa: SLF001 - ctypes' documented name
+
+    def close(self) -> None:
+        """Free the handle, changes and all."""
+        if self._table is not None:
+            self._table.close()
+            self._table = None
+
+    def chains(self) -> Iterator[Chain]:
+        """The chains as iptables-legacy-save prints them: built-in ones first."""
+        calls, handle = self._calls, self._table._handle  # noqa: SLF001
+        names = []
+        name = calls.iptc_first_chain(handle)
+        while name:
+            names.append(name)
+            name = calls.iptc_next_chain(handle)
+        for name in names:
+            policy, counters = None, Counters()
+            if calls.iptc_builtin(name, handle):
+                found, counts = self._table.get_policy(name.decode())
+                policy, counters = found.name, Counters(*counts)
+            yield Chain(name.decode(), policy, tuple(self._rules(name)), counters)
+
+    def _rules(self, chain: bytes) -> Iterator[Rule]:
+        calls, handle = self._calls, self._table._handle  # noqa: SLF001
+        next_rule, get_target = calls.iptc_next_rule, calls.iptc_get_target
+        string_at, cast, pointer = ctypes.string_at, ctypes.cast, ctypes.c_void_p
+        offsets = self._offsets
+        entry = calls.iptc_first_rule(chain, handle)
+        while entry:
+            start = cast(entry, pointer).value or 0
+            head = string_at(start + offsets, 4)
+            target, end = head[0] | head[1] << 8, head[2] | head[3] << 8
+            data = string_at(start, end)
+            # A target without a name of its own is a verdict or a chain; libiptc knows which.
+            named = data[target + 2]
+            standard = "" if named else (get_target(entry, handle) or b"").decode()
+            yield parse_rule(decode(data, self._family, standard))
+            entry = next_rule(entry, handle)
+
+    def edit(self, step: Edit) -> None:
+        """Carry out one edit in the handle."""
+        table, chain = self._table, step.chain
+        try:
+            if step.action is Action.APPEND:
+                table.append_entry(chain, encode(step.rule, self._family))
+            elif step.action is Action.RESET:
+                if table.is_chain(chain):
+                    table.flush_entries(chain)
+                else:
+                    table.create_chain(chain)
+            elif step.action is Action.INSERT:
+                table.insert_entry(chain, encode(step.rule, self._family), step.position - 1)
+            elif step.action is Action.DELETE_CHAIN:
+                table.delete_chain(chain)
+            elif not self._calls.iptc_delete_num_entry(
+                chain.encode(),
+                step.position - 1,
+                table._handle,  # noqa: SLF001 - python-iptables can't delete by number
+            ):
+                raise self._error(f"no rule {step.position} in {chain}")  # noqa: TRY301 - one handler
+        except (self._error, UnknownPartError) as error:
+            raise self._refused(f"change chain {chain} of", error) from error
+
+    def commit(self) -> None:
+        """Put the changed table in place of the kernel's, in one step."""
+        try:
+            self._table.commit()
+        except self._error as error:
+            raise self._refused("commit", error) from error
+
+    def _refused(self, what: str, error: Exception) -> KernelRefused:
+        number = ctypes.get_errno() or _libc_errno()
+        table = f"the {self._family.title} table {self._table_name} (legacy)"
+        if isinstance(error, UnknownPartError):
+            return KernelRefused(f"can't {what} {table}: {error}")
+        reason = os.strerror(number) if number else str(error)
+        if number in {errno.EPERM, errno.EACCES}:
+            from istio_iptables.kernel.capabilities import missing
+
+            reason += missing()
+        elif number == errno.ENOENT:
+            reason = "the kernel has no such table (is its module loaded?)"
+        elif number == errno.EAGAIN:
+            reason = "it was changed by someone else meanwhile"
+        refused = KernelRefused(f"can't {what} {table}: {reason}")
+        refused.busy = number == errno.EAGAIN
+        return refused
+
+
+def _libc_errno() -> int:
+    """The C library's errno as libiptc left it (python-iptables does not ask ctypes to keep it)."""
+    location = ctypes.CDLL(None).__errno_location
+    location.restype = ctypes.POINTER(ctypes.c_int)
+    return int(location()[0])

@@ -1,0 +1,82 @@
+"""The nft backend: iptables' rules in nf_tables, through iptables-nft-save and -restore."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_iptables.errors import KernelRefused, SaveFileError
+from istio_iptables.kernel.backend import nft_tables
+from istio_iptables.kernel.programs import run
+from istio_iptables.netfilter.edits import restore_lines
+from istio_iptables.netfilter.model import Family, Ruleset
+from istio_iptables.netfilter.savefile import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from istio_iptables.kernel.backend import Transaction
+    from istio_iptables.netfilter.edits import Edit
+
+__all__ = ["Nft"]
+
+
+def _program(family: Family, what: str) -> str:
+    return f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-nft-{what}"
+
+
+class Nft:
+    """The nf_tables of the network namespace that the process is in, as iptables sees them."""
+
+    name = "nft"
+
+    def read(self, family: Family) -> Ruleset:
+        """The tables this namespace has; none are asked for where there are none."""
+        if not nft_tables(family):
+            return Ruleset(family)
+        text = run([_program(family, "save")])
+        if "is incompatible, use 'nft' tool" in text:
+            message = (
+                f"the {family.title} nf_tables hold rules that iptables can't show, so it can't be"
+                " told what is there; use --force-iptables-binary legacy, or remove them"
+            )
+            raise KernelRefused(message)
+        try:
+            return parse(text, family)
+        except SaveFileError as error:
+            message = f"can't read what {_program(family, 'save')} says: {error}"
+            raise KernelRefused(message) from error
+
+    def prepare(self, family: Family, changes: dict[str, Sequence[Edit]]) -> list[Transaction]:
+        """The text for each table, all of them tried with --test."""
+        texts = ["\n".join(restore_lines(name, steps)) + "\n" for name, steps in changes.items()]
+        program = _program(family, "restore")
+        if texts:
+            run([program, "--noflush", "--test"], "".join(texts))
+        return [_Restore(program, text) for text in texts]
+
+    def forget(self, family: Family, table: str) -> None:
+        """Take away the table if it holds nothing: iptables made it for us, so it goes with us."""
+        left = self.read(family).table(table)
+        if left is None or any(
+            chain.policy != "ACCEPT" or chain.rules for chain in left.chains
+        ):
+            return
+        from pyroute2.nftables.main import NFTables
+
+        with NFTables(nfgen_family=family.number) as nft:
+            nft.table("del", name=table)
+
+
+class _Restore:
+    """The text of one table for iptables-nft-restore, which puts it in place in one step."""
+
+    def __init__(self, program: str, text: str) -> None:
+        self._program = program
+        self._text = text
+
+    def commit(self) -> None:
+        """Run the program; the kernel takes the table as a whole or not at all."""
+        run([self._program, "--noflush"], self._text)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,152 @@
+"""Policy routes and the ::6 address: what is there, and changing it through pyroute2."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from istio_iptables.errors import KernelRefused
+from istio_iptables.kernel import netlink
+from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.plan import InterfaceAddress, PolicyRoute
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = [
+    "add_address",
+    "add_route",
+    "has_address",
+    "has_route",
+    "left_routes",
+    "remove_address",
+    "remove_route",
+]
+
+_RTPROT_BOOT = 3
+_SCOPE_HOST = 254
+_EXISTS = 17
+_GONE = frozenset({2, 3, 99})  # ENOENT, ESRCH, EADDRNOTAVAIL
+#: Tables of the kernel's own, which hold more than a route of ours whatever they look like.
+_KERNEL_TABLES = frozenset({0, 253, 254, 255})
+
+
+def has_route(route: PolicyRoute) -> bool:
+    """Whether both the policy rule and its route are there."""
+    number = route.family.number
+    rule = netlink.MarkRule(route.mark, route.table)
+    return rule in netlink.mark_rules(number) and bool(netlink.is_local_default(number, route.table))
+
+
+def has_address(address: InterfaceAddress) -> bool:
+    """Whether lo has the address."""
+    return netlink.has_loopback_address(address.address)
+
+
+def left_routes(marks: Iterable[int]) -> tuple[PolicyRoute, ...]:
+    """The policy routes of ours that are there, by the marks our rules use.
+
+    A route is ours when its rule goes by one of *marks* and leads to a table that holds
+    ``local default dev lo`` and nothing else (or nothing at all any more).
+    """
+    wanted = set(marks)
+    if not wanted:
+        return ()
+    found = []
+    for family in Family:
+        for rule in dict.fromkeys(netlink.mark_rules(family.number)):
+            if rule.mark in wanted and rule.table not in _KERNEL_TABLES:
+                ours = netlink.is_local_default(family.number, rule.table)
+                if ours is None or ours:
+                    found.append(PolicyRoute(family, rule.mark, rule.table))
+    return tuple(found)
+
+
+def _change(what: str, *steps: Callable[[Any], object], fine: frozenset[int] = frozenset()) -> None:
+    """Carry out *steps* with pyroute2; an error number in *fine* means there was nothing to do."""
+    from pyroute2 import IPRoute, NetlinkError
+
+    try:
+        with IPRoute() as ip:
+            for step in steps:
+                try:
+                    step(ip)
+                except NetlinkError as error:
+                    if error.code not in fine:
+                        raise
+    except NetlinkError as error:
+        from istio_iptables.kernel.capabilities import missing
+
+        message = f"can't {what}: {os.strerror(error.code)}{missing()}"
+        raise KernelRefused(message) from error
+    except OSError as error:
+        message = f"can't {what}: {error.strerror or error}"
+        raise KernelRefused(message) from error
+
+
+def _route_words(route: PolicyRoute) -> dict[str, Any]:
+    # The protocol and scope that `ip route add local default dev lo` gives it.
+    return {
+        "family": route.family.number,
+        "dst": "default",
+        "type": "local",
+        "oif": socket.if_nametoindex("lo"),
+        "table": route.table,
+        "proto": _RTPROT_BOOT,
+        "scope": _SCOPE_HOST,
+    }
+
+
+def add_route(route: PolicyRoute) -> None:
+    """Add the route and then the rule that leads to it; what is there already stays as it is."""
+    steps: list[Callable[[Any], object]] = [lambda ip: ip.route("add", **_route_words(route))]
+    # The kernel takes the same rule any number of times: match it by mark and table ourselves.
+    if netlink.MarkRule(route.mark, route.table) not in netlink.mark_rules(route.family.number):
+        steps.append(
+            lambda ip: ip.rule(
+                "add", family=route.family.number, fwmark=route.mark, table=route.table
+            )
+        )
+    _change(f"add the route '{' '.join(route.commands[1])}'", *steps, fine=frozenset({_EXISTS}))
+
+
+def remove_route(route: PolicyRoute) -> None:
+    """Remove every copy of the rule, and then the route."""
+    copies = netlink.mark_rules(route.family.number).count(netlink.MarkRule(route.mark, route.table))
+    rule = {"family": route.family.number, "fwmark": route.mark, "table": route.table}
+    _change(
+        f"remove the rule '{' '.join(route.commands[0])}'",
+        *(lambda ip: ip.rule("del", **rule) for _ in range(copies)),
+        lambda ip: ip.route("del", **_route_words(route)),
+        fine=_GONE,
+    )
+
+
+def add_address(address: InterfaceAddress) -> None:
+    """Add the address to its interface, if it is not there."""
+    words = _address_words(address)
+    _change(
+        f"add the address {address.address} to {address.interface}",
+        lambda ip: ip.addr("add", **words),
+        fine=frozenset({_EXISTS}),
+    )
+
+
+def remove_address(address: InterfaceAddress) -> None:
+    """Remove the address from its interface, if it is there."""
+    words = _address_words(address)
+    _change(
+        f"remove the address {address.address} from {address.interface}",
+        lambda ip: ip.addr("del", **words),
+        fine=_GONE,
+    )
+
+
+def _address_words(address: InterfaceAddress) -> dict[str, Any]:
+    return {
+        "family": address.family.number,
+        "index": socket.if_nametoindex(address.interface),
+        "address": address.address,
+        "prefixlen": address.prefix,
+    }

@@ -1,0 +1,239 @@
+"""Which rules of a namespace are ours, by what they are and not by what was once installed.
+
+Undo needs no memory, so this has to tell from the rules alone:
+
+* a chain is ours when its name starts with ``ISTIO_``;
+* a rule in a built-in chain is ours when it jumps to such a chain;
+* TPROXY's rules in mangle are ours by their shape, which is told by the marks they share:
+  ``OUTPUT … -j MARK --set-xmark 0x53a``, and the three rules about one mark that stand in
+  PREROUTING and OUTPUT around it;
+* ``-i X -j RETURN`` and ``-o X -j RETURN`` are how an interface is excluded. Anyone may write
+  such a rule, so it counts as ours only where Istio's order puts it: right before our jump out
+  of OUTPUT, and for the same interfaces, in the same order, before our jump in PREROUTING;
+* ``-i K -j RETURN`` spares a virtual interface: ours at the very head of nat's PREROUTING.
+
+A stranger's own chain may jump to ours: that rule stays, unless the chain it jumps to goes.
+
+Where this ends: a stranger's bare RETURN for an interface that stands exactly in one of those
+places, in a namespace that also has our chains, can't be told from ours. Nothing else can be
+mistaken, and without chains or jumps of ours in a table nothing in it is ours.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.builder import CHAIN_PREFIX, OUTBOUND_MARK
+from istio_iptables.netfilter.edits import Place
+from istio_iptables.netfilter.model import Ruleset, Table, is_built_in
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from istio_iptables.netfilter.model import Rule
+
+__all__ = ["Ours", "extract", "recognise"]
+
+
+class Ours(NamedTuple):
+    """Our part of one table."""
+
+    #: The chains that are ours altogether.
+    own_chains: tuple[str, ...]
+    #: In each built-in chain: the numbers (from 0) of our rules, and their places.
+    shared: Mapping[str, Mapping[int, Place]]
+
+    def __bool__(self) -> bool:
+        return bool(self.own_chains or self.shared)
+
+
+def recognise(table: Table | None) -> Ours:
+    """Our part of *table*; nothing for None."""
+    if table is None:
+        return Ours((), {})
+    own = tuple(chain.name for chain in table.chains if chain.name.startswith(CHAIN_PREFIX))
+    shared: dict[str, dict[int, Place]] = {}
+    for chain in table.chains:
+        if is_built_in(table.name, chain.name):
+            jumps = {
+                number: Place.HEAD if _rerouted(rule) else Place.TAIL
+                for number, rule in enumerate(chain.rules)
+                if _jumps_to_us(rule)
+            }
+            if jumps:
+                shared[chain.name] = jumps
+    # Interfaces and marks are looked at only where there is something that is ours for sure.
+    if table.name == "mangle":
+        _add_marks(table, shared)
+    if own or shared:
+        _add_excluded(table, shared)
+        if table.name == "nat":
+            _add_virtual(table, shared)
+    return Ours(own, {chain: dict(sorted(rules.items())) for chain, rules in shared.items()})
+
+
+def extract(ruleset: Ruleset) -> Ruleset:
+    """*ruleset* without what is not ours: to be compared with a plan's.
+
+    Built-in chains stay, with our rules only; tables with nothing of ours are left out.
+    """
+    tables = []
+    for table in ruleset.tables:
+        ours = recognise(table)
+        if not ours:
+            continue
+        chains = tuple(
+            chain
+            if chain.name in ours.own_chains
+            else chain._replace(rules=tuple(chain.rules[n] for n in ours.shared.get(chain.name, ())))
+            for chain in table.chains
+            if chain.name in ours.own_chains or is_built_in(table.name, chain.name)
+        )
+        tables.append(table._replace(chains=chains, comments=()))
+    return Ruleset(ruleset.family, tuple(tables))
+
+
+def _jumps_to_us(rule: Rule) -> bool:
+    return rule.target is not None and rule.target.name.startswith(CHAIN_PREFIX)
+
+
+def _rerouted(rule: Rule) -> bool:
+    """Whether the rule sends a virtual interface's traffic to Envoy; those are put in at the head."""
+    return rule.in_interface is not None and _jumps_to_us(rule)
+
+
+def _mark(rule: Rule, match: str) -> str | None:
+    """The mark a rule asks for, when that and tcp (and perhaps ``-o lo``) is all it asks for."""
+    if (
+        len(rule.matches) != 1
+        or rule.matches[0].name != match
+        or rule.protocol is None
+        or rule.protocol.value != "tcp"
+        or rule.source
+        or rule.destination
+        or rule.in_interface
+    ):
+        return None
+    option = rule.matches[0].option("--mark")
+    return option.values[0] if option and option.values and not option.negated else None
+
+
+def _add_marks(table: Table, shared: dict[str, dict[int, Place]]) -> None:
+    """TPROXY's rules in PREROUTING and OUTPUT: they belong together by their mark."""
+    output = table.chain("OUTPUT")
+    prerouting = table.chain("PREROUTING")
+    if output is None or prerouting is None:
+        return
+    kept: dict[str, int] = {}
+    restored: dict[str, int] = {}
+    outbound: list[int] = []
+    for number, rule in enumerate(output.rules):
+        target = rule.target
+        if target is None:
+            continue
+        returned = _mark(rule, "mark")
+        if returned and target.name == "RETURN" and rule.out_interface is not None:
+            kept[returned] = number
+        known = _mark(rule, "connmark")
+        if known and target.name == "CONNMARK" and target.option("--restore-mark"):
+            restored[known] = number
+        if target.name == "MARK" and _is_outbound_mark(rule):
+            outbound.append(number)
+    for number, rule in enumerate(prerouting.rules):
+        mark = _mark(rule, "mark")
+        target = rule.target
+        if (
+            mark in kept
+            and mark in restored
+            and target is not None
+            and target.name == "CONNMARK"
+            and target.option("--save-mark")
+        ):
+            shared.setdefault("PREROUTING", {})[number] = Place.TAIL
+            ours = shared.setdefault("OUTPUT", {})
+            ours[kept[mark]] = ours[restored[mark]] = Place.TAIL
+            for each in outbound:
+                if kept[mark] < each < restored[mark]:
+                    ours[each] = Place.TAIL
+
+
+def _is_outbound_mark(rule: Rule) -> bool:
+    option = rule.target.option("--set-xmark") if rule.target else None
+    return (
+        option is not None
+        and option.values == (f"{OUTBOUND_MARK:#x}/0xffffffff",)
+        and rule.out_interface is not None
+        and rule.out_interface.value == "lo"
+        and len(rule.matches) == 1
+        and rule.matches[0].name == "owner"
+    )
+
+
+def _bare_return(rule: Rule, *, inbound: bool) -> str | None:
+    """The interface, when the rule is ``-i X -j RETURN`` (or ``-o X``) and nothing more."""
+    term = rule.in_interface if inbound else rule.out_interface
+    text = f"{'-i' if inbound else '-o'} {term.value} -j RETURN" if term else "-j RETURN"
+    return (term.value if term else "+") if rule.text == text else None
+
+
+def _add_excluded(table: Table, shared: dict[str, dict[int, Place]]) -> None:
+    """Excluded interfaces, by where Istio's order puts them."""
+    output = table.chain("OUTPUT")
+    prerouting = table.chain("PREROUTING")
+    if output is None or prerouting is None:
+        return
+    anchor = min(
+        (number for number, place in shared.get("OUTPUT", {}).items() if place is Place.TAIL),
+        default=None,
+    )
+    if anchor is None:
+        return
+    names: list[str] = []
+    first = anchor
+    while first > 0 and (name := _bare_return(output.rules[first - 1], inbound=False)) is not None:
+        names.insert(0, name)
+        first -= 1
+    if not names:
+        return
+    placed = shared.get("PREROUTING", {})
+    end = min(
+        (number for number, place in placed.items() if place is Place.TAIL),
+        default=len(prerouting.rules),
+    )
+    free = [number for number in range(end) if number not in placed]
+    found = _last_run(prerouting.rules, free, names)
+    count = len(found)
+    # A stranger's pair may stand before ours: as many as are paired, counted from our jump.
+    for number in range(anchor - count, anchor):
+        shared["OUTPUT"][number] = Place.TAIL
+    for number in found:
+        shared.setdefault("PREROUTING", {})[number] = Place.TAIL
+
+
+def _last_run(rules: tuple[Rule, ...], free: list[int], names: list[str]) -> list[int]:
+    """The numbers of the ``-i X -j RETURN`` for the longest tail of *names* that ends *free*.
+
+    What strangers added behind (there is no jump of ours to end the run) is passed over.
+    """
+    for end in range(len(free), 0, -1):
+        found: list[int] = []
+        for name in reversed(names):
+            position = end - 1 - len(found)
+            if position < 0 or _bare_return(rules[free[position]], inbound=True) != name:
+                break
+            found.insert(0, free[position])
+        if found:
+            return found
+    return []
+
+
+def _add_virtual(table: Table, shared: dict[str, dict[int, Place]]) -> None:
+    """The head of PREROUTING: what sends virtual interfaces to Envoy, then what spares them."""
+    prerouting = table.chain("PREROUTING")
+    for number, rule in enumerate(prerouting.rules if prerouting else ()):
+        place = shared.get("PREROUTING", {}).get(number)
+        if place is Place.HEAD:
+            continue
+        if place is Place.TAIL or not rule.in_interface or _bare_return(rule, inbound=True) is None:
+            break
+        shared.setdefault("PREROUTING", {})[number] = Place.HEAD
