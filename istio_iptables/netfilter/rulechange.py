@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.model import Option, Rule
 
-__all__ = ["changes", "parts", "resemble"]
+__all__ = ["changes", "option_text", "parts", "resemble"]
 
 _TERMS = (
     ("-s", "source"),
@@ -41,15 +41,16 @@ def _parts(rule: Rule) -> Iterator[tuple[str, str]]:
             # Two owner matches in one rule are two parts.
             yield (
                 f"{match.name} {option.name} {place} {again}",
-                f"-m {match.name} {_option(option)}",
+                f"-m {match.name} {option_text(option)}",
             )
     if rule.target is not None:
         yield "-j", f"{'-g' if rule.target.goto else '-j'} {rule.target.name}"
         for option in rule.target.options:
-            yield f"-j {option.name}", _option(option)
+            yield f"-j {option.name}", option_text(option)
 
 
-def _option(option: Option) -> str:
+def option_text(option: Option) -> str:
+    """The option as iptables-save prints it: ``! --dport 80``."""
     words = [option.name, *map(quoted, option.values)]
     return " ".join(("!", *words) if option.negated else words)
 

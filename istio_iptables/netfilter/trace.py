@@ -1,0 +1,214 @@
+"""One packet through a ruleset: the rules it passes, in the kernel's order, and where it ends.
+
+A rule that can't be decided is followed both ways, so a trace has one outcome or several; each
+says on which answers it rests. nat is asked once a connection and direction, as in the kernel:
+a packet that comes back over loopback has been through it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.netfilter.walk import Assumption, End, Step, Walk, Way
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from istio_iptables.netfilter.model import Ruleset
+    from istio_iptables.netfilter.packet import Packet, World
+
+__all__ = ["MAX_OUTCOMES", "Assumption", "End", "Outcome", "Step", "Trace", "trace"]
+
+#: How many ways a packet is followed when rules can't be decided.
+MAX_OUTCOMES = 32
+
+#: The tables with rules at each hook, in the kernel's order.
+_HOOKS = {
+    "PREROUTING": ("raw", "mangle", "nat"),
+    "INPUT": ("mangle", "filter", "security", "nat"),
+    "FORWARD": ("mangle", "filter", "security"),
+    "OUTPUT": ("raw", "mangle", "nat", "filter", "security"),
+    "POSTROUTING": ("mangle", "nat"),
+}
+_DESTINATION_HOOKS = frozenset({"PREROUTING", "OUTPUT"})
+_LO = "lo"
+#: States of packets that may be the first of their connection: only those does nat see.
+_FIRST = frozenset({"NEW", "RELATED"})
+
+
+class Outcome(NamedTuple):
+    """One way the packet can take, and its end."""
+
+    end: End
+    #: The packet as it is at the end.
+    packet: Packet
+    steps: tuple[Step, ...]
+    assumptions: tuple[Assumption, ...] = ()
+    #: How it was handed to a local port that it had not asked for: REDIRECT, TPROXY or "".
+    taken_by: str = ""
+    to_port: int | None = None
+    #: Whether a policy route delivered the packet here because of its mark.
+    by_mark: bool = False
+
+
+class Trace(NamedTuple):
+    """The ways that a packet can take: one, unless something could not be decided."""
+
+    packet: Packet
+    outcomes: tuple[Outcome, ...]
+    #: False if there were more ways than are followed.
+    complete: bool = True
+
+
+def trace(ruleset: Ruleset, packet: Packet, world: World, *, misses: bool = False) -> Trace:
+    """The way of *packet* through *ruleset*: out if it comes from no interface, in otherwise.
+
+    With *misses*, each step also has the rules that were asked in vain before it.
+    """
+    journeys = _Journeys(ruleset, world, misses=misses)
+    ways = journeys.outgoing(packet) if packet.in_interface == "" else journeys.incoming(packet)
+    outcomes: list[Outcome] = []
+    for way in ways:
+        if len(outcomes) == MAX_OUTCOMES:
+            return Trace(packet, tuple(outcomes), complete=False)
+        outcomes.append(
+            Outcome(
+                way.end or End.UNKNOWN,
+                way.packet,
+                way.steps,
+                way.assumptions,
+                way.taken_by,
+                way.to_port,
+                way.by_mark,
+            )
+        )
+    return Trace(packet, tuple(outcomes))
+
+
+class _Journeys:
+    """The hooks of a packet's journey, one after the other."""
+
+    def __init__(self, ruleset: Ruleset, world: World, *, misses: bool) -> None:
+        self._world = world
+        self._misses = misses
+        self._chains = {
+            table.name: {chain.name: chain for chain in table.chains} for table in ruleset.tables
+        }
+
+    def outgoing(self, packet: Packet) -> Iterator[Way]:
+        """From a process here to the network, or over loopback to a process here."""
+        start = Way(packet, next_interface=packet.out_interface)
+        for sent in self._hook(start, "OUTPUT"):
+            for way in self._rerouted(sent):
+                for left in self._hook(way, "POSTROUTING"):
+                    if left.end is None and left.packet.out_interface == _LO:
+                        yield from self._comes_back(left)
+                    else:
+                        yield _ended(left, End.SENT)
+
+    def _rerouted(self, way: Way) -> Iterator[Way]:
+        """The way behind OUTPUT, where what changed the packet may have changed its route."""
+        packet = way.packet
+        if way.end is not None or way.next_interface is not None:
+            yield way._replace(packet=packet._replace(out_interface=way.next_interface))
+            return
+        text = f"{packet.destination or 'the new destination'} is an address of this machine"
+        for answer in (True, False):
+            there = packet._replace(out_interface=_LO if answer else None)
+            yield way.assuming("", text, answer=answer)._replace(packet=there)
+
+    def _comes_back(self, way: Way) -> Iterator[Way]:
+        """The second journey of a packet that was sent to this machine itself."""
+        packet = way.packet._replace(in_interface=_LO, out_interface="", uid=None, gid=None)
+        # Its connection is the one it left with, which has been through nat.
+        way = way._replace(packet=packet, journey=2, destination_done=True, source_done=True)
+        for arrived in self._hook(way, "PREROUTING"):
+            yield from self._to_process(arrived)
+
+    def incoming(self, packet: Packet) -> Iterator[Way]:
+        """From an interface to a process here, or through to another machine."""
+        over_loopback = packet.in_interface == _LO
+        start = Way(packet, destination_done=over_loopback, source_done=over_loopback)
+        for arrived in self._hook(start, "PREROUTING"):
+            if arrived.end is not None:
+                yield arrived
+                continue
+            for way, local in self._routed(arrived):
+                yield from self._to_process(way) if local else self._forwarded(way)
+
+    def _routed(self, way: Way) -> Iterator[tuple[Way, bool]]:
+        """Whether the packet is for this machine; both when that can't be known."""
+        packet = way.packet
+        if packet.in_interface == _LO:
+            yield way, True
+            return
+        if self._world.is_routed_home(packet):
+            yield way._replace(by_mark=True), True
+            return
+        local = self._world.is_local(packet.destination, packet.family)
+        if local is None and (way.taken_by == "REDIRECT" or not way.translated):
+            # Where the addresses aren't known, what arrives was sent to this machine.
+            local = True
+        if local is not None:
+            yield way, local
+            return
+        text = f"{packet.destination or 'the new destination'} is an address of this machine"
+        for answer in (True, False):
+            yield way.assuming("", text, answer=answer), answer
+
+    def _to_process(self, way: Way) -> Iterator[Way]:
+        for delivered in self._hook(way, "INPUT"):
+            yield _ended(delivered, End.DELIVERED)
+
+    def _forwarded(self, way: Way) -> Iterator[Way]:
+        way = way._replace(packet=way.packet._replace(out_interface=None))
+        for passed in self._hook(way, "FORWARD"):
+            for left in self._hook(passed, "POSTROUTING"):
+                yield _ended(left, End.FORWARDED)
+
+    def _hook(self, way: Way, hook: str) -> Iterator[Way]:
+        """The ways through all tables of a hook; one that has ended comes back as it is."""
+        yield from self._tables(way, hook, _HOOKS[hook])
+
+    def _tables(self, way: Way, hook: str, tables: tuple[str, ...]) -> Iterator[Way]:
+        if not tables or way.end is not None:
+            yield way
+            return
+        table, rest = tables[0], tables[1:]
+        chains = self._chains.get(table, {})
+        if hook not in chains or not _asks(table, hook, way):
+            yield from self._tables(way, hook, rest)
+            return
+        walk = Walk(hook=hook, table=table, chains=chains, world=self._world, misses=self._misses)
+        for after in walk.ways(way):
+            yield from self._tables(self._settled(way, after, hook, table), hook, rest)
+
+    def _settled(self, before: Way, way: Way, hook: str, table: str) -> Way:
+        """What the kernel does behind a table: nat is done; what was changed is routed anew."""
+        packet = way.packet
+        if table == "nat" and hook in _DESTINATION_HOOKS:
+            way = way._replace(destination_done=True)
+        elif table == "nat":
+            way = way._replace(source_done=True)
+        if hook != "OUTPUT" or way.end is not None:
+            return way
+        if table == "mangle" and packet.mark != before.packet.mark:
+            if self._world.is_routed_home(packet):
+                return way._replace(next_interface=_LO, by_mark=True)
+        elif table == "nat" and packet.destination != before.packet.destination:
+            local = self._world.is_local(packet.destination, packet.family)
+            return way._replace(next_interface=_LO if local else None)
+        return way
+
+
+def _asks(table: str, hook: str, way: Way) -> bool:
+    """Whether the kernel asks a table: nat only for the first packet, once a direction."""
+    if table != "nat":
+        return True
+    if way.packet.state not in _FIRST:
+        return False
+    return not (way.destination_done if hook in _DESTINATION_HOOKS else way.source_done)
+
+
+def _ended(way: Way, end: End) -> Way:
+    return way if way.end is not None else way._replace(end=end)
