@@ -61,10 +61,33 @@ def _run(ctx: click.Context, /, **_: object) -> ExitStatus | None:
     if config.dry_run:
         _print(plan, config, values)
         return ExitStatus.DONE
-    from istio_iptables.kernel.install import install  # a dry run needs none of it
-
-    tell("info", install(plan, config))
+    _apply(plan, config)
     return ExitStatus.DONE
+
+
+def _note(line: str) -> None:
+    tell("info", (line,))
+
+
+def _apply(plan: Plan, config: Config) -> None:
+    from istio_iptables.kernel.install import clean, install  # a dry run needs none of it
+
+    if config.cleanup_only:
+        clean(
+            _note,
+            namespace=config.network_namespace,
+            backend=config.backend,
+            pod_lock=config.cni_mode,
+        )
+    elif not config.skip_rule_apply:
+        install(
+            plan,
+            _note,
+            namespace=config.network_namespace,
+            backend=config.backend,
+            replace=config.reconcile or config.force_apply,
+            pod_lock=config.cni_mode,
+        )
 
 
 def _print(plan: Plan, config: Config, values: Mapping[str, Value]) -> None:
