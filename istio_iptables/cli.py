@@ -70,23 +70,27 @@ def _note(line: str) -> None:
 
 
 def _apply(plan: Plan, config: Config) -> None:
-    from istio_iptables.kernel.install import clean, install  # a dry run needs none of it
+    from istio_iptables.kernel.install import Where, clean, install  # a dry run needs none of it
 
+    where = Where(config.network_namespace, config.backend, config.cni_mode)
     if config.cleanup_only:
-        clean(
-            _note,
-            namespace=config.network_namespace,
-            backend=config.backend,
-            pod_lock=config.cni_mode,
-        )
+        clean(_note, where)
     elif not config.skip_rule_apply:
-        install(
-            plan,
+        install(plan, _note, where, replace=config.reconcile or config.force_apply)
+    if config.run_validation:
+        from istio_iptables.kernel.probe import Probe, validate
+
+        validate(
+            Probe(
+                tuple(ruleset.family for ruleset in plan.rulesets),
+                (config.envoy_port, config.inbound_capture_port),
+                config.probe_port,
+                config.proxy_uids,
+                config.proxy_gids,
+                config.probe_timeout,
+            ),
             _note,
             namespace=config.network_namespace,
-            backend=config.backend,
-            replace=config.reconcile or config.force_apply,
-            pod_lock=config.cni_mode,
         )
 
 
@@ -130,6 +134,7 @@ root = SettingsCommand(
     name=PROGRAM,
     callback=_run,
     elsewhere={
+        "clean": "istio_iptables.commands.clean",
         "diff": "istio_iptables.commands.diff",
         "explain": "istio_iptables.commands.explain",
     },

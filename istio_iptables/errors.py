@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "CannotTell",
     "Differs",
     "ExitStatus",
     "IstioIptablesError",
     "KernelRefused",
     "SaveFileError",
     "UsageProblems",
+    "ValidationFailed",
 ]
 
 
@@ -58,9 +60,22 @@ class Differs(IstioIptablesError):
     """The namespace holds other rules of ours than the ones asked for."""
 
 
+class CannotTell(IstioIptablesError):
+    """The question can't be answered, so neither yes nor no is said."""
+
+    status = ExitStatus.USAGE
+
+
+class ValidationFailed(IstioIptablesError):
+    """A connection that the rules should capture did not arrive; Istio's CNI looks for this status."""
+
+    status = ExitStatus.VALIDATION_FAILED
+
+
 class SaveFileError(IstioIptablesError):
     """A text is not what iptables-save writes; names the line."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(f"line {line}: {reason}")
         self.line = line
+        self.reason = reason

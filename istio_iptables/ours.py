@@ -85,7 +85,9 @@ def extract(ruleset: Ruleset) -> Ruleset:
         chains = tuple(
             chain
             if chain.name in ours.own_chains
-            else chain._replace(rules=tuple(chain.rules[n] for n in ours.shared.get(chain.name, ())))
+            else chain._replace(
+                rules=tuple(chain.rules[n] for n in ours.shared.get(chain.name, ()))
+            )
             for chain in table.chains
             if chain.name in ours.own_chains or is_built_in(table.name, chain.name)
         )
@@ -124,37 +126,29 @@ def _add_marks(table: Table, shared: dict[str, dict[int, Place]]) -> None:
     prerouting = table.chain("PREROUTING")
     if output is None or prerouting is None:
         return
-    kept: dict[str, int] = {}
-    restored: dict[str, int] = {}
-    outbound: list[int] = []
-    for number, rule in enumerate(output.rules):
-        target = rule.target
-        if target is None:
-            continue
-        returned = _mark(rule, "mark")
-        if returned and target.name == "RETURN" and rule.out_interface is not None:
-            kept[returned] = number
-        known = _mark(rule, "connmark")
-        if known and target.name == "CONNMARK" and target.option("--restore-mark"):
-            restored[known] = number
-        if target.name == "MARK" and _is_outbound_mark(rule):
-            outbound.append(number)
-    for number, rule in enumerate(prerouting.rules):
-        mark = _mark(rule, "mark")
-        target = rule.target
-        if (
-            mark in kept
-            and mark in restored
-            and target is not None
-            and target.name == "CONNMARK"
-            and target.option("--save-mark")
-        ):
-            shared.setdefault("PREROUTING", {})[number] = Place.TAIL
-            ours = shared.setdefault("OUTPUT", {})
-            ours[kept[mark]] = ours[restored[mark]] = Place.TAIL
-            for each in outbound:
-                if kept[mark] < each < restored[mark]:
-                    ours[each] = Place.TAIL
+    kept = _numbers_by_mark(output.rules, "mark", "RETURN")
+    restored = _numbers_by_mark(output.rules, "connmark", "CONNMARK", "--restore-mark")
+    saved = _numbers_by_mark(prerouting.rules, "mark", "CONNMARK", "--save-mark")
+    for mark in saved.keys() & kept.keys() & restored.keys():
+        first, last = kept[mark], restored[mark]
+        between = range(first + 1, last)
+        calls = (number for number in between if _is_outbound_mark(output.rules[number]))
+        shared.setdefault("PREROUTING", {})[saved[mark]] = Place.TAIL
+        shared.setdefault("OUTPUT", {}).update(dict.fromkeys((first, *calls, last), Place.TAIL))
+
+
+def _numbers_by_mark(
+    rules: tuple[Rule, ...], match: str, target: str, *options: str
+) -> dict[str, int]:
+    """The last rule for each mark that asks for it with *match* and ends at *target*."""
+    return {
+        mark: number
+        for number, rule in enumerate(rules)
+        if rule.target is not None
+        and rule.target.name == target
+        and all(rule.target.option(option) for option in options)
+        and (mark := _mark(rule, match)) is not None
+    }
 
 
 def _is_outbound_mark(rule: Rule) -> bool:

@@ -28,9 +28,6 @@ class Transaction(Protocol):
     def commit(self) -> None:
         """Make the change in one step; raises KernelRefused, and then nothing has changed."""
 
-    def close(self) -> None:
-        """Give up what ``commit`` would have needed."""
-
 
 class Backend(Protocol):
     """One store of rules. All methods raise KernelRefused with a clear line."""
@@ -40,8 +37,14 @@ class Backend(Protocol):
     def read(self, family: Family) -> Ruleset:
         """The tables there are; reading makes none."""
 
-    def prepare(self, family: Family, changes: dict[str, Sequence[Edit]]) -> list[Transaction]:
-        """A transaction a table, everything checked that can be without a commit."""
+    def prepare(
+        self, family: Family, table: str, steps: Sequence[Edit], *, check: bool = True
+    ) -> Transaction:
+        """The change of one table, tried out as far as that goes without a commit.
+
+        Without *check* the trial may be left to the commit, which is as good where it is the
+        only thing to do.
+        """
 
     def forget(self, family: Family, table: str) -> None:
         """Take away an empty table, where the store has a way to."""
@@ -67,7 +70,9 @@ def legacy_tables(family: Family) -> tuple[str, ...] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        message = f"can't read {_NAMES_FILES[family]}: {error.strerror}; it needs root or CAP_NET_ADMIN"
+        message = (
+            f"can't read {_NAMES_FILES[family]}: {error.strerror}; it needs root or CAP_NET_ADMIN"
+        )
         raise KernelRefused(message) from error
     return tuple(name for name in TABLES if name in names)
 

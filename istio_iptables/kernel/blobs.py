@@ -128,8 +128,16 @@ def _encode_header(  # noqa: PLR0913, PLR0917 - the header has that many fields,
     destination_bytes, destination_mask = _network(layout, destination)
     in_name, in_mask = _interface(in_interface)
     out_name, out_mask = _interface(out_interface)
-    fields = (source_bytes, destination_bytes, source_mask, destination_mask, in_name, out_name)
-    fields += (in_mask, out_mask)
+    fields = (
+        source_bytes,
+        destination_bytes,
+        source_mask,
+        destination_mask,
+        in_name,
+        out_name,
+        in_mask,
+        out_mask,
+    )
     if four:
         return layout.header.pack(*fields, proto, flags, inverted)
     return layout.header.pack(*fields, proto, 0, flags, inverted)
@@ -271,7 +279,15 @@ def _value_and_mask(text: str) -> tuple[int, int]:
     return int(value, 0), int(mask, 0) if slash else 0xFFFFFFFF
 
 
-_STATES = {"INVALID": 1, "ESTABLISHED": 2, "RELATED": 4, "NEW": 8, "UNTRACKED": 64, "SNAT": 128, "DNAT": 256}
+_STATES = {
+    "INVALID": 1,
+    "ESTABLISHED": 2,
+    "RELATED": 4,
+    "NEW": 8,
+    "UNTRACKED": 64,
+    "SNAT": 128,
+    "DNAT": 256,
+}
 #: struct xt_conntrack_mtinfo3: 8 addresses of 16 bytes, then expiry, protocol, ports, flags.
 _CONNTRACK = struct.Struct("=128sIIH4HHHHH4H")
 _BY_STATE = 1
@@ -330,7 +346,11 @@ def _redirect(target: Target, family: Family) -> bytes:
     low = int(first)
     ports = (low, int(last) if dash else low)
     if family is Family.IPV4:
-        return _part("REDIRECT", 0, struct.pack("=III4x", 1, _NAT_TO_PORTS, 0) + struct.pack(">HH", *ports) + bytes(4))
+        return _part(
+            "REDIRECT",
+            0,
+            struct.pack("=III4x", 1, _NAT_TO_PORTS, 0) + struct.pack(">HH", *ports) + bytes(4),
+        )
     return _part("REDIRECT", 0, struct.pack("=I32x", _NAT_TO_PORTS) + struct.pack(">HH", *ports))
 
 
@@ -367,7 +387,9 @@ def _tproxy(target: Target, family: Family) -> bytes:
     port = int(options.pop("--on-port"))
     if options:
         raise ValueError(options)
-    return _part("TPROXY", 1, struct.pack("=II16s", mask, value, address) + struct.pack(">Hxx", port))
+    return _part(
+        "TPROXY", 1, struct.pack("=II16s", mask, value, address) + struct.pack(">Hxx", port)
+    )
 
 
 def _zone(target: Target, _: Family) -> bytes:
@@ -424,7 +446,9 @@ def _read_part(entry: bytes, position: int) -> tuple[int, str, int]:
 @cache
 def _decode_header(layout: _Layout, header: bytes) -> tuple[str, bool]:
     fields = layout.header.unpack(header)
-    source, destination, source_mask, destination_mask, in_name, out_name, in_mask, out_mask = fields[:8]
+    source, destination, source_mask, destination_mask, in_name, out_name, in_mask, out_mask = (
+        fields[:8]
+    )
     proto, flags, inverted = fields[8], fields[-2], fields[-1]
     words: list[str] = []
 
@@ -437,7 +461,10 @@ def _decode_header(layout: _Layout, header: bytes) -> tuple[str, bool]:
         add(_NOT_SOURCE, "-s", _network_text(layout, source, source_mask))
     if any(destination_mask) or inverted & _NOT_DESTINATION:
         add(_NOT_DESTINATION, "-d", _network_text(layout, destination, destination_mask))
-    for flag, name, mask, bit in (("-i", in_name, in_mask, _NOT_IN), ("-o", out_name, out_mask, _NOT_OUT)):
+    for flag, name, mask, bit in (
+        ("-i", in_name, in_mask, _NOT_IN),
+        ("-o", out_name, out_mask, _NOT_OUT),
+    ):
         if any(mask):
             add(bit, flag, _interface_text(name, mask))
     if proto or inverted & _NOT_PROTOCOL:
@@ -522,7 +549,9 @@ def _multiport_text(data: bytes) -> str:
 
 
 def _owner_text(data: bytes) -> str:
-    first_uid, last_uid, first_gid, last_gid, present, inverted = struct.unpack_from("=IIIIBB", data)
+    first_uid, last_uid, first_gid, last_gid, present, inverted = struct.unpack_from(
+        "=IIIIBB", data
+    )
     if present & ~3:
         message = "-m owner --socket-exists"
         raise UnknownPartError(message)

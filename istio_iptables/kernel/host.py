@@ -12,7 +12,7 @@ class Host:
 
     def uid(self, name: str) -> int | None:
         """The uid of the user *name*, or None."""
-        import pwd  # noqa: PLC0415 - most pods give a number
+        import pwd
 
         try:
             return pwd.getpwnam(name).pw_uid
@@ -21,7 +21,7 @@ class Host:
 
     def gid(self, name: str) -> int | None:
         """The gid of the group *name*, or None."""
-        import grp  # noqa: PLC0415 - most pods give a number
+        import grp
 
         try:
             return grp.getgrnam(name).gr_gid
@@ -30,8 +30,8 @@ class Host:
 
     def addresses(self, namespace: str) -> tuple[str, ...]:
         """The addresses of *namespace*, without loopback and link-local ones, IPv4 first."""
-        from istio_iptables.kernel import netlink  # noqa: PLC0415 - --ip-family spares it
-        from istio_iptables.kernel.namespace import entered  # noqa: PLC0415
+        from istio_iptables.kernel import netlink
+        from istio_iptables.kernel.namespace import entered
 
         with entered(namespace):
             return netlink.addresses()
@@ -42,10 +42,10 @@ class Host:
         Lines that hold no address are passed over, as Istio does; a zone (fe80::1%eth0) is
         dropped, since a rule can't name one. Raises KernelRefused if the file can't be read.
         """
-        from socket import AF_INET, AF_INET6, inet_ntop, inet_pton  # noqa: PLC0415
+        from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
         try:
-            with open(resolv_conf, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - pathlib costs 5 ms
+            with open(resolv_conf, encoding="utf-8", errors="replace") as file:
                 lines = file.readlines()
         except OSError as error:
             message = f"can't read the DNS servers from {resolv_conf}: {error.strerror}"

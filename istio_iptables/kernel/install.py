@@ -6,6 +6,7 @@ them is committed; if a later step fails, the earlier ones go back.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.builder import DIVERT, build_address
@@ -16,7 +17,7 @@ from istio_iptables.kernel.lock import locked
 from istio_iptables.kernel.namespace import entered
 from istio_iptables.netfilter.edits import edits, undo
 from istio_iptables.netfilter.model import Family, Ruleset, Table
-from istio_iptables.netfilter.plan import Plan
+from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
 from istio_iptables.ours import extract, recognise
 
 if TYPE_CHECKING:
@@ -25,12 +26,24 @@ if TYPE_CHECKING:
     from istio_iptables.kernel.backend import Backend, Choice
     from istio_iptables.netfilter.edits import Edit
 
-__all__ = ["clean", "install"]
+__all__ = ["Where", "clean", "install"]
 
 #: How often a table that others change at the same time is tried again.
 _ATTEMPTS = 10
 
-Tell = "Callable[[str], None]"
+
+class Where(NamedTuple):
+    """The network namespace to work in, and how."""
+
+    #: A name under /run/netns or a path; "" is the current one.
+    namespace: str = ""
+    #: ``legacy`` or ``nft``; "" lets what is in use decide.
+    backend: str = ""
+    #: Hold the pod's lock only, not the file that iptables locks (--cni-mode).
+    pod_lock: bool = False
+
+
+_HERE = Where()
 
 
 class _Change(NamedTuple):
@@ -52,35 +65,27 @@ class _Step(NamedTuple):
 
 
 def install(
-    plan: Plan,
-    tell: Callable[[str], None],
-    *,
-    namespace: str = "",
-    backend: str = "",
-    replace: bool = False,
-    pod_lock: bool = False,
+    plan: Plan, tell: Callable[[str], None], where: Where = _HERE, *, replace: bool = False
 ) -> None:
-    """Make the network namespace hold exactly *plan*, as far as our rules go.
+    """Make a network namespace hold exactly *plan*, as far as our rules go.
 
     Rules of others keep their bytes and places. What is already as planned is left alone; if
     other rules of ours are there, they are replaced with *replace*, and Differs lists the
     differences without it. Raises KernelRefused when the machine can't or won't, with
     everything as it was before, or with what could not be put back.
     """
-    with entered(namespace), locked(tell, pod_only=pod_lock):
-        _retrying(lambda: _install(plan, choose(backend), tell, replace=replace))
+    with entered(where.namespace), locked(tell, pod_only=where.pod_lock):
+        _retrying(lambda: _install(plan, choose(where.backend), tell, replace=replace))
 
 
-def clean(
-    tell: Callable[[str], None], *, namespace: str = "", backend: str = "", pod_lock: bool = False
-) -> None:
+def clean(tell: Callable[[str], None], where: Where = _HERE) -> None:
     """Remove our rules of both backends and families, the routes and the address.
 
     It goes by what is there and needs to know nothing of how that was installed. Raises
     KernelRefused when the machine can't or won't, with everything as it was before.
     """
-    with entered(namespace), locked(tell, pod_only=pod_lock):
-        _retrying(lambda: _clean(choose(backend), tell))
+    with entered(where.namespace), locked(tell, pod_only=where.pod_lock):
+        _retrying(lambda: _clean(choose(where.backend), tell))
 
 
 def _retrying(work: Callable[[], None]) -> None:
@@ -108,23 +113,16 @@ def _install(plan: Plan, choice: Choice, tell: Callable[[str], None], *, replace
         return
     starts = all(_only_adds(change) for change in changes)
     if not replace and (elsewhere or old_routes or old_addresses or not starts):
-        raise Differs(*_differences(plan, live, choice, elsewhere))
-    steps = [
-        _Step(f"address {each.address}", lambda each=each: routes.add_address(each), lambda each=each: routes.remove_address(each))
-        for each in new_addresses
-    ]
-    steps += (
-        _Step(f"route for mark {each.mark}", lambda each=each: routes.add_route(each), lambda each=each: routes.remove_route(each))
-        for each in new_routes
-    )
+        old = Plan((), tuple(old_routes), tuple(old_addresses))
+        new = Plan((), tuple(new_routes), tuple(new_addresses))
+        raise Differs(*_differences(plan, live, old, new, elsewhere))
+    steps = [_reversed(_address_removal(address)) for address in new_addresses]
+    steps += (_reversed(_route_removal(route)) for route in new_routes)
     # The table that captures inbound traffic from now on comes before the one that did.
     order = ("raw", "mangle", "nat") if _uses_tproxy(plan) else ("raw", "nat", "mangle")
-    steps += _table_steps(changes, order, before={"mangle": _removals(old_routes)})
+    steps += _table_steps(changes, order, before={"mangle": list(map(_route_removal, old_routes))})
     steps += _table_steps(elsewhere, ("raw", "nat", "mangle"))
-    steps += (
-        _Step(f"address {each.address}", lambda each=each: routes.remove_address(each), lambda each=each: routes.add_address(each))
-        for each in old_addresses
-    )
+    steps += map(_address_removal, old_addresses)
     _carry_out(steps)
     _forget([*changes, *elsewhere], plan)
     count = sum(ruleset.rule_count for ruleset in plan.rulesets)
@@ -145,11 +143,8 @@ def _clean(choice: Choice, tell: Callable[[str], None]) -> None:
         [*changes, *elsewhere],
         ("raw", "mangle", "nat"),
         before={
-            "mangle": _removals(_our_routes(live, elsewhere)),
-            "nat": [
-                _Step(f"address {each.address}", lambda each=each: routes.remove_address(each), lambda each=each: routes.add_address(each))
-                for each in _our_addresses(live, elsewhere)
-            ],
+            "mangle": list(map(_route_removal, _our_routes(live, elsewhere))),
+            "nat": list(map(_address_removal, _our_addresses(live, elsewhere))),
         },
     )
     _carry_out(steps)
@@ -160,7 +155,9 @@ def _clean(choice: Choice, tell: Callable[[str], None]) -> None:
 
 def _forget(changes: Iterable[_Change], plan: Plan) -> None:
     """Take away the tables that are left empty, where the backend has a way to."""
-    planned = {(ruleset.family, table.name) for ruleset in plan.rulesets for table in ruleset.tables}
+    planned = {
+        (ruleset.family, table.name) for ruleset in plan.rulesets for table in ruleset.tables
+    }
     for change in changes:
         if (change.family, change.table) not in planned:
             change.backend.forget(change.family, change.table)
@@ -181,9 +178,28 @@ def _changes(backend: Backend, live: Sequence[Ruleset], plan: Plan) -> list[_Cha
             there = ruleset.table(name)
             ours = recognise(there)
             steps = edits(name, there, planned.table(name), ours.shared, ours.own_chains)
-            if steps:
+            if steps and not _means_the_same(ruleset, planned, name):
                 changes.append(_Change(backend, ruleset.family, name, there, steps))
     return changes
+
+
+def _means_the_same(live: Ruleset, planned: Ruleset, name: str) -> bool:
+    """Whether our rules in a table differ in their spelling alone: another iptables, other words."""
+    there, wanted = live.table(name), planned.table(name)
+    if there is None or wanted is None or _shape(extract(live), name) != _shape(planned, name):
+        return False
+    from istio_iptables.netfilter import drift
+
+    found = drift.differences(
+        (Ruleset(live.family, (there,)),), (Ruleset(live.family, (wanted,)),), recognise
+    )
+    return all(difference.kind is drift.Kind.STRANGER for difference in found)
+
+
+def _shape(ruleset: Ruleset, name: str) -> dict[str, int]:
+    """How many rules each chain of a table has; rules can't mean the same if these differ."""
+    table = ruleset.table(name)
+    return {chain.name: len(chain.rules) for chain in table.chains} if table else {}
 
 
 def _other_changes(choice: Choice) -> list[_Change]:
@@ -207,7 +223,7 @@ def _uses_tproxy(plan: Plan) -> bool:
     )
 
 
-def _our_routes(live: Sequence[Ruleset], elsewhere: Sequence[_Change]) -> tuple[routes.PolicyRoute, ...]:
+def _our_routes(live: Sequence[Ruleset], elsewhere: Sequence[_Change]) -> tuple[PolicyRoute, ...]:
     """The policy routes that belong to the TPROXY rules that are there."""
     tables = [table for ruleset in live for table in ruleset.tables]
     tables += [change.live for change in elsewhere if change.live]
@@ -221,14 +237,14 @@ def _our_routes(live: Sequence[Ruleset], elsewhere: Sequence[_Change]) -> tuple[
     return routes.left_routes(marks)
 
 
-def _planned(route: routes.PolicyRoute, plan: Plan) -> bool:
+def _planned(route: PolicyRoute, plan: Plan) -> bool:
     return any(
         (each.family, each.mark, each.table) == (route.family, route.mark, route.table)
         for each in plan.routes
     )
 
 
-def _our_addresses(live: Sequence[Ruleset], elsewhere: Sequence[_Change]) -> list[routes.InterfaceAddress]:
+def _our_addresses(live: Sequence[Ruleset], elsewhere: Sequence[_Change]) -> list[InterfaceAddress]:
     """The ::6 address, if IPv6 rules of ours are there that go with it."""
     address = build_address()
     found = any(
@@ -240,11 +256,24 @@ def _our_addresses(live: Sequence[Ruleset], elsewhere: Sequence[_Change]) -> lis
     return [address] if found and routes.has_address(address) else []
 
 
-def _removals(found: Iterable[routes.PolicyRoute]) -> list[_Step]:
-    return [
-        _Step(f"route for mark {each.mark}", lambda each=each: routes.remove_route(each), lambda each=each: routes.add_route(each))
-        for each in found
-    ]
+def _route_removal(route: PolicyRoute) -> _Step:
+    return _Step(
+        f"the route for mark {route.mark}",
+        lambda: routes.remove_route(route),
+        lambda: routes.add_route(route),
+    )
+
+
+def _address_removal(address: InterfaceAddress) -> _Step:
+    return _Step(
+        f"the address {address.address}",
+        lambda: routes.remove_address(address),
+        lambda: routes.add_address(address),
+    )
+
+
+def _reversed(step: _Step) -> _Step:
+    return _Step(step.what, step.back, step.do)
 
 
 def _table_steps(
@@ -259,12 +288,14 @@ def _table_steps(
     ranked = sorted(changes, key=lambda change: (*order, change.table).index(change.table))
     for change in ranked:
         steps += waiting.pop(change.table, ())
-        (transaction,) = change.backend.prepare(change.family, {change.table: change.steps})
+        transaction = change.backend.prepare(
+            change.family, change.table, change.steps, check=len(changes) > 1 or bool(before)
+        )
         steps.append(
             _Step(
                 f"{change.family.title} table {change.table} ({change.backend.name})",
                 transaction.commit,
-                lambda change=change: _put_back(change),
+                partial(_put_back, change),
             )
         )
     for left in waiting.values():
@@ -281,8 +312,7 @@ def _put_back(change: _Change) -> None:
         back = edits(change.table, live, None, ours.shared, ours.own_chains)
     else:
         back = undo(live, change.steps)
-    (transaction,) = change.backend.prepare(change.family, {change.table: back})
-    transaction.commit()
+    change.backend.prepare(change.family, change.table, back, check=False).commit()
     if change.live is None:
         change.backend.forget(change.family, change.table)
 
@@ -308,13 +338,38 @@ def _carry_out(steps: Sequence[_Step]) -> None:
         done.append(step)
 
 
+#: More lines than this are no help; `istio-iptables diff` shows all of them.
+_LISTED = 20
+
+
 def _differences(
-    plan: Plan, live: Sequence[Ruleset], choice: Choice, elsewhere: Sequence[_Change]
+    plan: Plan,
+    live: Sequence[Ruleset],
+    old: Plan,
+    new: Plan,
+    elsewhere: Sequence[_Change],
 ) -> list[str]:
-    """One line for each difference between *plan* and our rules in the namespace."""
-    lines = ["other rules of ours are there; --reconcile replaces them, `istio-iptables clean` removes them"]
+    """What to do, and one line for each difference between *plan* and what is there of ours.
+
+    *old* and *new* hold the routes and addresses that would go and come.
+    """
+    from istio_iptables.netfilter import drift
+
+    lines = [
+        difference.line
+        for difference in drift.differences(live, plan.rulesets, recognise)
+        if difference.kind is not drift.Kind.STRANGER
+    ]
+    lines += (difference.line for difference in drift.beside(old, new))
     lines += (
-        f"{change.family.title} table {change.table}: our rules are also in the {change.backend.name} backend"
+        f"extra: {change.family.title} {change.table}: rules of ours in the"
+        f" {change.backend.name} backend"
         for change in elsewhere
     )
-    return lines
+    if len(lines) > _LISTED:
+        rest = len(lines) - _LISTED
+        lines[_LISTED:] = [f"... and {rest} more; 'istio-iptables diff' lists them all"]
+    return [
+        "other rules of ours are there ('--reconcile' replaces, 'istio-iptables clean' removes them):",
+        *lines,
+    ]

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 __all__ = ["Legacy"]
 
 #: Where distributions keep libxtables' extensions.
-_EXTENSION_FOLDERS = ("/usr/lib/{}/xtables", "/usr/lib64/xtables", "/usr/lib/xtables", "/lib/xtables")
+_EXTENSION_FOLDERS = (
+    "/usr/lib/{}/xtables",
+    "/usr/lib64/xtables",
+    "/usr/lib/xtables",
+    "/lib/xtables",
+)
 _XTABLES_VERSIONS = (12, 11, 10)
 
 
@@ -58,7 +63,7 @@ def _find_library(*names: str) -> tuple[ctypes.CDLL | None, int]:
     return None, 0
 
 
-def _import_iptc() -> Any:
+def _import_iptc() -> Any:  # noqa: ANN401 - python-iptables has no types
     """python-iptables, without the search for its libraries.
 
     Left alone, its util module starts gcc, ld, ldconfig and modprobe, 0.2 s of them. What it
@@ -113,25 +118,24 @@ class Legacy:
         from istio_iptables.kernel.programs import run
 
         program = "iptables-legacy-save" if family is Family.IPV4 else "ip6tables-legacy-save"
-        tables = []
+        tables: list[Table] = []
         for name in names:
             tables += parse(run([program, "-t", name]), family).tables
         return Ruleset(family, tuple(tables))
 
-    def prepare(self, family: Family, changes: dict[str, Sequence[Edit]]) -> list[Transaction]:
-        """A table handle for each table, all edits made in it and none committed."""
-        prepared: list[Transaction] = []
+    def prepare(
+        self, family: Family, table: str, steps: Sequence[Edit], *, check: bool = True
+    ) -> Transaction:
+        """A table handle with all edits made in it and none committed."""
+        del check  # It costs nothing here: the edits have to be made in any case.
+        handle = _Handle(family, table)
         try:
-            for name, steps in changes.items():
-                handle = _Handle(family, name)
-                prepared.append(handle)
-                for step in steps:
-                    handle.edit(step)
+            for step in steps:
+                handle.edit(step)
         except BaseException:
-            for transaction in prepared:
-                transaction.close()
+            handle.close()
             raise
-        return prepared
+        return handle
 
     def forget(self, family: Family, table: str) -> None:
         """Nothing: a legacy table stays in its namespace once it was made."""
@@ -151,10 +155,10 @@ class _Handle:
             # python-iptables keeps its table objects: this one may be another namespace's.
             self._table.refresh()
         except iptc.IPTCError as error:
-            raise self._refused("open", error) from error
+            raise self._refused(error, "open") from error
         self._calls = self._table._iptc  # noqa: SLF001 - the table's methods lack what is needed
         entry = self._calls.iptc_first_rule.restype
-        self._offsets = entry._type_.target_offset.offset  # noqa: SLF001 - ctypes' documented name
+        self._offsets = entry._type_.target_offset.offset
 
     def close(self) -> None:
         """Free the handle, changes and all."""
@@ -214,18 +218,22 @@ class _Handle:
                 step.position - 1,
                 table._handle,  # noqa: SLF001 - python-iptables can't delete by number
             ):
-                raise self._error(f"no rule {step.position} in {chain}")  # noqa: TRY301 - one handler
+                message = f"no rule {step.position} in {chain}"
+                raise self._error(message)  # noqa: TRY301 - one handler for all of them
         except (self._error, UnknownPartError) as error:
-            raise self._refused(f"change chain {chain} of", error) from error
+            raise self._refused(error, "change chain", chain, "of") from error
 
     def commit(self) -> None:
         """Put the changed table in place of the kernel's, in one step."""
         try:
             self._table.commit()
         except self._error as error:
-            raise self._refused("commit", error) from error
+            raise self._refused(error, "commit") from error
+        finally:
+            self.close()
 
-    def _refused(self, what: str, error: Exception) -> KernelRefused:
+    def _refused(self, error: Exception, *words: str) -> KernelRefused:
+        what = " ".join(words)
         number = ctypes.get_errno() or _libc_errno()
         table = f"the {self._family.title} table {self._table_name} (legacy)"
         if isinstance(error, UnknownPartError):
@@ -246,6 +254,6 @@ class _Handle:
 
 def _libc_errno() -> int:
     """The C library's errno as libiptc left it (python-iptables does not ask ctypes to keep it)."""
-    location = ctypes.CDLL(None).__errno_location
+    location = ctypes.CDLL(None)["__errno_location"]
     location.restype = ctypes.POINTER(ctypes.c_int)
     return int(location()[0])

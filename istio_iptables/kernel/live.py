@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.kernel import routes
 from istio_iptables.kernel.backend import choose
 from istio_iptables.kernel.namespace import entered
 from istio_iptables.netfilter.model import Family, Ruleset
-from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
+
+if TYPE_CHECKING:
+    from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
 
 __all__ = ["LiveState", "read"]
 

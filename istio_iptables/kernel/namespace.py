@@ -26,7 +26,7 @@ def entered(namespace: str) -> Iterator[None]:
     if not namespace:
         yield
         return
-    from pyroute2 import netns  # noqa: PLC0415 - 0.15 s, and only this needs it
+    from pyroute2 import netns
 
     path = namespace if "/" in namespace else f"{_RUN_NETNS}/{namespace}"
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)

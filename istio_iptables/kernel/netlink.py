@@ -86,7 +86,9 @@ def addresses() -> tuple[str, ...]:
     try:
         for family in (socket.AF_INET, socket.AF_INET6):
             # struct ifaddrmsg: family, prefix length, flags, scope, interface index.
-            for content in _dump(socket.NETLINK_ROUTE, _RTM_GETADDR, struct.pack("=BBBBi", family, 0, 0, 0, 0)):
+            for content in _dump(
+                socket.NETLINK_ROUTE, _RTM_GETADDR, struct.pack("=BBBBi", family, 0, 0, 0, 0)
+            ):
                 if content[0] != family:
                     continue
                 parts = dict(_attributes(content, 8))
@@ -140,7 +142,7 @@ def _numbers(data: bytes, position: int) -> dict[int, int]:
     return {
         kind: int.from_bytes(value, "little")
         for kind, value in _attributes(data, position)
-        if len(value) == 4
+        if len(value) == struct.calcsize("I")
     }
 
 
@@ -171,7 +173,9 @@ def is_local_default(family: int, table: int) -> bool | None:
         parts = _numbers(content, 12)
         if content[0] == family and parts.get(_RTA_TABLE, content[4]) == table:
             # A default route has a destination of length 0.
-            routes.append(content[7] == _RTN_LOCAL and not content[1] and parts.get(_RTA_OIF) == local)
+            routes.append(
+                content[7] == _RTN_LOCAL and not content[1] and parts.get(_RTA_OIF) == local
+            )
     return all(routes) if routes else None
 
 

@@ -46,20 +46,21 @@ class Nft:
             message = f"can't read what {_program(family, 'save')} says: {error}"
             raise KernelRefused(message) from error
 
-    def prepare(self, family: Family, changes: dict[str, Sequence[Edit]]) -> list[Transaction]:
-        """The text for each table, all of them tried with --test."""
-        texts = ["\n".join(restore_lines(name, steps)) + "\n" for name, steps in changes.items()]
-        program = _program(family, "restore")
-        if texts:
-            run([program, "--noflush", "--test"], "".join(texts))
-        return [_Restore(program, text) for text in texts]
+    def prepare(
+        self, family: Family, table: str, steps: Sequence[Edit], *, check: bool = True
+    ) -> Transaction:
+        """The text for the table, tried with --test."""
+        restore = _Restore(
+            _program(family, "restore"), "\n".join(restore_lines(table, steps)) + "\n"
+        )
+        if check:
+            restore.test()
+        return restore
 
     def forget(self, family: Family, table: str) -> None:
         """Take away the table if it holds nothing: iptables made it for us, so it goes with us."""
         left = self.read(family).table(table)
-        if left is None or any(
-            chain.policy != "ACCEPT" or chain.rules for chain in left.chains
-        ):
+        if left is None or any(chain.policy != "ACCEPT" or chain.rules for chain in left.chains):
             return
         from pyroute2.nftables.main import NFTables
 
@@ -74,9 +75,10 @@ class _Restore:
         self._program = program
         self._text = text
 
+    def test(self) -> None:
+        """Have the program read the text, and change nothing."""
+        run([self._program, "--noflush", "--test"], self._text)
+
     def commit(self) -> None:
         """Run the program; the kernel takes the table as a whole or not at all."""
         run([self._program, "--noflush"], self._text)
-
-    def close(self) -> None:
-        """Nothing is held."""

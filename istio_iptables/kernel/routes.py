@@ -36,7 +36,9 @@ def has_route(route: PolicyRoute) -> bool:
     """Whether both the policy rule and its route are there."""
     number = route.family.number
     rule = netlink.MarkRule(route.mark, route.table)
-    return rule in netlink.mark_rules(number) and bool(netlink.is_local_default(number, route.table))
+    return rule in netlink.mark_rules(number) and bool(
+        netlink.is_local_default(number, route.table)
+    )
 
 
 def has_address(address: InterfaceAddress) -> bool:
@@ -113,7 +115,9 @@ def add_route(route: PolicyRoute) -> None:
 
 def remove_route(route: PolicyRoute) -> None:
     """Remove every copy of the rule, and then the route."""
-    copies = netlink.mark_rules(route.family.number).count(netlink.MarkRule(route.mark, route.table))
+    copies = netlink.mark_rules(route.family.number).count(
+        netlink.MarkRule(route.mark, route.table)
+    )
     rule = {"family": route.family.number, "fwmark": route.mark, "table": route.table}
     _change(
         f"remove the rule '{' '.join(route.commands[0])}'",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from istio_iptables.errors import KernelRefused, UsageProblems
-from istio_iptables.settings.kinds import Names, parse
+from istio_iptables.settings.kinds import Names
+from istio_iptables.settings.sources import typed
 from istio_iptables.settings.values import ALL, IPV6, IdRange, Mode, Network, PortRange, Wildcard
 
 if TYPE_CHECKING:
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_OWNER_GROUPS", "Config", "Machine", "configure"]
 
-#: Included groups become one rule with a match each. Measured with iptables 1.8.9 and with
-#: python-iptables: 49 load, 50 do not (Istio promises 64). tests/kernel/test_limits.py keeps it.
+#: Included groups become one rule with a match of five words each, and iptables-restore reads at
+#: most 255 words in a rule: 49 groups load, 50 do not, legacy and nft alike (Istio promises 64,
+#: and fails beyond 49, since it uses the same tool). tests/kernel/test_limits.py keeps it.
 MAX_OWNER_GROUPS = 49
 
 _DEFAULT_PROXY_ID = 1337
@@ -126,18 +128,16 @@ def configure(
     machine is asked for its addresses and DNS servers only after everything else is right.
     """
     names = Names(machine.uid, machine.gid)
-    problems: list[str] = []
-    fields: dict[str, object] = {}
-    for name, value in values.items():
-        parsed, faults = parse(value.setting.kind, value.text, names)
-        fields[_FIELDS.get(name, name)] = parsed
-        for fault in faults:
-            item = f", item {fault.item}" if fault.item else ""
-            problems.append(f"{value.label}{item}: {fault.text!r} {fault.reason}")
-    if not problems:
-        _complete_owners(fields, values, machine, envoy_user, problems)
+    read, problems = typed(values, names)
+    fields = {_FIELDS.get(name, name): value for name, value in read.items()}
+    problems += _wrong_together(fields, values)
     if problems:
         raise UsageProblems(problems)
+    if not fields["proxy_uids"]:
+        uid = machine.uid(envoy_user)
+        fields["proxy_uids"] = (IdRange.single(_DEFAULT_PROXY_ID if uid is None else uid),)
+    if not fields["proxy_gids"]:
+        fields["proxy_gids"] = fields["proxy_uids"]
     warnings: list[str] = []
     _complete_families(fields, values, machine, warnings)
     _complete_dns(fields, values, machine, warnings)
@@ -148,28 +148,23 @@ def configure(
     return config, warnings
 
 
-def _complete_owners(
-    fields: dict[str, object],
-    values: Mapping[str, Value],
-    machine: Machine,
-    envoy_user: str,
-    problems: list[str],
-) -> None:
-    """Default the proxy's ids, and check what only counts together."""
-    for name, field in (("proxy_uid", "proxy_uids"), ("proxy_gid", "proxy_gids")):
-        if values[name].text and not fields[field]:
-            problems.append(f"{values[name].label}: {values[name].text!r} names nobody")
-    if not fields["proxy_uids"]:
-        uid = machine.uid(envoy_user)
-        uid = _DEFAULT_PROXY_ID if uid is None else uid
-        fields["proxy_uids"] = (IdRange(uid, uid),)
-    if not fields["proxy_gids"]:
-        fields["proxy_gids"] = fields["proxy_uids"]
+def _wrong_together(fields: Mapping[str, object], values: Mapping[str, Value]) -> list[str]:
+    """What is wrong with settings whose items are right, one by one."""
+    problems = [
+        f"{values[name].label}: {values[name].text!r} names nobody"
+        for name in ("proxy_uid", "proxy_gid")
+        if values[name].text and not values[name].text.strip(", ")
+    ]
     groups = fields["owner_groups"]
     if isinstance(groups, tuple) and len(groups) > MAX_OWNER_GROUPS:
         problems.append(
             f"{values['istio_outbound_owner_groups'].label}: {len(groups)} groups are more than"
             f" one rule can carry: at most {MAX_OWNER_GROUPS}"
+        )
+    if fields["native_nftables"]:
+        problems.append(
+            f"{values['native_nftables'].label}: rules in nftables' own form are not made here yet;"
+            " without it, iptables rules are kept in nf_tables too where that is in use"
         )
     if not fields["dry_run"]:
         problems += (
@@ -177,6 +172,7 @@ def _complete_owners(
             for name in ("format", "only")
             if values[name].given
         )
+    return problems
 
 
 def _complete_families(
@@ -184,7 +180,10 @@ def _complete_families(
 ) -> None:
     """Decide whether IPv6 is on (CONTRACT section 1, "IPv6")."""
     asked = fields["ip_family"]
-    if asked == "auto":
+    if fields["cleanup_only"]:
+        # A clean-up goes by what is there, in both families.
+        fields["ipv6"] = True
+    elif asked == "auto":
         try:
             addresses = machine.addresses(str(fields["network_namespace"]))
         except KernelRefused as error:
@@ -216,7 +215,7 @@ def _complete_dns(
     """Find the DNS servers to capture (CONTRACT section 1, "DNS")."""
     redirect, everything = fields["redirect_dns"], fields["capture_all_dns"]
     servers: Sequence[str] = ()
-    if redirect and not everything:
+    if redirect and not everything and not fields["cleanup_only"]:
         path = str(fields["resolv_conf"])
         servers = machine.nameservers(path)
         if not servers:
@@ -247,9 +246,9 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
     """For each setting that may be without effect: its name, whether it is, and why."""
     tproxy = config.mode is Mode.TPROXY
     captures_out = config.outbound_cidrs or config.outbound_ports
-    nothing_out = "nothing outbound is captured"
     no_probe = (not config.run_validation, "it needs --run-validation")
-    included = () if config.ipv6 else _ipv6(config.outbound_cidrs)
+    # A captured loopback network counts without a rule of its own (CONTRACT, rule 9b).
+    included = () if config.ipv6 else _ipv6(config.outbound_cidrs, loopback=False)
     excluded = () if config.ipv6 else _ipv6(config.outbound_cidrs_exclude)
     no_ipv6 = "IPv6 is off, which leaves {} without a rule"
     return (
@@ -270,15 +269,11 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
         ),
         ("istio_service_cidr", included, no_ipv6.format(", ".join(included))),
         ("istio_service_exclude_cidr", excluded, no_ipv6.format(", ".join(excluded))),
-        ("istio_service_exclude_cidr", not captures_out, nothing_out),
-        (
-            "istio_local_outbound_ports_exclude",
-            not captures_out and not config.redirect_dns,
-            nothing_out,
-        ),
+        ("istio_service_exclude_cidr", not captures_out, "nothing outbound is captured"),
         (
             "kube_virt_interfaces",
-            not config.outbound_cidrs,
+            # Under REDIRECT it also keeps their traffic out of what is captured inbound.
+            not config.outbound_cidrs and (tproxy or not config.inbound_ports),
             "no destination is captured (-i), so nothing is rerouted",
         ),
         (
@@ -297,10 +292,14 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
     )
 
 
-def _ipv6(networks: tuple[Network, ...] | Wildcard) -> tuple[str, ...]:
+def _ipv6(networks: tuple[Network, ...] | Wildcard, *, loopback: bool = True) -> tuple[str, ...]:
     if networks is ALL:
         return ()
-    return tuple(str(network) for network in networks if network.version == IPV6)
+    return tuple(
+        str(network)
+        for network in networks
+        if network.version == IPV6 and (loopback or not network.loopback)
+    )
 
 
 def _harmful(config: Config, values: Mapping[str, Value]) -> list[str]:

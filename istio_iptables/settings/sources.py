@@ -5,13 +5,13 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.settings.kinds import FALSE, TRUE
+from istio_iptables.settings.kinds import FALSE, TRUE, Names, parse
 from istio_iptables.settings.options import SETTINGS, Kind, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Origin", "Value", "gather"]
+__all__ = ["Origin", "Value", "gather", "typed"]
 
 
 class Origin(Enum):
@@ -80,3 +80,15 @@ def gather(
     if "ENVOY_PORT" in environ and "envoy_port" in values:
         warnings.append("ENVOY_PORT: not read, as in Istio; --envoy-port sets the outbound port")
     return values, warnings
+
+
+def typed(values: Mapping[str, Value], names: Names) -> tuple[dict[str, object], list[str]]:
+    """The typed value of each setting by name, and one line for each item that can't be used."""
+    fields: dict[str, object] = {}
+    problems = []
+    for name, value in values.items():
+        fields[name], faults = parse(value.setting.kind, value.text, names)
+        for fault in faults:
+            item = f", item {fault.item}" if fault.item else ""
+            problems.append(f"{value.label}{item}: {fault.text!r} {fault.reason}")
+    return fields, problems

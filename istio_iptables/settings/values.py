@@ -45,6 +45,11 @@ class IdRange(NamedTuple):
     first: int
     last: int
 
+    @classmethod
+    def single(cls, number: int) -> IdRange:
+        """The range of one id."""
+        return cls(number, number)
+
     def __str__(self) -> str:
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 

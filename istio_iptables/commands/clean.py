@@ -1,0 +1,49 @@
+"""``istio-iptables clean``: remove our rules, without knowing how they were installed."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from istio_iptables.commandline import SettingsCommand, flags_given, split_extra
+from istio_iptables.configured import tell
+from istio_iptables.errors import ExitStatus, UsageProblems
+from istio_iptables.kernel.host import Host
+from istio_iptables.kernel.install import Where, clean
+from istio_iptables.settings.kinds import Names
+from istio_iptables.settings.options import setting
+from istio_iptables.settings.sources import gather, typed
+
+__all__ = ["command"]
+
+_SETTINGS = tuple(map(setting, ("network_namespace", "cni_mode", "force_iptables_binary")))
+
+
+@click.pass_context
+def _run(ctx: click.Context, /, **_: object) -> ExitStatus:
+    values, warnings = gather(flags_given(ctx), os.environ, _SETTINGS)
+    fields, problems = typed(values, Names(Host().uid, Host().gid))
+    if wrong := [*split_extra(ctx.args), *problems]:
+        raise UsageProblems(wrong)
+    tell("warning", warnings)
+    clean(
+        lambda line: tell("info", (line,)),
+        Where(
+            str(fields["network_namespace"]),
+            str(fields["force_iptables_binary"]),
+            bool(fields["cni_mode"]),
+        ),
+    )
+    return ExitStatus.DONE
+
+
+command = SettingsCommand(
+    _SETTINGS,
+    name="clean",
+    callback=_run,
+    short_help="Remove our rules, routes and address again.",
+    help="Remove our rules of both backends and families, their routes and their address. What is"
+    " ours is told from the rules themselves, so the flags of the installation are not needed;"
+    " rules of others stay as they are.",
+)
