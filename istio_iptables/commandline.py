@@ -79,6 +79,7 @@ class SettingsCommand(click.Group):
         settings: Iterable[Setting] = SETTINGS,
         *,
         elsewhere: Mapping[str, str] | None = None,
+        more: Iterable[click.Option] = (),
         **attributes: Any,  # noqa: ANN401 - click's, handed on as they are
     ) -> None:
         self.settings = tuple(settings)
@@ -87,6 +88,7 @@ class SettingsCommand(click.Group):
         options: list[click.Parameter] = [
             _SettingOption(setting) for setting in self.settings if setting.on_command_line
         ]
+        options += more
         # click's own help option looks for a translation of its text, which takes 2 ms.
         options.append(
             click.Option(

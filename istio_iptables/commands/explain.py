@@ -1,15 +1,165 @@
-"""``istio-iptables explain``."""
+"""``istio-iptables explain``: one packet through the rules, and which of them decides."""
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
 from istio_iptables.commandline import SettingsCommand
-from istio_iptables.errors import UsageProblems
+from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules
+from istio_iptables.commands.question import question
+from istio_iptables.configured import tell
+from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
+from istio_iptables.loops import APPLICATIONS, findings
+from istio_iptables.netfilter.model import Family, Ruleset
+from istio_iptables.netfilter.packet import World
+from istio_iptables.netfilter.trace import trace
+
+if TYPE_CHECKING:
+    from istio_iptables.commands.material import Asked
+    from istio_iptables.netfilter.plan import PolicyRoute
+    from istio_iptables.settings.config import Config
 
 __all__ = ["command"]
 
-
-def _run(**_: object) -> None:
-    raise UsageProblems(["explain: this command is being built"])
+_PACKET_OPTIONS = ("proto", "src", "dst", "iface", "uid", "gid", "mark", "connmark", "ctstate")
 
 
-command = SettingsCommand(name="explain", callback=_run, hidden=True)
+class _Subject(NamedTuple):
+    """The rules that are explained, and what is around them."""
+
+    rulesets: tuple[Ruleset, ...]
+    routes: tuple[PolicyRoute, ...]
+    addresses: tuple[str, ...] | None
+    #: Where the rules are from, for people.
+    source: str
+
+
+@click.pass_context
+def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
+    rules, live = options["rules"], options["live"]
+    if options["incoming"] and options["outgoing"]:
+        raise UsageProblems(["--in, --out: a packet goes one way: give one of them"])
+    if rules is not None and (live or options["network_namespace"]):
+        raise UsageProblems(["--rules: the rules are the file's, or live ones: give one of them"])
+    # Somebody else's rules: the family of the plan must not depend on this machine.
+    given = asked(ctx, either_family=rules is not None)
+    subject = _subject(given, rules, options["family"], live=live or _has_namespace(given.config))
+    family = Family(options["family"]) if options["family"] else None
+    if family is None and len(subject.rulesets) == 1:
+        family = subject.rulesets[0].family
+    world = World(None if subject.addresses is None else {"": subject.addresses}, subject.routes)
+    asked_packet = {name: options[name] for name in _PACKET_OPTIONS}
+    about = question(
+        asked_packet,
+        incoming=options["incoming"],
+        world=world,
+        family=family,
+        pods=subject.addresses or (),
+    )
+    packet = about.packet
+    ruleset = next((each for each in subject.rulesets if each.family is packet.family), None)
+    if ruleset is None:
+        tell("warning", (f"there are no {packet.family.title} rules in {subject.source}",))
+        ruleset = Ruleset(packet.family)
+    found = trace(ruleset, packet, world, misses=options["near"])
+    people = list(APPLICATIONS)
+    if packet.uid is not None and packet.gid is not None:
+        people.append((packet.uid, packet.gid))
+    faults = findings(subject.rulesets, subject.routes, given.config, people)
+    from istio_iptables.commands import explanation
+
+    telling = explanation.Explanation(about, found, given.config, given.plan, faults)
+    if options["as_json"]:
+        import json  # no other format needs it
+
+        text = json.dumps(telling.as_json(), indent=2) + "\n"
+    else:
+        tell("warning", (finding.line for finding in faults))
+        text = telling.text(near=options["near"])
+    sys.stdout.write(text)
+    return ExitStatus.DONE
+
+
+def _has_namespace(config: Config) -> bool:
+    return bool(config.network_namespace)
+
+
+def _subject(given: Asked, rules: str | None, family: str | None, *, live: bool) -> _Subject:
+    plan = given.plan
+    if rules is not None:
+        where = "stdin" if rules == "-" else rules
+        return _Subject(read_rules(rules, family), plan.routes, None, where)
+    if not live:
+        return _Subject(plan.rulesets, plan.routes, None, "the plan")
+    from istio_iptables.kernel import live as kernel
+    from istio_iptables.kernel import netlink
+    from istio_iptables.kernel.namespace import entered
+
+    config = given.config
+    try:
+        state = kernel.read(plan, namespace=config.network_namespace, backend=config.backend)
+        with entered(config.network_namespace):
+            addresses = netlink.addresses()
+    except KernelRefused as error:
+        raise CannotTell(*error.lines) from error
+    if state.other_rulesets:
+        tell(
+            "warning", ("there are rules in the kernel's other store too; these are not followed",)
+        )
+    return _Subject(state.rulesets, state.routes, addresses, f"the live rules ({state.backend})")
+
+
+def _option(name: str, about: str, metavar: str) -> click.Option:
+    return click.Option([f"--{name}"], metavar=metavar, help=about)
+
+
+command = SettingsCommand(
+    CAPTURE_SETTINGS,
+    name="explain",
+    callback=_run,
+    short_help="Follow one packet through the rules, and say where it ends and why.",
+    help="Follow one packet through the rules and say which of them decide: the rules of the capture"
+    " flags, those of a namespace (--live), or those of a file (--rules).",
+    epilog="Exit status: 0 answered; 2 it can't be told, or the command line is wrong.",
+    more=(
+        click.Option(["--in", "incoming"], is_flag=True, help="A packet that arrives at the pod."),
+        click.Option(
+            ["--out", "outgoing"], is_flag=True, help="A packet that a process sends (the default)."
+        ),
+        _option("proto", "Its protocol: a name or a number.  [default: tcp]", "PROTOCOL"),
+        _option(
+            "src",
+            "Where it comes from: 10.0.0.1:4000, [fd00::1]:4000, an address alone.",
+            "ADDR[:PORT]",
+        ),
+        _option("dst", "Where it is to go.", "ADDR[:PORT]"),
+        _option("iface", "The interface: out of lo for an address of the pod, else eth0.", "NAME"),
+        _option("uid", "The user of the process that sends it.  [default: 1000]", "UID"),
+        _option("gid", "The group of that process.  [default: the uid]", "GID"),
+        _option("mark", "The packet's mark.  [default: 0]", "NUMBER"),
+        _option(
+            "connmark", "The connection's mark.  [default: 0 for a new one, else unknown]", "NUMBER"
+        ),
+        _option(
+            "ctstate", "NEW, ESTABLISHED, RELATED, INVALID or UNTRACKED.  [default: NEW]", "STATE"
+        ),
+        click.Option(
+            ["--live"], is_flag=True, help="The rules in the kernel, not those of the flags."
+        ),
+        _option("rules", "The rules of this file of iptables-save's text; - is stdin.", "FILE"),
+        click.Option(
+            ["--family"],
+            type=click.Choice([each.value for each in Family]),
+            help="The family of that file, if its comments and addresses don't tell.",
+        ),
+        click.Option(
+            ["-v", "--verbose", "near"],
+            is_flag=True,
+            help="Also why the rules that nearly matched did not.",
+        ),
+        click.Option(["--json", "as_json"], is_flag=True, help="The same for programs."),
+    ),
+)

@@ -192,17 +192,8 @@ def _redirect(target: Target, packet: Packet, hook: str, world: World) -> Effect
     port = packet.destination_port if first is None else number(first)
     if packet.protocol not in _REDIRECTED and first is not None:
         return None
-    destination: str | None
-    if hook == "OUTPUT":
-        destination = loopback(packet.family)
-    elif world.addresses is None:
-        # What arrives is for the pod's own address, which is the interface's.
-        destination = packet.destination
-    else:
-        destination = world.first_address(packet.in_interface, packet.family)
-        if destination is None:
-            return Effect(Next.DROP, target.name, packet, "its interface has no address")
-    changed = packet._replace(destination=destination, destination_port=port)
+    here = loopback(packet.family) if hook == "OUTPUT" else world.answering(packet)
+    changed = packet._replace(destination=here, destination_port=port)
     return Effect(
         Next.ACCEPT,
         target.name,

@@ -69,7 +69,7 @@ def _endpoint(address: str | None, port: int | None) -> str:
 class World(NamedTuple):
     """What decides about packets beside the rules."""
 
-    #: The addresses of each interface; None if they aren't known.
+    #: The addresses of each interface, "" for those of which it isn't known; None if none are.
     addresses: Mapping[str, tuple[str, ...]] | None = None
     #: Packets with these marks are delivered locally, whatever their destination.
     routes: tuple[PolicyRoute, ...] = ()
@@ -94,18 +94,20 @@ class World(NamedTuple):
             route.family is packet.family and route.mark == packet.mark for route in self.routes
         )
 
-    def first_address(self, interface: str | None, family: Family) -> str | None:
-        """The address that an interface answers with, or None if it isn't known."""
-        if self.addresses is None or interface is None:
+    def answering(self, packet: Packet) -> str | None:
+        """The address of this machine that REDIRECT gives an arriving packet, or None.
+
+        It is the first one of the interface that the packet came by.
+        """
+        interface = packet.in_interface
+        if self.addresses is not None and interface is not None and interface in self.addresses:
+            for each in self.addresses[interface]:
+                if (":" in each) is (packet.family is Family.IPV6):
+                    return each
             return None
-        return next(
-            (
-                each
-                for each in self.addresses.get(interface, ())
-                if (":" in each) is (family is Family.IPV6)
-            ),
-            None,
-        )
+        # Mostly the address that was asked for is the interface's.
+        asked = packet.destination
+        return None if self.is_local(asked, packet.family) is False else asked
 
 
 def loopback(family: Family) -> str:

@@ -1,0 +1,217 @@
+"""A trace as text and as JSON: the rules that matched, their reasons, the verdict."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_iptables.netfilter.canonical import canonical
+from istio_iptables.verdict import Verdict, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from istio_iptables.commands.question import Question
+    from istio_iptables.loops import Finding
+    from istio_iptables.netfilter.model import Family, Rule
+    from istio_iptables.netfilter.plan import Plan
+    from istio_iptables.netfilter.trace import Outcome, Step, Trace
+    from istio_iptables.netfilter.walk import Assumption, Miss
+    from istio_iptables.settings.config import Config
+
+__all__ = ["Explanation"]
+
+#: How many near misses of one chain are worth reading.
+_MOST_MISSES = 12
+_DEPENDS = Verdict("depends on what can't be known from here")
+
+
+class Explanation:
+    """What is to be said about one packet."""
+
+    def __init__(
+        self,
+        question: Question,
+        trace: Trace,
+        config: Config,
+        plan: Plan,
+        findings: tuple[Finding, ...],
+    ) -> None:
+        self._question, self._trace, self._findings = question, trace, findings
+        self._config, self._plan = config, plan
+        self._verdicts = [judge(outcome, config) for outcome in trace.outcomes]
+        self._reasons: dict[tuple[str, str, str], str] | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict, if all ways that the packet can take come to the same."""
+        same = len(set(self._verdicts)) == 1 and self._trace.complete
+        return self._verdicts[0] if same else _DEPENDS
+
+    # Text.
+
+    def text(self, *, near: bool) -> str:
+        """The rules that matched, a line each with its reason below; last the verdict."""
+        lines = [f"packet: {self._question.line}"]
+        outcomes = self._trace.outcomes
+        for number, (outcome, verdict) in enumerate(zip(outcomes, self._verdicts, strict=True), 1):
+            if len(outcomes) > 1:
+                lines += ("", f"{number} of {len(outcomes)} ways it can go:")
+                lines += (f"  {_assumed(each)}" for each in outcome.assumptions)
+            unknown = {each.place for each in outcome.assumptions}
+            for step in outcome.steps:
+                lines += self._step_lines(step, unknown, near=near)
+            if len(outcomes) > 1:
+                lines.append(
+                    f"then it {verdict.text}" if _is_verb(verdict) else f"then: {verdict.text}"
+                )
+        if not self._trace.complete:
+            lines += ("", "there are more ways, which are not followed")
+        if len(outcomes) > 1:
+            lines.append("")
+        lines.append(self.verdict.text)
+        return "".join(f"{line}\n" for line in lines)
+
+    def _step_lines(self, step: Step, unknown: set[str], *, near: bool) -> Iterator[str]:
+        if near:
+            yield from _miss_lines(step.misses)
+        number = "policy" if step.number is None else step.number
+        place = f"{step.table} {step.chain} {number}"
+        again = "[back over lo] " if step.journey > 1 else ""
+        mark = "  [can't be known: taken to match]" if place in unknown else ""
+        yield f"{again}{place} {step.text}{mark}"
+        if step.change:
+            yield f"    => {step.change}"
+        reason = self._reason(step.table, step.chain, step.rule)
+        if reason:
+            yield f"    {reason}"
+
+    def _reason(self, table: str, chain: str, rule: Rule | None) -> str:
+        """Why the rule is there: its own reason, or that of the planned rule like it."""
+        if rule is None:
+            return ""
+        if rule.reason:
+            return rule.reason
+        family = self._question.packet.family
+        if self._reasons is None:
+            self._reasons = self._planned_reasons(family)
+        return self._reasons.get((table, chain, canonical(rule, family).text), "")
+
+    def _planned_reasons(self, family: Family) -> dict[tuple[str, str, str], str]:
+        return {
+            (table.name, chain.name, rule.text): rule.reason
+            for ruleset in self._plan.rulesets
+            if ruleset.family is family
+            for table in ruleset.tables
+            for chain in table.chains
+            for rule in chain.rules
+        }
+
+    # JSON.
+
+    def as_json(self) -> dict[str, object]:
+        """The same for programs; the README describes it, and it only ever grows."""
+        outcomes = self._trace.outcomes
+        verdict = self.verdict
+        shared = _shared_steps(outcomes)
+        document: dict[str, object] = {
+            "packet": self._packet_json(),
+            "path": [self._step_json(step) for step in shared],
+            "verdict": verdict.text,
+            "to_port": verdict.to_port,
+            "captured": verdict.captured,
+            "outcomes": [],
+            "findings": [
+                {
+                    "fault": each.fault.value,
+                    "family": each.family.value,
+                    "rule": each.place,
+                    "text": each.text,
+                    "line": each.line,
+                }
+                for each in self._findings
+            ],
+        }
+        if len(outcomes) > 1:
+            document["outcomes"] = [
+                {
+                    "if": [
+                        {"rule": each.place or None, "condition": each.text, "holds": each.answer}
+                        for each in outcome.assumptions
+                    ],
+                    "path": [self._step_json(step) for step in outcome.steps],
+                    "verdict": each.text,
+                    "to_port": each.to_port,
+                    "captured": each.captured,
+                }
+                for outcome, each in zip(outcomes, self._verdicts, strict=True)
+            ]
+        return document
+
+    def _packet_json(self) -> dict[str, object]:
+        packet = self._question.packet
+        return {
+            "direction": self._question.direction,
+            "family": packet.family.value,
+            "protocol": packet.protocol_name,
+            "source": packet.source,
+            "source_port": packet.source_port,
+            "destination": packet.destination,
+            "destination_port": packet.destination_port,
+            "in_interface": packet.in_interface or None,
+            "out_interface": packet.out_interface or None,
+            "uid": packet.uid,
+            "gid": packet.gid,
+            "mark": packet.mark,
+            "connmark": packet.connmark,
+            "ctstate": packet.state,
+            "assumed": list(self._question.assumed),
+        }
+
+    def _step_json(self, step: Step) -> dict[str, object]:
+        return {
+            "table": step.table,
+            "chain": step.chain,
+            "rule": step.number,
+            "text": step.text,
+            "reason": self._reason(step.table, step.chain, step.rule),
+            "verdict": step.verdict,
+            "change": step.change,
+            "hook": step.hook,
+            "journey": step.journey,
+        }
+
+
+def _shared_steps(outcomes: tuple[Outcome, ...]) -> tuple[Step, ...]:
+    """The steps that all ways have in common, from the first on."""
+    first, *others = outcomes
+    length = len(first.steps)
+    for other in others:
+        same = 0
+        while same < min(length, len(other.steps)) and other.steps[same] == first.steps[same]:
+            same += 1
+        length = same
+    return first.steps[:length]
+
+
+def _assumed(assumption: Assumption) -> str:
+    place = f"{assumption.place}: " if assumption.place else ""
+    return f"if {place}{assumption.text} {'holds' if assumption.answer else 'does not hold'}"
+
+
+def _is_verb(verdict: Verdict) -> bool:
+    return verdict.text.split(" ", 1)[0] in {"goes", "reaches", "is"}
+
+
+def _miss_lines(misses: tuple[Miss, ...]) -> Iterator[str]:
+    """Why rules did not match that only one condition kept from it."""
+    near = [
+        (miss, failed[0])
+        for miss in misses
+        if len(failed := [each for each in miss.conditions if each.holds is False]) == 1
+    ]
+    for miss, condition in near[:_MOST_MISSES]:
+        text = miss.rule.text
+        yield f"  not {miss.table} {miss.chain} {miss.number} -A {miss.chain} {text}"
+        yield f"      because of {condition.text}: {condition.has}"
+    if len(near) > _MOST_MISSES:
+        yield f"  ... and {len(near) - _MOST_MISSES} more that one condition kept from matching"

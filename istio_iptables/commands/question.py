@@ -1,0 +1,211 @@
+"""The packet that explain is asked about: what was said of it, and sensible defaults for the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.errors import UsageProblems
+from istio_iptables.loops import ELSEWHERE, POD
+from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.numbers import address_number, number, protocol_number
+from istio_iptables.netfilter.packet import STATES, Packet, World, is_loopback, loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["Question", "question"]
+
+_TCP, _UDP = 6, 17
+_WITH_PORTS = frozenset({_TCP, _UDP, 33, 132, 136})
+_EPHEMERAL = 40000
+_APPLICATION = 1000
+_MAX_PORT = 65535
+_MAX_MARK = 2**32 - 1
+
+
+class Question(NamedTuple):
+    """The packet, and what of it was assumed because nobody said it."""
+
+    packet: Packet
+    assumed: tuple[str, ...]
+
+    @property
+    def direction(self) -> str:
+        """``in`` or ``out``."""
+        return "out" if self.packet.in_interface == "" else "in"
+
+    @property
+    def line(self) -> str:
+        """The packet in one line, and what was assumed in brackets."""
+        packet = self.packet
+        source, destination = packet.endpoints
+        parts = [self.direction, packet.protocol_name, f"{source} -> {destination}"]
+        if self.direction == "out":
+            parts.append(f"out of {packet.out_interface}, uid {packet.uid}, gid {packet.gid}")
+        else:
+            parts.append(f"in by {packet.in_interface}")
+        parts.append(f"mark {packet.mark or 0:#x}, state {packet.state}")
+        if packet.connmark != 0:
+            known = "unknown" if packet.connmark is None else f"{packet.connmark:#x}"
+            parts.append(f"connection mark {known}")
+        assumed = f" (assumed: {', '.join(self.assumed)})" if self.assumed else ""
+        return f"{', '.join(parts)}{assumed}"
+
+
+class _Endpoint(NamedTuple):
+    address: str | None = None
+    port: int | None = None
+
+
+class _Reader:
+    """Reads the options of a packet; collects what is wrong with them."""
+
+    def __init__(self, given: Mapping[str, str | None]) -> None:
+        self._given = given
+        self.problems: list[str] = []
+
+    def endpoint(self, name: str) -> _Endpoint:
+        text = self._given[name]
+        if text is None:
+            return _Endpoint()
+        address, port = text, ""
+        if text.startswith("["):
+            address, _, port = text[1:].partition("]")
+            if port[:1] not in {"", ":"}:
+                address = text
+            port = port[1:]
+        elif text.count(":") == 1:
+            address, _, port = text.partition(":")
+        value = number(port) if port else None
+        if address and all(address_number(address, family) is None for family in Family):
+            self._refuse(name, "write an address, and perhaps a port: 10.0.0.1:80 or [fd00::1]:80")
+        elif port and (value is None or value > _MAX_PORT):
+            self._refuse(name, f"a port is a number from 0 to {_MAX_PORT}")
+        return _Endpoint(address or None, value)
+
+    def number(self, name: str) -> int | None:
+        text = self._given[name]
+        value = None if text is None else number(text)
+        if text is not None and (value is None or value > _MAX_MARK):
+            self._refuse(name, "is not a number, decimal or 0x...")
+        return value
+
+    def protocol(self) -> int | None:
+        text = self._given["proto"]
+        value = _TCP if text is None else protocol_number(text)
+        if value is None or not 0 < value <= 255:  # noqa: PLR2004 - one byte
+            self._refuse("proto", "is no protocol: write tcp, udp, icmp or a number")
+        return value
+
+    def state(self) -> str:
+        state = (self._given["ctstate"] or "NEW").upper()
+        if state not in STATES:
+            self._refuse("ctstate", f"is not one of {', '.join(STATES)}")
+        return state
+
+    def _refuse(self, name: str, reason: str) -> None:
+        self.problems.append(f"--{name}: {self._given[name]!r}: {reason}")
+
+
+def question(
+    given: Mapping[str, str | None],
+    *,
+    incoming: bool,
+    world: World,
+    family: Family | None = None,
+    pods: Iterable[str] = (),
+) -> Question:
+    """The packet that the options describe, completed; *pods* are the addresses of the pod if known.
+
+    Raises UsageProblems with one line for each option that can't be used.
+    """
+    reader = _Reader(given)
+    source, destination = reader.endpoint("src"), reader.endpoint("dst")
+    protocol, state = reader.protocol(), reader.state()
+    uid, gid = reader.number("uid"), reader.number("gid")
+    mark, connmark = reader.number("mark"), reader.number("connmark")
+    if incoming and (uid is not None or gid is not None):
+        reader.problems.append("--uid, --gid: what comes in belongs to no socket of this pod yet")
+    found = {
+        Family.IPV6 if ":" in each.address else Family.IPV4
+        for each in (source, destination)
+        if each.address
+    }
+    if len(found) > 1:
+        reader.problems.append("--src, --dst: the addresses are of different families")
+    if reader.problems or protocol is None:
+        raise UsageProblems(reader.problems)
+    whose = found.pop() if found else family or Family.IPV4
+    packet = Packet(
+        whose,
+        protocol,
+        source.address,
+        destination.address,
+        source.port,
+        destination.port,
+        uid=uid,
+        gid=gid,
+        mark=mark or 0,
+        # A packet of a known connection may have any mark of it; one of a new one has none.
+        connmark=connmark if connmark is not None or state != "NEW" else 0,
+        state=state,
+    )
+    pod = next(
+        (each for each in pods if (":" in each) is (whose is Family.IPV6)),
+        POD[whose],
+    )
+    complete = _complete_in if incoming else _complete_out
+    return complete(packet, given["iface"], world, pod)
+
+
+def _complete_in(packet: Packet, interface: str | None, _world: World, pod: str) -> Question:
+    assumed = []
+    if packet.source is None:
+        packet = packet._replace(source=ELSEWHERE[packet.family])
+        assumed.append("source")
+    if packet.destination is None:
+        packet = packet._replace(destination=pod)
+        assumed.append("destination")
+    if interface is None:
+        assumed.append("interface")
+    packet = packet._replace(in_interface=interface or "eth0")
+    return _complete_ports(packet, assumed)
+
+
+def _complete_out(packet: Packet, interface: str | None, world: World, pod: str) -> Question:
+    assumed = []
+    family = packet.family
+    if packet.destination is None:
+        packet = packet._replace(destination=ELSEWHERE[family])
+        assumed.append("destination")
+    destination = packet.destination or ""
+    here = is_loopback(destination, family) or destination == pod
+    here = here or bool(world.is_local(destination, family)) or world.is_routed_home(packet)
+    if interface is None:
+        assumed.append("interface")
+        interface = "lo" if here else "eth0"
+    if packet.source is None:
+        own = loopback(family) if is_loopback(destination, family) else pod
+        # What a machine sends to an address of its own comes from that address.
+        packet = packet._replace(
+            source=destination if interface == "lo" and own != loopback(family) and here else own
+        )
+        assumed.append("source")
+    if packet.uid is None:
+        packet = packet._replace(uid=_APPLICATION)
+        assumed.append("uid")
+    if packet.gid is None:
+        packet = packet._replace(gid=packet.uid)
+        assumed.append("gid")
+    return _complete_ports(packet._replace(out_interface=interface), assumed)
+
+
+def _complete_ports(packet: Packet, assumed: list[str]) -> Question:
+    if packet.protocol in _WITH_PORTS:
+        if packet.source_port is None:
+            packet = packet._replace(source_port=_EPHEMERAL)
+            assumed.append("source port")
+        if packet.destination_port is None:
+            packet = packet._replace(destination_port=53 if packet.protocol == _UDP else 80)
+            assumed.append("destination port")
+    return Question(packet, tuple(assumed))

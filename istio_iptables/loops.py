@@ -1,0 +1,237 @@
+"""The two things that break a mesh in silence, found by following example packets.
+
+Envoy's own traffic that is sent back to Envoy, and an application that runs as the proxy's user
+or group and so is never captured.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.packet import Packet, World, loopback
+from istio_iptables.netfilter.trace import trace
+from istio_iptables.settings.values import ALL, IdRange
+from istio_iptables.verdict import judge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from istio_iptables.netfilter.model import Ruleset
+    from istio_iptables.netfilter.plan import PolicyRoute
+    from istio_iptables.netfilter.trace import Outcome, Step
+    from istio_iptables.settings.config import Config
+
+__all__ = ["APPLICATIONS", "ELSEWHERE", "POD", "Fault", "Finding", "findings"]
+
+#: An address of the pod and one of somewhere else, for examples.
+POD = {Family.IPV4: "10.244.0.2", Family.IPV6: "fd00:10:244::2"}
+ELSEWHERE = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
+#: The address from which Envoy's inbound side connects to the application.
+_PASSTHROUGH = {Family.IPV4: "127.0.0.6", Family.IPV6: "::6"}
+
+#: What applications in containers run as when nobody says otherwise: (uid, gid).
+APPLICATIONS = ((0, 0), (1000, 0), (1000, 1000))
+
+_TCP, _UDP = 6, 17
+_MOST_IDS = 4
+
+
+class Fault(Enum):
+    """What is wrong; the value is its name in JSON."""
+
+    LOOP = "loop"
+    ESCAPE = "escape"
+
+
+class Finding(NamedTuple):
+    """One fault, the rule that decides it, and a packet that shows it."""
+
+    fault: Fault
+    family: Family
+    #: The rule's place, such as ``nat ISTIO_OUTPUT 9``.
+    place: str
+    text: str
+    packet: Packet
+    line: str
+
+
+def findings(
+    rulesets: Iterable[Ruleset],
+    routes: tuple[PolicyRoute, ...],
+    config: Config,
+    applications: Iterable[tuple[int, int]] = APPLICATIONS,
+) -> tuple[Finding, ...]:
+    """The faults of *rulesets* when the proxy runs as *config* says; mostly none.
+
+    A fault is told once for each rule that makes it.
+    """
+    applications = tuple(applications)
+    found: dict[tuple[Fault, Family, str], Finding] = {}
+    for ruleset in rulesets:
+        if not any(len(table.chains) for table in ruleset.tables):
+            continue
+        world = World(None, routes)
+        probe = _Probe(ruleset, world, config)
+        for finding in (*probe.loops(), *probe.escapes(applications)):
+            found.setdefault((finding.fault, finding.family, finding.place), finding)
+    return tuple(found.values())
+
+
+class _Probe:
+    """Sends example packets through the rules of one family."""
+
+    def __init__(self, ruleset: Ruleset, world: World, config: Config) -> None:
+        self._ruleset, self._world, self._config = ruleset, world, config
+        self._family = ruleset.family
+        self._nobody = self._unused()
+
+    def _unused(self) -> int:
+        """An id that no setting names."""
+        config = self._config
+        ranges = [*config.proxy_uids, *config.proxy_gids, *config.owner_groups_exclude]
+        if config.owner_groups is not ALL:
+            return config.owner_groups[0].first if config.owner_groups else 64999
+        taken = set(ranges)
+        return next(
+            number
+            for number in range(64999, 0, -1)
+            if not any(each.first <= number <= each.last for each in taken)
+        )
+
+    # Envoy's own traffic.
+
+    def loops(self) -> Iterator[Finding]:
+        """Envoy's packets that come back to Envoy."""
+        for uid, gid in self._proxies():
+            for packet, what in self._of_envoy(uid, gid):
+                for outcome in trace(self._ruleset, packet, self._world).outcomes:
+                    verdict = judge(outcome, self._config)
+                    if verdict.captured is None or outcome.assumptions:
+                        continue
+                    step = _decisive(outcome)
+                    yield self._finding(
+                        Fault.LOOP,
+                        step,
+                        packet,
+                        f"{what} would be sent back: {verdict.text}",
+                    )
+
+    def _proxies(self) -> list[tuple[int, int]]:
+        """What Envoy may run as: one of its users, one of its groups, or both."""
+        config = self._config
+        uids = [each.first for each in config.proxy_uids[:_MOST_IDS]]
+        gids = [each.first for each in config.proxy_gids[:_MOST_IDS]]
+        pairs = [(uids[0], gids[0])]
+        pairs += ((uid, self._nobody) for uid in uids)
+        pairs += ((self._nobody, gid) for gid in gids)
+        return pairs
+
+    def _of_envoy(self, uid: int, gid: int) -> Iterator[tuple[Packet, str]]:
+        """Packets that Envoy and the agent beside it send, and what they are."""
+        config, family = self._config, self._family
+        base = Packet(family, _TCP, POD[family], None, 40000, uid=uid, gid=gid)
+        for destination, port in self._captured_destinations():
+            out = base._replace(
+                destination=destination, destination_port=port, out_interface="eth0"
+            )
+            yield out, "what Envoy sends on for the application"
+        application = base._replace(
+            source=_PASSTHROUGH[family],
+            destination=POD[family],
+            destination_port=8080,
+            out_interface="lo",
+        )
+        yield application, "what Envoy hands to the application"
+        here = base._replace(
+            source=loopback(family),
+            destination=loopback(family),
+            destination_port=15020,
+            out_interface="lo",
+        )
+        yield here, "what Envoy asks the agent"
+        if config.redirect_dns:
+            servers = config.dns_servers_ipv4 if family is Family.IPV4 else config.dns_servers_ipv6
+            for protocol in (_UDP, _TCP):
+                question = base._replace(
+                    protocol=protocol,
+                    destination=servers[0] if servers else ELSEWHERE[family],
+                    destination_port=53,
+                    out_interface="eth0",
+                )
+                yield question, "what the agent asks the real DNS server"
+
+    def _captured_destinations(self) -> list[tuple[str, int]]:
+        """Destinations that are meant to be captured when the application asks for them."""
+        config, family = self._config, self._family
+        elsewhere = ELSEWHERE[family]
+        if config.outbound_cidrs is ALL:
+            return [(elsewhere, 80)]
+        version = 4 if family is Family.IPV4 else 6
+        found = [
+            (each.address, 80)
+            for each in config.outbound_cidrs
+            if each.version == version and not each.loopback
+        ][:2]
+        return found + [(elsewhere, each.first) for each in config.outbound_ports[:2]]
+
+    # Applications that pass for Envoy.
+
+    def escapes(self, applications: tuple[tuple[int, int], ...]) -> Iterator[Finding]:
+        """Applications that aren't captured because they run as the proxy does."""
+        config, family = self._config, self._family
+        for uid, gid in applications:
+            names = [
+                f"{what} {number}"
+                for what, number, ids in (
+                    ("uid", uid, config.proxy_uids),
+                    ("gid", gid, config.proxy_gids),
+                )
+                if _within(number, ids)
+            ]
+            if not names:
+                continue
+            for destination, port in self._captured_destinations():
+                packet = Packet(
+                    family, _TCP, POD[family], destination, 40000, port, out_interface="eth0"
+                )
+                other = self._captured(packet._replace(uid=self._nobody, gid=self._nobody))
+                mine = packet._replace(uid=uid, gid=gid)
+                if other and not self._captured(mine):
+                    outcome = trace(self._ruleset, mine, self._world).outcomes[0]
+                    yield self._finding(
+                        Fault.ESCAPE,
+                        _decisive(outcome),
+                        mine,
+                        f"an application that runs as the proxy's {' and '.join(names)} escapes",
+                    )
+
+    def _captured(self, packet: Packet) -> bool:
+        outcomes = trace(self._ruleset, packet, self._world).outcomes
+        return any(judge(each, self._config).captured for each in outcomes)
+
+    def _finding(self, fault: Fault, step: Step, packet: Packet, what: str) -> Finding:
+        place = f"{step.table} {step.chain} {'policy' if step.number is None else step.number}"
+        source, destination = packet.endpoints
+        example = (
+            f"{packet.protocol_name} {source} to {destination}, uid {packet.uid}, gid {packet.gid}"
+        )
+        line = f"{what}; decided by {place} ({step.text}), for example {example}"
+        return Finding(fault, self._family, place, step.text, packet, line)
+
+
+def _within(number: int, ids: Iterable[IdRange]) -> bool:
+    return any(each.first <= number <= each.last for each in ids)
+
+
+def _decisive(outcome: Outcome) -> Step:
+    """The rule that made the decision: the last one that chose, and did not merely carry it out."""
+    steps = [step for step in outcome.steps if step.rule is not None] or list(outcome.steps)
+    if outcome.taken_by:
+        taken = next(at for at, step in enumerate(steps) if step.verdict == outcome.taken_by)
+        # In a chain that only redirects, the rule that led there is the one that chose.
+        carries_out = taken > 0 and steps[taken - 1].verdict == steps[taken].chain
+        return steps[taken - 1] if carries_out else steps[taken]
+    returns = [step for step in steps if step.table == "nat" and step.verdict == "RETURN"]
+    return returns[-1] if returns else steps[-1]

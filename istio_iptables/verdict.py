@@ -1,0 +1,84 @@
+"""Where a packet ended, in the mesh's words: captured by whom, or why not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.builder import AGENT_DNS_PORT
+from istio_iptables.netfilter.trace import End
+
+if TYPE_CHECKING:
+    from istio_iptables.netfilter.trace import Outcome
+    from istio_iptables.settings.config import Config
+
+__all__ = ["Verdict", "judge"]
+
+
+class Verdict(NamedTuple):
+    """An outcome in words, and for programs."""
+
+    text: str
+    #: The port that the packet is handed to instead of the one it asked for.
+    to_port: int | None = None
+    #: ``inbound``, ``outbound`` or ``dns``; None for a packet that is not captured.
+    captured: str | None = None
+
+
+def judge(outcome: Outcome, config: Config) -> Verdict:
+    """What *outcome* means in a mesh with these settings."""
+    packet = outcome.packet
+    if outcome.end is End.DROPPED:
+        last = outcome.steps[-1]
+        number = "policy" if last.number is None else last.number
+        return Verdict(f"dropped by {last.table} {last.chain} {number}")
+    if outcome.end is End.UNKNOWN:
+        target = outcome.steps[-1].verdict if outcome.steps else ""
+        return Verdict(f"where {target} sends it can't be known from here")
+    if outcome.taken_by and outcome.to_port is not None:
+        return _taken(outcome, outcome.to_port, config)
+    if outcome.by_mark and packet.mark == config.tproxy_mark:
+        return Verdict(
+            f"delivered here by its mark {packet.mark:#x}, to the socket of Envoy that has the"
+            " connection",
+            captured="inbound",
+        )
+    return Verdict(_left_alone(outcome))
+
+
+def _left_alone(outcome: Outcome) -> str:
+    """The words for a packet that nobody of the mesh takes."""
+    packet = outcome.packet
+    source, destination = packet.endpoints
+    kept = ""
+    if packet.state == "ESTABLISHED":
+        kept = "; nat asks only a connection's first packet, and this one follows that"
+    if outcome.end is End.FORWARDED:
+        return f"is forwarded to {destination}, not captured{kept}"
+    if outcome.end is End.DELIVERED:
+        return f"reaches {destination} here untouched{kept}"
+    by = f" by {packet.out_interface}" if packet.out_interface else ""
+    if any(step.change and step.table == "nat" for step in outcome.steps):
+        return f"goes out{by} changed, from {source} to {destination}{kept}"
+    return f"goes out{by} untouched{kept}"
+
+
+def _taken(outcome: Outcome, port: int, config: Config) -> Verdict:
+    """A packet that REDIRECT or TPROXY handed to a local port."""
+    if outcome.end is not End.DELIVERED:
+        return Verdict(f"is handed to port {port} by {outcome.taken_by}, but no route delivers it")
+    came = any(
+        step.hook == "PREROUTING" and step.verdict == outcome.taken_by for step in outcome.steps
+    )
+    how = " with both addresses kept (TPROXY)" if outcome.taken_by == "TPROXY" else ""
+    listeners = {
+        config.envoy_port: ("outbound", "Envoy's outbound listener"),
+        AGENT_DNS_PORT: ("dns", "the agent's DNS resolver"),
+    }
+    inbound = ("inbound", "Envoy's inbound listener")
+    if port == config.inbound_capture_port and (came or port not in listeners):
+        captured, who = inbound
+    elif port in listeners:
+        captured, who = listeners[port]
+    else:
+        return Verdict(f"is redirected to port {port}, where nobody of the mesh is known", port)
+    return Verdict(f"captured by {who} on port {port}{how}", port, captured)
