@@ -1,0 +1,444 @@
+"""The program from the outside: its arguments, what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from istio_iptables import __version__
+from istio_iptables.settings.options import SETTINGS, Kind
+from tests.golden import GOLDEN
+from tests.program import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DRY = ["--dry-run", "--ip-family", "ipv4"]
+IDS = ["-u", "1337"]
+
+# Refusals: arguments, environment, and a fragment of the one line that tells the problem.
+REFUSALS: list[tuple[str, list[str], dict[str, str], str]] = [
+    ("port-zero", ["-p", "0"], {}, "--envoy-port (-p): '0' is not a port"),
+    ("port-word", ["-z", "http"], {}, "--inbound-capture-port (-z): 'http' is not a port"),
+    (
+        "port-environment",
+        [],
+        {"INBOUND_TUNNEL_PORT": "70000"},
+        "INBOUND_TUNNEL_PORT: '70000' is not",
+    ),
+    ("port-in-list", ["-b", "80,65536"], {}, "--istio-inbound-ports (-b), item 2: '65536' is not"),
+    (
+        "port-dash-range",
+        ["-o", "80-90"],
+        {},
+        "(-o), item 1: '80-90' is not a port: write a range as 80:90",
+    ),
+    (
+        "port-range-reversed",
+        ["-d", "9:8", "-b", "*"],
+        {},
+        "(-d), item 1: '9:8' is not a port range",
+    ),
+    ("star-in-list", ["-b", "80,*"], {}, "(-b), item 2: '*' stands for all of them"),
+    ("star-in-exclude", ["-x", "*", "-i", "*"], {}, "(-x), item 1: '*' is not accepted here"),
+    ("star-in-ports", ["-q", "*"], {}, "(-q), item 1: '*' is not accepted here"),
+    ("bare-address", ["-i", "10.0.0.1"], {}, "'10.0.0.1' is a bare address: write 10.0.0.1/32"),
+    ("bare-address-ipv6", ["-i", "fd00::1"], {}, "'fd00::1' is a bare address: write fd00::1/128"),
+    (
+        "cidr-length",
+        ["-x", "10.0.0.0/33", "-i", "*"],
+        {},
+        "(-x), item 1: '10.0.0.0/33' is not a CIDR",
+    ),
+    ("cidr-word", ["-i", "example.com"], {}, "'example.com' is not a CIDR"),
+    ("mode-case", ["-m", "tproxy"], {}, "did you mean TPROXY?"),
+    (
+        "mode-unknown",
+        [],
+        {"ISTIO_INBOUND_INTERCEPTION_MODE": "BOGUS"},
+        "INTERCEPTION_MODE: 'BOGUS' is",
+    ),
+    ("uid-unknown", ["-u", "no-such-user"], {}, "(-u), item 1: 'no-such-user' is neither a number"),
+    ("uid-too-large", ["-u", "4294967295"], {}, "is not a user id"),
+    ("uid-nobody", ["-u", ","], {}, "(-u): ',' names nobody"),
+    ("gid-unknown", ["-g", "5,no-such-group"], {}, "(-g), item 2: 'no-such-group' is neither"),
+    ("groups-environment", [], {"ISTIO_OUTBOUND_OWNER_GROUPS": "x"}, "OWNER_GROUPS, item 1: 'x'"),
+    ("groups-star", [], {"ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE": "*"}, "'*' is not accepted here"),
+    ("interface-long", ["-c", "abcdefghijklmnop"], {}, "longer than 15 bytes"),
+    ("interface-slash", ["-c", "a/b"], {}, "it holds '/'"),
+    ("interface-blank", ["-k", "a b"], {}, "it holds ' '"),
+    ("interface-bang", ["-k", "!eth0"], {}, "start with '-' or '!'"),
+    ("mark", ["-t", "0xzz"], {}, "(-t): '0xzz' is not a number"),
+    ("mark-zero", ["-t", "0"], {}, "(-t): '0' is not a number from 1"),
+    ("table", ["-r", "main"], {}, "(-r): 'main' is not a number"),
+    (
+        "loopback",
+        [],
+        {"ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR": "10.0.0.0/8"},
+        "has to lie in 127.0.0.0/8",
+    ),
+    ("duration", [], {"PROBE_TIMEOUT": "5"}, "PROBE_TIMEOUT: '5' is not a duration"),
+    ("backend", ["--force-iptables-binary", "xtables"], {}, "is not one of legacy, nft"),
+    ("format", ["--format", "yaml"], {}, "--format: 'yaml' is not one of save, restore"),
+    ("only", ["--only", "both"], {}, "--only: 'both' is not one of ipv4, ipv6"),
+    ("boolean-flag", ["--drop-invalid=maybe"], {}, "--drop-invalid: 'maybe' is not a boolean"),
+    ("extra-word", ["-b", "80", "90"], {}, "unexpected argument '90'"),
+    ("boolean-shifted", ["--drop-invalid", "false"], {}, "unexpected argument 'false'"),
+    ("blank-list", ["-b", "80,", "90"], {}, "unexpected argument '90'"),
+    ("unknown-flag", ["--no-such-flag"], {}, "--no-such-flag: there is no such option"),
+    ("unknown-flag-value", ["--no-such-flag=5"], {}, "--no-such-flag: there is no such option"),
+    ("shifted", ["-x", "-b"], {}, "(-x), item 1: '-b' looks like an option"),
+    ("shifted-port", ["-p", "-z"], {}, "(-p): '-z' looks like an option"),
+    ("shifted-interface", ["-c", "-k"], {}, "(-c), item 1: '-k' looks like an option"),
+    (
+        "newline",
+        ["-b", "80\n-A OUTPUT -j ACCEPT"],
+        {},
+        "(-b): '80\\n-A OUTPUT -j ACCEPT' holds the control",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "fragment"),
+    [row[1:] for row in REFUSALS],
+    ids=[row[0] for row in REFUSALS],
+)
+def test_refused(arguments: list[str], environment: dict[str, str], fragment: str) -> None:
+    """What can't be used is refused in one line, with exit status 2 and nothing on stdout."""
+    result = run([*DRY, *arguments], environment)
+    assert (result.status, result.out) == (2, "")
+    (problem,) = result.errors
+    assert fragment in problem
+    assert result.err == f"istio-iptables: error: {problem}\n"
+
+
+def test_all_refusals_at_once() -> None:
+    """Everything that is wrong, in flags, environment and extra words, is told in one go."""
+    result = run(
+        [*DRY, "-p", "0", "-b", "x,80,y", "-i", "10.0.0.1", "spare", "--nonsense"],
+        {"PROXY_UID": "no-such-user", "ISTIO_INBOUND_TPROXY_MARK": "?"},
+    )
+    assert (result.status, result.out) == (2, "")
+    starts = [
+        "unexpected argument 'spare'",
+        "--nonsense: ",
+        "--envoy-port (-p): '0'",
+        "PROXY_UID, item 1: 'no-such-user'",
+        "--istio-inbound-ports (-b), item 1: 'x'",
+        "--istio-inbound-ports (-b), item 3: 'y'",
+        "ISTIO_INBOUND_TPROXY_MARK: '?'",
+        "--istio-service-cidr (-i), item 1: '10.0.0.1'",
+    ]
+    assert len(result.errors) == len(starts)
+    for problem, start in zip(result.errors, starts, strict=True):
+        assert problem.startswith(start)
+
+
+@pytest.mark.parametrize("letter", ["\n", "\r", "\x1b", "\x7f", "\u2028"])
+@pytest.mark.parametrize(
+    "name",
+    [each.name for each in SETTINGS if each.kind is not Kind.FLAG],
+)
+def test_control_characters_get_nowhere(name: str, letter: str) -> None:
+    """No setting carries a newline or another control character into a rule, or onto a terminal."""
+    (each,) = (each for each in SETTINGS if each.name == name)
+    text = f"1{letter}-A OUTPUT -j ACCEPT"
+    if each.on_command_line:
+        result = run([*DRY, f"{each.flag}={text}"])
+    else:
+        result = run(DRY, {each.environment[0]: text})
+    assert (result.status, result.out) == (2, "")
+    assert "control character" in result.errors[0]
+    assert len(result.err.splitlines()) == len(result.errors)
+    assert letter not in result.err.removesuffix("\n")
+
+
+# Warnings: arguments, environment, and a fragment of the one line that tells it.
+WARNINGS: list[tuple[str, list[str], dict[str, str], str]] = [
+    (
+        "q-with-all",
+        ["-i", "*", "-q", "80"],
+        {},
+        "(-q): no effect: all outbound traffic is captured",
+    ),
+    ("d-without-all", ["-d", "80"], {}, "(-d): no effect: it excludes ports from -b '*' only"),
+    ("all-dns-alone", ["--capture-all-dns"], {}, "--capture-all-dns: no effect: it needs"),
+    ("ipv6-off", ["-i", "fd00::/8"], {}, "(-i): no effect: IPv6 is off, which leaves fd00::/8"),
+    ("mark-redirect", ["-t", "5"], {}, "(-t): no effect: only TPROXY"),
+    (
+        "no-server",
+        ["--redirect-dns", "--resolv-conf", "/dev/null"],
+        {},
+        "/dev/null names no DNS server",
+    ),
+    (
+        "dual-stack",
+        [],
+        {"ISTIO_DUAL_STACK": "true"},
+        "ISTIO_DUAL_STACK: no effect: --ip-family is ipv4",
+    ),
+    (
+        "bad-boolean",
+        [],
+        {"DROP_INVALID": "yes"},
+        "DROP_INVALID: 'yes' is not a boolean and is ignored",
+    ),
+    ("bad-boolean-case", [], {"INVALID_DROP": "tRUE"}, "INVALID_DROP: 'tRUE' is not a boolean"),
+    ("envoy-port", [], {"ENVOY_PORT": "9"}, "ENVOY_PORT: not read"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "fragment"),
+    [row[1:] for row in WARNINGS],
+    ids=[row[0] for row in WARNINGS],
+)
+def test_warned(arguments: list[str], environment: dict[str, str], fragment: str) -> None:
+    """What has no effect is told in one line; --strict makes it an error."""
+    result = run([*DRY, *IDS, *arguments], environment)
+    assert result.status == 0
+    assert result.out.startswith("# IPv4\n*")
+    (warning,) = result.warnings
+    assert fragment in warning
+    strict = run([*DRY, *IDS, "--strict", *arguments], environment)
+    assert (strict.status, strict.out) == (2, "")
+    assert strict.errors == [f"{warning} (--strict)"]
+
+
+def test_strict_without_warnings() -> None:
+    """--strict changes nothing where there is nothing to warn of."""
+    assert run([*DRY, *IDS, "--strict"]) == run([*DRY, *IDS])
+
+
+PLAIN = [*DRY, *IDS, "-i", "*", "-b", "*"]
+
+# The ways to say the same in Go's flags.
+SPELLINGS: list[tuple[list[str], list[str]]] = [
+    (["-p", "16001"], ["-p=16001"]),
+    (["-p", "16001"], ["-p16001"]),
+    (["-p", "16001"], ["--envoy-port=16001"]),
+    (["-p", "16001"], ["--envoy-port", "16001"]),
+    (["-p", "16001"], ["-p", "1", "--envoy-port", "16001"]),
+    (["-b", "*"], ["-nb", "*"]),
+    (["-b", "*"], ["-nb*"]),
+    (["-b", ""], ["-b="]),
+    (["-b", ""], ["--istio-inbound-ports="]),
+    (["-x", ""], ["-x", "", "-x="]),
+    ([], ["--dry-run=true"]),
+    ([], ["-n=1"]),
+    (["--drop-invalid"], ["--drop-invalid=t"]),
+    (["--drop-invalid"], ["--drop-invalid=false", "--drop-invalid"]),
+    (["--drop-invalid"], ["--drop-invalid=0", "--drop-invalid=TRUE"]),
+    ([], ["--drop-invalid", "--drop-invalid=false"]),
+    ([], ["--redirect-dns=f", "--dual-stack=False"]),
+    ([], ["--log_output_level=default:info"]),
+    ([], ["--log_output_level", "default:info"]),
+    ([], ["--log_as_json"]),
+    ([], ["--log_as_json=true"]),
+    ([], ["--log_target", "stderr", "--log_caller=all", "--log_stacktrace_level=none"]),
+    ([], ["--log_rotate=/tmp/x", "--log_rotate_max_size=1", "--log_rotate_max_age=1", "--vklog=9"]),
+]
+
+
+@pytest.mark.parametrize(("plain", "spelled"), SPELLINGS)
+def test_spelled_as_in_go(plain: list[str], spelled: list[str]) -> None:
+    """Istio's flags are Go's; each of their spellings means what it means there."""
+    expected = run([*PLAIN, *plain])
+    assert expected.status == 0
+    assert run([*PLAIN, *spelled]) == expected
+
+
+def test_a_flag_false_takes_a_dry_run_back() -> None:
+    """--dry-run=false beats DRY_RUN=true: then --format, which only prints, is refused."""
+    result = run(["--dry-run=false", "--format=json", "--ip-family=ipv4"], {"DRY_RUN": "true"})
+    assert result.errors == [
+        "--format: says how to print, and only a dry run prints: add --dry-run"
+    ]
+
+
+def test_a_flag_at_the_end_without_its_value() -> None:
+    """An option that lacks its value is told by its name."""
+    result = run([*DRY, "-b"])
+    assert (result.status, result.out) == (2, "")
+    assert "-b" in result.errors[0]
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_shows_everything(flag: str) -> None:
+    """The help names every flag, short form, variable and default, in groups."""
+    result = run([flag])
+    assert (result.status, result.err) == (0, "")
+    text = " ".join(result.out.split()).replace("- ", "-")
+    for each in SETTINGS:
+        if each.on_command_line:
+            assert each.flag in text
+        if each.short:
+            assert f"-{each.short}, {each.flag}" in text
+        for variable in each.environment:
+            assert f"${variable}" in text
+        if each.default not in {"", "false"}:
+            assert f"default: {each.default}" in text
+    for heading in ("Inbound", "Outbound", "DNS", "Exit status"):
+        assert heading in text
+
+
+def test_version() -> None:
+    """--version tells the version."""
+    assert __version__ in run(["--version"]).out
+
+
+def test_verbose_tells_where_each_value_came_from() -> None:
+    """-v shows each setting in force and its source on stderr, and stdout stays the same."""
+    arguments = [*DRY, "-i", "*"]
+    environment = {"PROXY_UID": "5", "ISTIO_META_DNS_CAPTURE": "false", "REDIRECT_DNS": "true"}
+    quiet, told = (run([*arguments, *more], environment) for more in ([], ["-v"]))
+    assert told.out == quiet.out
+    lines = {line.removeprefix("istio-iptables: setting: ") for line in told.err.splitlines()}
+    assert {
+        "--istio-service-cidr = '*' (--istio-service-cidr)",
+        "--proxy-uid = '5' ($PROXY_UID)",
+        "--proxy-gid = '5' (default)",
+        "--redirect-dns = 'false' ($ISTIO_META_DNS_CAPTURE)",
+        "--envoy-port = '15001' (default)",
+    } <= lines
+    assert len(lines) == len(SETTINGS)
+
+
+def test_json() -> None:
+    """JSON holds settings with sources, tables with rules in parts, routes and addresses."""
+    arguments = ["-n", *IDS, "-m", "TPROXY", "-b", "80", "-k", "eth1", "-i", "10.0.0.0/8"]
+    result = run(
+        [*arguments, "--ip-family", "dual", "--format", "json"], {"ISTIO_OUTBOUND_PORTS": "443"}
+    )
+    document = json.loads(result.out)
+    assert document["version"] == 1
+    assert document["settings"]["istio_outbound_ports"] == {
+        "value": "443",
+        "source": "environment",
+        "variable": "ISTIO_OUTBOUND_PORTS",
+    }
+    assert document["settings"]["envoy_port"] == {
+        "value": "15001",
+        "source": "default",
+        "variable": None,
+    }
+    assert [each["family"] for each in document["families"]] == ["ipv4", "ipv6"]
+    tables = {each["table"]: each["chains"] for each in document["families"][0]["tables"]}
+    assert list(tables) == ["mangle", "nat"]
+    chains = {each["chain"]: each for each in tables["nat"]}
+    assert (chains["OUTPUT"]["policy"], chains["ISTIO_OUTPUT"]["policy"]) == ("ACCEPT", None)
+    first = chains["PREROUTING"]["rules"][0]
+    assert first == {
+        "number": 1,
+        "text": "-A PREROUTING -d 10.0.0.0/8 -i eth1 -j ISTIO_REDIRECT",
+        "reason": first["reason"],
+        "inserted": True,
+        "source": None,
+        "destination": {"value": "10.0.0.0/8", "negated": False},
+        "in_interface": {"value": "eth1", "negated": False},
+        "out_interface": None,
+        "protocol": None,
+        "matches": [],
+        "target": {"name": "ISTIO_REDIRECT", "options": []},
+    }
+    own = chains["ISTIO_OUTPUT"]["rules"][1]
+    assert own["destination"] == {"value": "127.0.0.1/32", "negated": True}
+    assert own["matches"][0] == {
+        "name": "tcp",
+        "options": [{"name": "--dport", "values": ["15008"], "negated": True}],
+    }
+    assert [(each["family"], each["mark"], each["table"]) for each in document["routes"]] == [
+        ("ipv4", 1337, 133),
+        ("ipv6", 1337, 133),
+    ]
+    (address,) = document["addresses"]
+    assert (address["address"], address["interface"]) == ("::6/128", "lo")
+    assert address["commands"] == [["ip", "-6", "addr", "add", "::6/128", "dev", "lo"]]
+
+
+def test_json_is_the_save_text_in_parts() -> None:
+    """The texts in the JSON are the lines of the save text, in their order."""
+    arguments = [*PLAIN, "-c", "eth9", "--drop-invalid"]
+    saved = [line for line in run(arguments).out.splitlines() if line.startswith("-A")]
+    document = json.loads(run([*arguments, "--format=json"]).out)
+    assert [
+        rule["text"]
+        for family in document["families"]
+        for table in family["tables"]
+        for chain in table["chains"]
+        for rule in chain["rules"]
+    ] == saved
+
+
+def test_annotated_is_the_save_text_with_reasons() -> None:
+    """Above each rule stands its reason; without the comments the text is that of save."""
+    save, annotated = (run([*PLAIN, "--format", form]).out for form in ("save", "annotated"))
+    lines = annotated.splitlines()
+    assert [line for line in lines if not line.startswith("#")] == save.splitlines()[1:]
+    for number, line in enumerate(lines):
+        assert not line.startswith("-A") or lines[number - 1].startswith("# ")
+
+
+def test_only_is_a_part_of_the_whole() -> None:
+    """The documents of the two families, one after the other, are the whole text."""
+    arguments = ["-n", *IDS, "--ip-family", "dual", "-i", "*", "-m", "TPROXY", "-b", "80"]
+    for form in ("save", "restore", "commands", "annotated"):
+        whole, *parts = (
+            run([*arguments, "--format", form, *only]).out
+            for only in ([], ["--only", "ipv4"], ["--only", "ipv6"])
+        )
+        assert whole == "".join(parts)
+        assert all(parts)
+
+
+def test_a_dry_run_without_addresses_and_privilege(tmp_path: Path) -> None:
+    """A dry run in an empty namespace, as nobody, prints IPv4 rules and says what it assumed."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become nobody in an empty namespace")
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, "-m", "istio_iptables", "-n", *IDS],
+        env={"PYTHONPATH": str(GOLDEN.parent), "PATH": os.environ["PATH"]},
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0
+    assert done.stdout == run([*DRY, *IDS]).out
+    assert done.stderr == (
+        "istio-iptables: warning: no address to tell the address families by: IPv4 is assumed\n"
+    )
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    """A pipe that is closed early ends the program without a traceback."""
+    done = subprocess.run(
+        [
+            "sh",
+            "-c",
+            f"{sys.executable} -m istio_iptables -n --ip-family ipv4 | head -c 5 >/dev/null",
+        ],
+        env={"PYTHONPATH": str(GOLDEN.parent), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+    )
+    assert done.stderr == ""
+
+
+def test_bytes_that_are_no_text() -> None:
+    """An interface name of any bytes is printed as those bytes."""
+    done = subprocess.run(
+        [sys.executable, "-m", "istio_iptables", "-n", "--ip-family=ipv4", "-c", b"\xff\xfe"],
+        env={"PYTHONPATH": str(GOLDEN.parent), "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"-A PREROUTING -i \xff\xfe -j RETURN\n" in done.stdout
