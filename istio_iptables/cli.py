@@ -10,7 +10,7 @@ import click
 
 from istio_iptables import __version__
 from istio_iptables.builder import build
-from istio_iptables.commandline import SettingsCommand, flags_given, split_extra
+from istio_iptables.commandline import SettingsCommand, Subcommand, flags_given, split_extra
 from istio_iptables.configured import PROGRAM, configured, effective, tell
 from istio_iptables.errors import ExitStatus, IstioIptablesError
 from istio_iptables.netfilter import formats
@@ -134,9 +134,17 @@ root = SettingsCommand(
     name=PROGRAM,
     callback=_run,
     elsewhere={
-        "clean": "istio_iptables.commands.clean",
-        "diff": "istio_iptables.commands.diff",
-        "explain": "istio_iptables.commands.explain",
+        "clean": Subcommand(
+            "istio_iptables.commands.clean", "Remove our rules, routes and address again."
+        ),
+        "diff": Subcommand(
+            "istio_iptables.commands.diff",
+            "Compare the rules of a namespace or a file with those of the flags.",
+        ),
+        "explain": Subcommand(
+            "istio_iptables.commands.explain",
+            "Follow one packet through the rules, and say where it ends and why.",
+        ),
     },
     help="Bend a pod's traffic through Envoy: make Istio's iptables rules, and install or print them.",
     epilog="Exit status: 0 done, or already so; 1 failed, or differs; 2 the command line is wrong;"

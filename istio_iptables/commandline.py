@@ -6,7 +6,7 @@ are put right before it sees them: ``-p=15001``, and booleans with a value (``--
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -15,7 +15,7 @@ from istio_iptables.settings.options import GROUPS, SETTINGS, Kind, Setting
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["SettingsCommand", "flags_given", "split_extra"]
+__all__ = ["SettingsCommand", "Subcommand", "flags_given", "split_extra"]
 
 #: Log flags of Istio, accepted so that its arguments work, and without effect here.
 _LOG_VALUES = (
@@ -68,6 +68,14 @@ def _facts(setting: Setting) -> str:
     return f"  [{'; '.join(facts)}]" if facts else ""
 
 
+class Subcommand(NamedTuple):
+    """A subcommand that is imported only when it is asked for: the ``command`` of a module."""
+
+    module: str
+    #: What the list of commands says about it.
+    about: str
+
+
 class SettingsCommand(click.Group):
     """A command whose options are settings, grouped in its help; subcommands come first.
 
@@ -78,12 +86,11 @@ class SettingsCommand(click.Group):
         self,
         settings: Iterable[Setting] = SETTINGS,
         *,
-        elsewhere: Mapping[str, str] | None = None,
+        elsewhere: Mapping[str, Subcommand] | None = None,
         more: Iterable[click.Option] = (),
         **attributes: Any,  # noqa: ANN401 - click's, handed on as they are
     ) -> None:
         self.settings = tuple(settings)
-        # Each subcommand's module, imported only when the subcommand is asked for.
         self._elsewhere = dict(elsewhere or {})
         options: list[click.Parameter] = [
             _SettingOption(setting) for setting in self.settings if setting.on_command_line
@@ -118,12 +125,12 @@ class SettingsCommand(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The subcommand, imported now if it has a module of its own: its ``command``."""
-        module = self._elsewhere.get(cmd_name)
-        if module is None:
+        found = self._elsewhere.get(cmd_name)
+        if found is None:
             return super().get_command(ctx, cmd_name)
         from importlib import import_module
 
-        command: click.Command = import_module(module).command
+        command: click.Command = import_module(found.module).command
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -162,7 +169,12 @@ class SettingsCommand(click.Group):
         ]
         with formatter.section("Other"):
             formatter.write_dl(others)
-        self.format_commands(ctx, formatter)
+        if self._elsewhere:
+            # click would import all of them for the same lines.
+            with formatter.section("Commands"):
+                formatter.write_dl(
+                    [(name, self._elsewhere[name].about) for name in sorted(self._elsewhere)]
+                )
 
 
 def _like_pflag(

@@ -42,7 +42,6 @@ command = SettingsCommand(
     _SETTINGS,
     name="clean",
     callback=_run,
-    short_help="Remove our rules, routes and address again.",
     help="Remove our rules of both backends and families, their routes and their address. What is"
     " ours is told from the rules themselves, so the flags of the installation are not needed;"
     " rules of others stay as they are.",

@@ -160,7 +160,6 @@ command = SettingsCommand(
     CAPTURE_SETTINGS,
     name="diff",
     callback=_run,
-    short_help="Compare the rules of a namespace or a file with those of the flags.",
     help="Compare the rules that the capture flags ask for with those of a namespace (this one, or"
     " --network-namespace), of iptables-save's text (--against), or with a golden file.",
     epilog="Exit status: 0 the same; 1 there are differences; 2 it can't be told, or the command"

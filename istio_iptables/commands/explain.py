@@ -120,7 +120,6 @@ command = SettingsCommand(
     CAPTURE_SETTINGS,
     name="explain",
     callback=_run,
-    short_help="Follow one packet through the rules, and say where it ends and why.",
     help="Follow one packet through the rules and say which of them decide: the rules of the capture"
     " flags, those of a namespace (--live), or those of a file (--rules).",
     epilog="Exit status: 0 answered; 2 it can't be told, or the command line is wrong.",
