@@ -67,6 +67,7 @@ class _Layout:
         self.padding = bytes(self.size - 16 - self.header.size - _OFFSETS.size)
         self.goto = _FLAG_GOTO4 if four else _FLAG_GOTO6
         self.bytes = 4 if four else 16
+        self.anywhere = (bytes(self.bytes), bytes(self.bytes))
 
 
 _LAYOUTS = {family: _Layout(family) for family in Family}
@@ -155,13 +156,14 @@ def _protocol_number(name: str) -> int:
 
 def _network(layout: _Layout, term: Term | None) -> tuple[bytes, bytes]:
     if term is None:
-        return bytes(layout.bytes), bytes(layout.bytes)
+        return layout.anywhere
     address, _, length = term.value.partition("/")
     bits = layout.bytes * 8
     mask = _mask(int(length), bits) if length.isdigit() else inet_pton(layout.number, length)
     return inet_pton(layout.number, address), mask
 
 
+@cache
 def _mask(length: int, bits: int) -> bytes:
     return (((1 << length) - 1) << (bits - length)).to_bytes(bits // 8, "big")
 
@@ -189,6 +191,9 @@ def _encode_match(match: Match) -> bytes:
 
 
 _PORTS = struct.Struct("=HHHH")
+#: Whole parts: tcp has an option and two bytes of flags between the ports and the inversion.
+_TCP_PART = struct.Struct("=H29sBHHHH3xB4x")
+_UDP_PART = struct.Struct("=H29sBHHHHB7x")
 _ALL_PORTS = (0, 65535)
 
 
@@ -208,10 +213,9 @@ def _encode_ports(match: Match) -> bytes:
         else:
             message = f"-m {match.name} {option.name}"
             raise UnknownPartError(message)
-    numbers = _PORTS.pack(*source, *destination)
-    # tcp has an option and two bytes of flags between the ports and the inversion.
-    between = b"\0\0\0" if match.name == "tcp" else b""
-    return _part(match.name, 0, numbers + between + bytes((inverted,)))
+    if match.name == "tcp":
+        return _TCP_PART.pack(48, b"tcp", 0, *source, *destination, inverted)
+    return _UDP_PART.pack(48, b"udp", 0, *source, *destination, inverted)
 
 
 @cache

@@ -7,6 +7,7 @@ them is committed; if a later step fails, the earlier ones go back.
 from __future__ import annotations
 
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.builder import DIVERT, build_address
@@ -21,7 +22,7 @@ from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
 from istio_iptables.ours import extract, recognise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from istio_iptables.kernel.backend import Backend, Choice
     from istio_iptables.netfilter.edits import Edit
@@ -44,6 +45,7 @@ class Where(NamedTuple):
 
 
 _HERE = Where()
+_NOTHING: Mapping[str, list[_Step]] = MappingProxyType({})
 
 
 class _Change(NamedTuple):
@@ -120,7 +122,7 @@ def _install(plan: Plan, choice: Choice, tell: Callable[[str], None], *, replace
     steps += (_reversed(_route_removal(route)) for route in new_routes)
     # The table that captures inbound traffic from now on comes before the one that did.
     order = ("raw", "mangle", "nat") if _uses_tproxy(plan) else ("raw", "nat", "mangle")
-    steps += _table_steps(changes, order, before={"mangle": list(map(_route_removal, old_routes))})
+    steps += _table_steps(changes, order, {"mangle": list(map(_route_removal, old_routes))})
     steps += _table_steps(elsewhere, ("raw", "nat", "mangle"))
     steps += map(_address_removal, old_addresses)
     _carry_out(steps)
@@ -142,7 +144,7 @@ def _clean(choice: Choice, tell: Callable[[str], None]) -> None:
     steps = _table_steps(
         [*changes, *elsewhere],
         ("raw", "mangle", "nat"),
-        before={
+        {
             "mangle": list(map(_route_removal, _our_routes(live, elsewhere))),
             "nat": list(map(_address_removal, _our_addresses(live, elsewhere))),
         },
@@ -277,19 +279,21 @@ def _reversed(step: _Step) -> _Step:
 
 
 def _table_steps(
-    changes: Sequence[_Change], order: Sequence[str], before: dict[str, list[_Step]] | None = None
+    changes: Sequence[_Change], order: Sequence[str], before: Mapping[str, list[_Step]] = _NOTHING
 ) -> list[_Step]:
     """A step for each change, tables in *order*, each transaction prepared beforehand.
 
     *before* holds steps to take before the first change of a table, or at the end without one.
     """
-    waiting = dict(before or {})
+    waiting = {table: steps for table, steps in before.items() if steps}
+    # A single change that fails leaves nothing to put back, so its commit is its trial.
+    check = len(changes) > 1 or bool(waiting)
     steps: list[_Step] = []
     ranked = sorted(changes, key=lambda change: (*order, change.table).index(change.table))
     for change in ranked:
         steps += waiting.pop(change.table, ())
         transaction = change.backend.prepare(
-            change.family, change.table, change.steps, check=len(changes) > 1 or bool(before)
+            change.family, change.table, change.steps, check=check
         )
         steps.append(
             _Step(

@@ -35,6 +35,8 @@ class Edit(NamedTuple):
     chain: str
     rule: Rule = Rule()
     position: int = 0
+    #: For DELETE: whether the rule's text alone says which one is meant.
+    by_text: bool = False
 
 
 class Place(Enum):
@@ -104,8 +106,9 @@ def _shared_chain(
     """The steps for a chain that others use too: only our rules come and go."""
     if _same(tuple(live[number] for number in sorted(ours)), wanted):
         return []
+    others = {rule.text for number, rule in enumerate(live) if number not in ours}
     steps = [
-        Edit(Action.DELETE, chain, live[number], number + 1)
+        Edit(Action.DELETE, chain, live[number], number + 1, live[number].text not in others)
         for number in sorted(ours, reverse=True)
     ]
     head = [rule for rule in wanted if rule.inserted]
@@ -183,7 +186,8 @@ def _perform(chains: dict[str, list[Rule]], step: Edit) -> list[Edit]:
 def restore_lines(table: str, steps: Iterable[Edit]) -> list[str]:
     """The steps as one table of ``iptables-restore --noflush``, from ``*nat`` to ``COMMIT``.
 
-    Rules are deleted by number, so the text belongs to the table it was made from.
+    A rule is deleted by its text where that is enough: a stranger who adds rules at the same
+    time would turn a number into another rule's.
     """
     lines = [f"*{table}"]
     for step in steps:
@@ -195,6 +199,8 @@ def restore_lines(table: str, steps: Iterable[Edit]) -> list[str]:
             lines.append(f"-A {step.chain} {step.rule.text}")
         elif step.action is Action.INSERT:
             lines.append(f"-I {step.chain} {step.position} {step.rule.text}")
+        elif step.by_text:
+            lines.append(f"-D {step.chain} {step.rule.text}")
         else:
             lines.append(f"-D {step.chain} {step.position}")
     lines.append("COMMIT")

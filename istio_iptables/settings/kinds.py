@@ -34,6 +34,10 @@ _LOOPBACK_BYTE = 127
 _LOOPBACK_PREFIX = 8
 
 
+#: Control characters, and the two that end a line beside them.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
 class Fault(NamedTuple):
     """What is wrong with a value, or with one item of it (counted from 1; 0 is the whole)."""
 
@@ -58,9 +62,9 @@ def parse(kind: Kind, text: str, names: Names) -> tuple[object, list[Fault]]:
 
     Lists are separated by commas; empty items and blanks around items are dropped.
     """
-    control = next((letter for letter in text if _is_control(letter)), None)
+    control = _CONTROL.search(text)
     if control is not None:
-        reason = f"holds the control character {control!a}; items are separated by commas"
+        reason = f"holds the control character {control[0]!a}; items are separated by commas"
         return None, [Fault(0, text, reason)]
     if kind in _WITH_ALL and text.strip() == "*":
         return ALL, []
@@ -93,10 +97,6 @@ def _refuse_star(kind: Kind) -> NoReturn:
         raise _Refused(reason)
     reason = "is not accepted here: name each item"
     raise _Refused(reason)
-
-
-def _is_control(letter: str) -> bool:
-    return letter < " " or "\x7f" <= letter <= "\x9f" or letter in "\u2028\u2029"
 
 
 def _number(text: str) -> int | None:
