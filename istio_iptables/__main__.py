@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from istio_iptables.cli import main
@@ -18,8 +19,10 @@ def run() -> NoReturn:
     and helps nobody: the results are written, and the kernel closes what is open.
     """
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        # main() has told of what could not be written.
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 
 

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Results go to stdout; every problem is one line on stderr.
     """
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # both are text files
     try:
@@ -46,10 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has seen enough; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.FAILED
+    except OSError as error:
+        # What the kernel refuses has been told by name; this is our own output.
+        tell("error", (f"can't write the output: {error.strerror or error}",))
+        return ExitStatus.FAILED
     except KeyboardInterrupt:
         tell("error", ("interrupted",))
         return ExitStatus.FAILED
     return int(status or ExitStatus.DONE)
+
+
+def _open_missing_streams() -> None:
+    """Stand in for a stream that the caller closed: output to it fails, or is lost for stderr."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open to the end
+    if sys.stdout is None:
+        sys.stdout = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open to the end
 
 
 @click.pass_context
