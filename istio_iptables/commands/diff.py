@@ -1,4 +1,4 @@
-"""``istio-iptables diff``: is a ruleset still what the flags ask for?"""
+"""``istio-iptables diff``: whether a ruleset is still what the flags ask for."""
 
 from __future__ import annotations
 
