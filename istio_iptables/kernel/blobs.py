@@ -174,7 +174,8 @@ def _interface(term: Term | None) -> tuple[bytes, bytes]:
         return b"", b""
     name = term.value.encode(errors="surrogateescape")
     if name.endswith(b"+"):
-        return name[:-1], b"\xff" * (len(name) - 1)
+        # iptables leaves the plus in the name; the mask keeps the kernel from looking at it.
+        return name, b"\xff" * (len(name) - 1)
     return name, b"\xff" * (len(name) + 1)
 
 
@@ -201,18 +202,18 @@ def _encode_ports(match: Match) -> bytes:
     source = destination = _ALL_PORTS
     inverted = 0
     for option in match.options:
+        if option.name not in {"--sport", "--dport"}:
+            message = f"-m {match.name} {option.name}"
+            raise UnknownPartError(message)
         first, colon, last = option.values[0].partition(":")
         low = int(first)
         ports = (low, int(last) if colon else low)
         if option.name == "--sport":
             source = ports
             inverted |= option.negated
-        elif option.name == "--dport":
+        else:
             destination = ports
             inverted |= option.negated << 1
-        else:
-            message = f"-m {match.name} {option.name}"
-            raise UnknownPartError(message)
     if match.name == "tcp":
         return _TCP_PART.pack(48, b"tcp", 0, *source, *destination, inverted)
     return _UDP_PART.pack(48, b"udp", 0, *source, *destination, inverted)
@@ -288,9 +289,9 @@ _STATES = {
     "ESTABLISHED": 2,
     "RELATED": 4,
     "NEW": 8,
-    "UNTRACKED": 64,
-    "SNAT": 128,
-    "DNAT": 256,
+    "UNTRACKED": 256,
+    "SNAT": 64,
+    "DNAT": 128,
 }
 #: struct xt_conntrack_mtinfo3: 8 addresses of 16 bytes, then expiry, protocol, ports, flags.
 _CONNTRACK = struct.Struct("=128sIIH4HHHHH4H")
@@ -491,12 +492,12 @@ def _network_text(layout: _Layout, address: bytes, mask: bytes) -> str:
 
 def _interface_text(name: bytes, mask: bytes) -> str:
     text = name.partition(b"\0")[0]
-    covered = len(mask) - mask.count(0)
-    if any(byte not in (0, 0xFF) for byte in mask):
+    covered = len(mask.rstrip(b"\0"))
+    if mask[:covered].strip(b"\xff"):
         message = "an interface mask that iptables does not make"
         raise UnknownPartError(message)
     whole = covered > len(text)
-    return text.decode(errors="surrogateescape") + ("" if whole else "+")
+    return text[:covered].decode(errors="surrogateescape") + ("" if whole else "+")
 
 
 def _decode_match(name: str, revision: int, data: bytes) -> str:
