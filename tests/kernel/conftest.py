@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.kernel.netns import why_not
+from tests.kernel.sandbox import sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture(autouse=True)
@@ -12,3 +18,10 @@ def _kernel_at_hand() -> None:
     reason = why_not()
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture
+def box(_kernel_at_hand: None) -> Iterator[None]:
+    """The test runs in network and mount namespaces of its own."""
+    with sandbox():
+        yield

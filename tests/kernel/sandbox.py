@@ -1,0 +1,305 @@
+"""A network and mount namespace for one test, entered by the test's own process.
+
+Entering one takes a millisecond, and the program then runs in the process that is there
+already, so that a test can install hundreds of times. What needs a process of its own (to be
+killed, or to hold fewer rights) is forked from this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from istio_iptables.netfilter.model import Family
+from tests import program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+__all__ = [
+    "BACKENDS",
+    "CLI",
+    "PATH",
+    "Finished",
+    "State",
+    "command",
+    "forked",
+    "install",
+    "joined",
+    "load",
+    "mount",
+    "needs",
+    "new_network",
+    "ours_in",
+    "planned",
+    "process",
+    "run",
+    "sandbox",
+    "save",
+    "state",
+    "tables",
+    "wait_for_group",
+]
+
+BACKENDS = ("legacy", "nft")
+
+#: The program as a user runs it.
+CLI = str(Path(sys.executable).with_name("istio-iptables"))
+
+#: What the program's environment holds here: only where iptables is.
+PATH = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
+_MS_BIND, _MS_REC, _MS_PRIVATE, _MS_RDONLY, _MS_REMOUNT = 4096, 16384, 1 << 18, 1, 32
+_PR_SET_CHILD_SUBREAPER = 36
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(function: str, *arguments: object) -> None:
+    if getattr(_libc, function)(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{function}: {os.strerror(number)}")
+
+
+def mount(source: str, target: str, kind: str = "", *, bind: bool = False, data: str = "") -> None:
+    """Mount in the sandbox: a file or folder over another one, or a new file system."""
+    _call(
+        "mount",
+        source.encode(),
+        target.encode(),
+        kind.encode() or None,
+        ctypes.c_ulong(_MS_BIND if bind else 0),
+        data.encode() or None,
+    )
+
+
+def read_only(target: str) -> None:
+    """Make what is mounted at *target* read-only."""
+    _call(
+        "mount",
+        None,
+        target.encode(),
+        None,
+        ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | _MS_RDONLY),
+        None,
+    )
+
+
+def new_network() -> None:
+    """Put this process into a network namespace of its own, with lo up."""
+    _call("unshare", _CLONE_NEWNET)
+    _set_loopback(up=True)
+
+
+def _set_loopback(*, up: bool) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sh", b"lo", 0).ljust(40, b"\0")
+        flags = struct.unpack_from("h", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request), 16)[0]
+        flags = flags | _IFF_UP if up else flags & ~_IFF_UP
+        request = struct.pack("16sh", b"lo", flags).ljust(40, b"\0")
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, request)
+
+
+@contextlib.contextmanager
+def sandbox() -> Iterator[None]:
+    """Be in a fresh network namespace with lo up, and see an empty /run, for the block.
+
+    Everything that is mounted or installed in the block is gone after it.
+    """
+    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    home = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in ("net", "mnt")]
+    try:
+        _call("unshare", _CLONE_NEWNET | _CLONE_NEWNS)
+        _call("mount", b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
+        mount("tmpfs", "/run", "tmpfs", data="size=1m")
+        _set_loopback(up=True)
+        yield
+    finally:
+        for each in home:
+            # A process that can't get home must not go on in the test's namespaces.
+            if _libc.setns(each, 0):
+                os.abort()
+            os.close(each)
+        os.fchdir(folder)
+        os.close(folder)
+
+
+def needs(*tools: str) -> pytest.MarkDecorator:
+    """Skip a test, and say so, where a tool it needs is missing."""
+    missing = [tool for tool in tools if shutil.which(tool, path=PATH["PATH"]) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+def run(*arguments: str, environment: Mapping[str, str] | None = None) -> program.Result:
+    """Run the program in this process, IPv4 and IPv6 as the arguments say."""
+    return program.run(arguments, PATH | dict(environment or {}))
+
+
+def install(backend: str, *arguments: str) -> program.Result:
+    """Install into *backend*."""
+    return run("--force-iptables-binary", backend, *arguments)
+
+
+class Finished(NamedTuple):
+    """What became of a process."""
+
+    status: int
+    out: str
+    err: str
+
+
+def process(*words: str, stdin: str = "", environment: Mapping[str, str] | None = None) -> Finished:
+    """Run a program as a process of its own, to its end."""
+    done = subprocess.run(
+        words,
+        input=stdin,
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+        env=PATH | dict(environment or {}),
+        timeout=60,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def command(*words: str, stdin: str = "") -> str:
+    """What a command prints; it has to succeed."""
+    done = process(*words, stdin=stdin)
+    assert done.status == 0, f"{' '.join(words)}: {done.err}"
+    return done.out
+
+
+def _program(family: Family, backend: str, what: str) -> str:
+    return f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{backend}-{what}"
+
+
+def load(backend: str, family: Family, text: str) -> None:
+    """Have iptables load rules beside those that are there."""
+    command(_program(family, backend, "restore"), "--noflush", stdin=text)
+
+
+def save(backend: str, family: Family) -> str:
+    """What iptables-save prints."""
+    return command(_program(family, backend, "save"))
+
+
+_COUNTERS = re.compile(r"\[\d+:\d+\]")
+
+
+def tables(text: str, *, counters: bool = False) -> dict[str, str]:
+    """The tables of a text of iptables-save by name: each its text, without comments.
+
+    Packet counts of chains are left out unless *counters*; rules have none.
+    """
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("*"):
+            lines = found.setdefault(line[1:], [])
+        if line and not line.startswith("#"):
+            lines.append(line if counters else _COUNTERS.sub("[0:0]", line))
+    return {name: "\n".join(each) for name, each in found.items()}
+
+
+def ours_in(text: str) -> dict[str, str]:
+    """The tables of a text of iptables-save that hold rules or chains beside the built-in ones.
+
+    Looking at a legacy table makes it, so that an empty one means nothing.
+    """
+    return {
+        name: table
+        for name, table in tables(text).items()
+        if any(line.startswith("-A") or " - [" in line for line in table.splitlines())
+    }
+
+
+def planned(*arguments: str) -> dict[Family, dict[str, str]]:
+    """The tables that a dry run prints, by family."""
+    printed = run(*arguments, "--dry-run")
+    assert printed.status == 0, printed.err
+    ipv4, _, ipv6 = printed.out.partition("# IPv6")
+    return {Family.IPV4: tables(ipv4), Family.IPV6: tables(ipv6)}
+
+
+class State(NamedTuple):
+    """Everything of a network namespace that an install may change, as text."""
+
+    legacy: tuple[dict[str, str], dict[str, str]]
+    nft: tuple[dict[str, str], dict[str, str]]
+    rules: tuple[str, str]
+    routes: tuple[str, str]
+    addresses: str
+
+
+def state(*, backends: tuple[str, ...] = BACKENDS, everything: bool = False) -> State:
+    """What the namespace holds now; tables without rules only with *everything*."""
+    read = tables if everything else ours_in
+    both = {
+        backend: (read(save(backend, Family.IPV4)), read(save(backend, Family.IPV6)))
+        if backend in backends
+        else ({}, {})
+        for backend in BACKENDS
+    }
+    # One process for the lot: most of the time goes into starting them.
+    asked = "ip -4 rule; echo %; ip -6 rule; echo %; ip -4 route show table all; echo %;"
+    asked += "ip -6 route show table all; echo %; ip -o addr"
+    ip = command("sh", "-c", asked).split("%\n")
+    return State(both["legacy"], both["nft"], (ip[0], ip[1]), (ip[2], ip[3]), ip[4])
+
+
+def forked(work: Callable[[], int], *, group: bool = False, quiet: bool = False) -> int:
+    """Run *work* in a child process, at the head of a process group of its own if asked.
+
+    Its return value is the child's exit status; an exception of it is 99 and a traceback.
+    """
+    child = os.fork()
+    if child:
+        return child
+    status = 99
+    try:
+        if group:
+            os.setpgid(0, 0)
+        if quiet:
+            null = os.open(os.devnull, os.O_RDWR)
+            for number in (0, 1, 2):
+                os.dup2(null, number)
+        status = work()
+    except BaseException:  # noqa: BLE001 - nothing may get out of the child into pytest
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+def joined(child: int) -> int:
+    """The exit status of a child, negative for the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def wait_for_group(group: int) -> None:
+    """Wait until every process of a group has ended, those that lost their parent too."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-group, 0)
+
+
+def kill_group(group: int) -> None:
+    """SIGKILL to every process of a group, and wait for their end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    wait_for_group(group)
