@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import netlink
 from istio_iptables.netfilter.model import TABLES, Family
+from istio_iptables.ours import recognise
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from istio_iptables.netfilter.edits import Edit
-    from istio_iptables.netfilter.model import Ruleset
+    from istio_iptables.netfilter.model import Ruleset, Table
 
 __all__ = ["Backend", "Choice", "Transaction", "choose", "legacy_tables", "nft_tables"]
 
@@ -94,12 +95,19 @@ def choose(forced: str) -> Choice:
     nft_used = any(nft_tables(family) for family in Family)
     name, reason = forced, "asked for by --force-iptables-binary"
     if not name:
-        legacy_rules = legacy_used and _holds_rules(_make("legacy"))
-        nft_rules = nft_used and _holds_rules(_make("nft"))
-        if nft_rules and not legacy_rules:
-            name, reason = "nft", "its tables hold rules in this namespace"
-        elif legacy_rules:
-            name, reason = "legacy", "its tables hold rules in this namespace"
+        legacy_rules = legacy_used and _any_table(_make("legacy"), lambda table: table.rule_count)
+        nft_rules = nft_used and _nft_holds_rules()
+        if legacy_rules and nft_rules:
+            # Both are in use: ours stay where they are.
+            in_nft = _any_table(_make("nft"), recognise)
+            in_legacy = _any_table(_make("legacy"), recognise)
+            name = "nft" if in_nft and not in_legacy else "legacy"
+            reason = "both backends hold rules in this namespace" + (
+                ", and ours are in this one" if in_nft or in_legacy else ""
+            )
+        elif legacy_rules or nft_rules:
+            name = "legacy" if legacy_rules else "nft"
+            reason = "its tables hold rules in this namespace"
         elif has_legacy:
             name, reason = "legacy", "no table holds rules yet, and the kernel has it"
         else:
@@ -109,8 +117,14 @@ def choose(forced: str) -> Choice:
     return Choice(_make("nft"), _make("legacy") if legacy_used else None, reason)
 
 
-def _holds_rules(backend: Backend) -> bool:
-    return any(backend.read(family).rule_count for family in Family)
+def _any_table(backend: Backend, test: Callable[[Table], object]) -> bool:
+    return any(test(table) for family in Family for table in backend.read(family).tables)
+
+
+def _nft_holds_rules() -> bool:
+    """Whether a table that iptables-nft uses has a rule, of whatever kind."""
+    held = netlink.nft_rules()
+    return any((family.number, table) in held for family in Family for table in TABLES)
 
 
 def _make(name: str) -> Backend:

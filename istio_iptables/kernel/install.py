@@ -105,7 +105,7 @@ def _install(plan: Plan, choice: Choice, tell: Callable[[str], None], *, replace
     tell(f"backend {choice.backend.name}: {choice.reason}")
     live = _read(choice.backend)
     changes = _changes(choice.backend, live, plan)
-    elsewhere = _other_changes(choice)
+    elsewhere = _other_changes(choice, tell)
     old_routes = [route for route in _our_routes(live, elsewhere) if not _planned(route, plan)]
     old_addresses = [] if plan.addresses else _our_addresses(live, elsewhere)
     new_routes = [route for route in plan.routes if not routes.has_route(route)]
@@ -135,7 +135,7 @@ def _install(plan: Plan, choice: Choice, tell: Callable[[str], None], *, replace
 def _clean(choice: Choice, tell: Callable[[str], None]) -> None:
     live = _read(choice.backend)
     changes = _changes(choice.backend, live, Plan(()))
-    elsewhere = _other_changes(choice)
+    elsewhere = _other_changes(choice, tell)
     if not (changes or elsewhere):
         tell("there are no rules of ours: nothing to do")
         return
@@ -152,7 +152,7 @@ def _clean(choice: Choice, tell: Callable[[str], None]) -> None:
     _carry_out(steps)
     _forget([*changes, *elsewhere], Plan(()))
     count = sum(len(extract(ruleset).tables) for ruleset in live) + len(elsewhere)
-    tell(f"removed our rules from {count} tables")
+    tell(f"removed our rules from {count} table{'' if count == 1 else 's'}")
 
 
 def _forget(changes: Iterable[_Change], plan: Plan) -> None:
@@ -204,11 +204,16 @@ def _shape(ruleset: Ruleset, name: str) -> dict[str, int]:
     return {chain.name: len(chain.rules) for chain in table.chains} if table else {}
 
 
-def _other_changes(choice: Choice) -> list[_Change]:
-    """The removal of our rules from the backend that was not chosen."""
+def _other_changes(choice: Choice, tell: Callable[[str], None]) -> list[_Change]:
+    """The removal of our rules from the backend that was not chosen, if it can be read."""
     if choice.other is None:
         return []
-    return _changes(choice.other, _read(choice.other), Plan(()))
+    try:
+        return _changes(choice.other, _read(choice.other), Plan(()))
+    except KernelRefused as error:
+        # Its rules are nobody's but a stranger's as long as it was never chosen.
+        tell(f"the {choice.other.name} backend was not looked at: {error}")
+        return []
 
 
 def _only_adds(change: _Change) -> bool:
@@ -292,9 +297,7 @@ def _table_steps(
     ranked = sorted(changes, key=lambda change: (*order, change.table).index(change.table))
     for change in ranked:
         steps += waiting.pop(change.table, ())
-        transaction = change.backend.prepare(
-            change.family, change.table, change.steps, check=check
-        )
+        transaction = change.backend.prepare(change.family, change.table, change.steps, check=check)
         steps.append(
             _Step(
                 f"{change.family.title} table {change.table} ({change.backend.name})",
@@ -359,10 +362,12 @@ def _differences(
     """
     from istio_iptables.netfilter import drift
 
+    # Where the chosen backend has nothing of ours, all of the plan is missing: no need to list it.
     lines = [
         difference.line
         for difference in drift.differences(live, plan.rulesets, recognise)
         if difference.kind is not drift.Kind.STRANGER
+        and any(extract(ruleset).tables for ruleset in live)
     ]
     lines += (difference.line for difference in drift.beside(old, new))
     lines += (

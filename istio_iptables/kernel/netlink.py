@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from istio_iptables.errors import KernelRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 __all__ = [
     "MarkRule",
@@ -22,6 +22,8 @@ __all__ = [
     "has_loopback_address",
     "is_local_default",
     "mark_rules",
+    "nft_is_empty",
+    "nft_rules",
     "nft_tables",
 ]
 
@@ -33,7 +35,13 @@ _NLMSG_DONE = 3
 _RTM_GETADDR = 22
 _RTM_GETROUTE = 26
 _RTM_GETRULE = 34
-_NFT_MSG_GETTABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES
+_NFNL_NFTABLES = 10 << 8
+_NFT_MSG_GETTABLE = 1
+_NFT_MSG_GETCHAIN = 4
+_NFT_MSG_GETRULE = 7
+_NFT_MSG_GETSET = 10
+_NFT_MSG_GETOBJ = 19
+_NF_ACCEPT = 1
 
 _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 10, 15, 16
 _FR_ACT_TO_TBL = 1
@@ -43,7 +51,10 @@ _WHOLE = 0xFFFFFFFF
 
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
-_NFTA_TABLE_NAME = 1
+#: Of a table its name; of what a table holds, the table's name.
+_NFTA_NAME = _NFTA_TABLE = 1
+_NFTA_CHAIN_NAME = 3
+_NFTA_CHAIN_POLICY = 5
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -115,20 +126,54 @@ def _is_local_only(packed: bytes) -> bool:
     )
 
 
+def _nft(kind: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Everything of one kind in this namespace's nf_tables, as (family, attributes).
+
+    A kernel without nf_tables has nothing.
+    """
+    try:
+        # struct nfgenmsg: family (0 is all of them), version, resource id.
+        for content in _dump(
+            _NETLINK_NETFILTER, _NFNL_NFTABLES | kind, struct.pack("=BBH", 0, 0, 0)
+        ):
+            yield content[0], dict(_attributes(content, 4))
+    except OSError:
+        return
+
+
+def _name(value: bytes | None) -> str:
+    return (value or b"").rstrip(b"\0").decode(errors="replace")
+
+
 def nft_tables() -> tuple[tuple[int, str], ...]:
     """The nftables tables of this network namespace as (family, name); loads nothing.
 
-    The family is the kernel's number: 2 is ip, 10 ip6. A kernel without nf_tables has none.
+    The family is the kernel's number: 2 is ip, 10 ip6.
     """
-    found = []
-    try:
-        # struct nfgenmsg: family (0 is all of them), version, resource id.
-        for content in _dump(_NETLINK_NETFILTER, _NFT_MSG_GETTABLE, struct.pack("=BBH", 0, 0, 0)):
-            name = dict(_attributes(content, 4)).get(_NFTA_TABLE_NAME, b"")
-            found.append((content[0], name.rstrip(b"\0").decode()))
-    except OSError:
-        return ()
-    return tuple(found)
+    found = _nft(_NFT_MSG_GETTABLE)
+    return tuple((family, _name(parts.get(_NFTA_NAME))) for family, parts in found)
+
+
+def nft_rules() -> frozenset[tuple[int, str]]:
+    """The nftables tables, as (family, name), that hold a rule."""
+    found = _nft(_NFT_MSG_GETRULE)
+    return frozenset((family, _name(parts.get(_NFTA_TABLE))) for family, parts in found)
+
+
+def nft_is_empty(family: int, table: str, chains: Collection[str]) -> bool:
+    """Whether a table has no rule and no set, and no chains but *chains*, which accept all."""
+    if (family, table) in nft_rules():
+        return False
+    for kind in (_NFT_MSG_GETSET, _NFT_MSG_GETOBJ):
+        for number, parts in _nft(kind):
+            if (number, _name(parts.get(_NFTA_TABLE))) == (family, table):
+                return False
+    for number, parts in _nft(_NFT_MSG_GETCHAIN):
+        if (number, _name(parts.get(_NFTA_TABLE))) == (family, table):
+            policy = int.from_bytes(parts.get(_NFTA_CHAIN_POLICY, b"\1"), "big")
+            if _name(parts.get(_NFTA_CHAIN_NAME)) not in chains or policy != _NF_ACCEPT:
+                return False
+    return True
 
 
 class MarkRule(NamedTuple):

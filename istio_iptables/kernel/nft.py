@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_iptables.errors import KernelRefused, SaveFileError
+from istio_iptables.kernel import netlink
 from istio_iptables.kernel.backend import nft_tables
 from istio_iptables.kernel.programs import run
 from istio_iptables.netfilter.edits import restore_lines
-from istio_iptables.netfilter.model import Family, Ruleset
+from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Family, Ruleset
 from istio_iptables.netfilter.savefile import parse
 
 if TYPE_CHECKING:
@@ -59,8 +60,7 @@ class Nft:
 
     def forget(self, family: Family, table: str) -> None:
         """Take away the table if it holds nothing: iptables made it for us, so it goes with us."""
-        left = self.read(family).table(table)
-        if left is None or any(chain.policy != "ACCEPT" or chain.rules for chain in left.chains):
+        if not netlink.nft_is_empty(family.number, table, BUILT_IN_CHAINS[table]):
             return
         from pyroute2.nftables.main import NFTables
 

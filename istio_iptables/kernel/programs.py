@@ -26,7 +26,8 @@ def run(command: Sequence[str], stdin: str = "") -> str:
             check=False,
         )
     except OSError as error:
-        message = f"can't run {command[0]}: {error.strerror}"
+        hint = " (is the package iptables installed?)" if "tables" in command[0] else ""
+        message = f"can't run {command[0]}: {error.strerror}{hint}"
         raise KernelRefused(message) from error
     if done.returncode:
         said = done.stderr.decode(errors="replace").split("\n")
