@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import Packet, World, loopback
 from istio_iptables.netfilter.trace import trace
-from istio_iptables.settings.values import ALL, IdRange
+from istio_iptables.settings.values import ALL, IdRange, Mode
 from istio_iptables.verdict import judge
 
 if TYPE_CHECKING:
@@ -126,6 +126,8 @@ class _Probe:
         pairs = [(uids[0], gids[0])]
         pairs += ((uid, self._nobody) for uid in uids)
         pairs += ((self._nobody, gid) for gid in gids)
+        if config.mode is Mode.TPROXY:
+            pairs += ((0, gid) for gid in gids)
         return pairs
 
     def _of_envoy(self, uid: int, gid: int) -> Iterator[tuple[Packet, str]]:
@@ -144,6 +146,10 @@ class _Probe:
             out_interface="lo",
         )
         yield application, "what Envoy hands to the application"
+        if config.mode is Mode.TPROXY and config.inbound_ports and uid in {0, self._nobody}:
+            # Only a privileged Envoy can speak under another address; Istio's runs as root then.
+            kept = application._replace(source=ELSEWHERE[family], mark=config.tproxy_mark)
+            yield kept, "what Envoy hands to the application under the client's address"
         here = base._replace(
             source=loopback(family),
             destination=loopback(family),

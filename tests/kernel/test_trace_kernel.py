@@ -1,0 +1,235 @@
+"""A trace against the kernel's own: packets are really sent, and the kernel says which way they took.
+
+``ISTIO_IPTABLES_TRACE_PAIRS=5000 pytest tests/kernel/test_trace_kernel.py`` compares more.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from istio_iptables.builder import build
+from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.packet import Packet, World
+from istio_iptables.netfilter.trace import End, Outcome, trace
+from istio_iptables.settings.config import configure
+from istio_iptables.settings.sources import gather
+from tests.kernel.netns import BACKENDS
+from tests.kernel.tracing import ADDRESSES, FIRST_PORT, Kernel, predicted
+from tests.strategies import FixedMachine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from istio_iptables.netfilter.plan import Plan
+
+pytestmark = pytest.mark.kernel
+
+#: How many pairs of a ruleset and a packet are compared in each backend.
+PAIRS = int(os.environ.get("ISTIO_IPTABLES_TRACE_PAIRS", "600"))
+PACKETS = 8
+
+SERVERS = ("10.96.0.10", "fd00:96::a")
+TCP, UDP = 6, 17
+
+TEXTS = {
+    "istio_inbound_interception_mode": ("REDIRECT", "TPROXY", "TPROXY"),
+    "istio_inbound_ports": ("*", "*", "80,8000:8100", ""),
+    "istio_local_exclude_ports": ("", "15090,443"),
+    "istio_service_cidr": ("*", "*", "1.2.0.0/16,2001:db8::/32", "127.0.0.0/8,10.0.0.0/8", ""),
+    "istio_service_exclude_cidr": ("", "1.2.3.0/24,2001:db8:1::/48"),
+    "istio_outbound_ports": ("", "443,8080"),
+    "istio_local_outbound_ports_exclude": ("", "8080,53"),
+    "istio_exclude_interfaces": ("", "", "net1", "net+"),
+    "kube_virt_interfaces": ("", "", "net1"),
+    "proxy_uid": ("1337", "1337,1338", "1330-1340", "0"),
+    "proxy_gid": ("", "1337", "1000"),
+    "istio_outbound_owner_groups": ("*", "*", "*", "1000,1337", ""),
+    "istio_outbound_owner_groups_exclude": ("", "1000"),
+    "istio_outbound_ipv4_loopback_cidr": ("127.0.0.1/32", "127.0.0.0/8"),
+    "istio_inbound_tproxy_mark": ("1337", "1338", "0x37"),
+    "redirect_dns": ("false", "true"),
+    "capture_all_dns": ("false", "true"),
+    "drop_invalid": ("false", "true"),
+}
+
+
+def plan_of(texts: dict[str, str]) -> Plan:
+    """The plan that these settings make on the pod of the tests."""
+    values, _ = gather({"dry_run": "true", "ip_family": "dual"} | texts, {})
+    return build(configure(values, FixedMachine(servers=SERVERS))[0])
+
+
+plans = st.fixed_dictionaries(
+    {name: st.sampled_from(values) for name, values in TEXTS.items()}
+).map(plan_of)
+
+NEAR = {
+    Family.IPV4: ("127.0.0.1", "127.0.0.5", "10.244.0.2", "10.245.0.2"),
+    Family.IPV6: ("::1", "fd00:10:244::2", "fd00:10:245::2"),
+}
+FAR = {
+    Family.IPV4: ("1.2.3.4", "1.2.9.9", "9.9.9.9", "10.245.0.9", "10.96.0.10"),
+    Family.IPV6: ("2001:db8::9", "2001:db8:1::9", "fd00:10:245::9", "fd00:96::a"),
+}
+PASSTHROUGH = {Family.IPV4: "127.0.0.6", Family.IPV6: "::6"}
+PORTS = (53, 80, 443, 8080, 15006, 15008, 15053, 15090)
+
+
+@st.composite
+def sent(draw: st.DrawFn) -> Packet:
+    """A packet that a process in the pod can send; its interface is found out later."""
+    family = draw(st.sampled_from(Family))
+    destination = draw(st.sampled_from(NEAR[family] + FAR[family]))
+    pod = ADDRESSES["eth0"][family is Family.IPV6]
+    mark = draw(st.sampled_from((0, 0, 0, 1337, 1338, 0x37)))
+    if destination.startswith("127.") or destination == "::1":
+        source = draw(st.sampled_from((NEAR[family][0], PASSTHROUGH[family], pod)))
+    elif destination in NEAR[family]:
+        sources = (destination, PASSTHROUGH[family], FAR[family][0] if mark else pod)
+        source = draw(st.sampled_from(sources))
+    else:
+        source = ADDRESSES["net1" if "245" in destination else "eth0"][family is Family.IPV6]
+    return Packet(
+        family,
+        draw(st.sampled_from((TCP, TCP, UDP))),
+        source,
+        destination,
+        destination_port=draw(st.sampled_from(PORTS)),
+        uid=draw(st.sampled_from((0, 1000, 1337, 1338))),
+        gid=draw(st.sampled_from((0, 1000, 1337, 1338))),
+        mark=mark,
+    )
+
+
+@st.composite
+def sent_on(draw: st.DrawFn) -> Packet:
+    """A later packet of a connection that the pod has with itself."""
+    family = draw(st.sampled_from(Family))
+    destination = draw(st.sampled_from(NEAR[family]))
+    sources = (NEAR[family][0], ADDRESSES["eth0"][family is Family.IPV6], PASSTHROUGH[family])
+    return Packet(
+        family,
+        TCP,
+        draw(st.sampled_from(sources)),
+        destination,
+        destination_port=80,
+        uid=draw(st.sampled_from((0, 1000, 1337))),
+        gid=draw(st.sampled_from((0, 1000, 1337))),
+        mark=draw(st.sampled_from((0, 0, 1337, 1338))),
+        state="ESTABLISHED",
+    )
+
+
+@st.composite
+def received(draw: st.DrawFn) -> Packet:
+    """A packet that arrives at the pod, or is to go through it."""
+    family = draw(st.sampled_from(Family))
+    interface = draw(st.sampled_from(("eth0", "eth0", "net1")))
+    here = ADDRESSES[interface][family is Family.IPV6]
+    protocol = draw(st.sampled_from((TCP, TCP, TCP, UDP)))
+    states = ("NEW", "NEW", "ESTABLISHED", "INVALID") if protocol == TCP else ("NEW",)
+    return Packet(
+        family,
+        protocol,
+        draw(st.sampled_from(FAR[family][:3])),
+        draw(st.sampled_from((here, here, here, FAR[family][1]))),
+        destination_port=draw(st.sampled_from((80, *PORTS))),
+        in_interface=interface,
+        state=draw(st.sampled_from(states)),
+    )
+
+
+def completed(packet: Packet, port: int, plan: Plan) -> Packet:
+    """The packet with a port of its own, and the interface that routing finds for it."""
+    packet = packet._replace(source_port=port)
+    if packet.in_interface:
+        return packet
+    world = World(ADDRESSES, plan.routes)
+    if world.is_local(packet.destination, packet.family) or world.is_routed_home(packet):
+        return packet._replace(out_interface="lo")
+    return packet._replace(out_interface="net1" if ":245:" in _dotless(packet) else "eth0")
+
+
+def _dotless(packet: Packet) -> str:
+    return f":{packet.destination}".replace(".", ":")
+
+
+def second(packet: Packet, plan: Plan) -> Packet:
+    """A packet of a connection that was made, with the marks that its first packet left.
+
+    Only where it was made over loopback and nobody took it: otherwise the first one is asked.
+    """
+    if packet.state != "ESTABLISHED" or packet.in_interface:
+        return packet
+    first = packet._replace(state="NEW")
+    (ruleset,) = (each for each in plan.rulesets if each.family is packet.family)
+    (outcome,) = trace(ruleset, first, World(ADDRESSES, plan.routes)).outcomes
+    if outcome.taken_by or outcome.end is not End.DELIVERED:
+        return first
+    return packet._replace(connmark=outcome.packet.connmark)
+
+
+def kind_of(packet: Packet, outcome: Outcome) -> list[str]:
+    """What a compared pair was about, for counting."""
+    return [
+        "in" if packet.in_interface else "out",
+        packet.family.title,
+        packet.protocol_name,
+        packet.state,
+        outcome.end.value,
+        *([f"{outcome.taken_by} {outcome.to_port}"] if outcome.taken_by else ()),
+    ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_packet_goes_the_kernels_way(
+    backend: str, record_property: Callable[[str, object], None]
+) -> None:
+    """The rules that a trace names are those that the kernel names, one after the other."""
+    ports = itertools.cycle(range(FIRST_PORT, 65536))
+    compared: Counter[str] = Counter()
+    with Kernel(backend) as kernel:
+
+        @settings(
+            # A few can't be compared: nobody answers, and there is no later packet to send.
+            max_examples=PAIRS // PACKETS + 5,
+            deadline=None,
+            derandomize=PAIRS < 1000,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(
+            plans,
+            st.lists(
+                st.one_of(sent(), sent(), sent_on(), received(), received()),
+                min_size=PACKETS,
+                max_size=PACKETS,
+            ),
+        )
+        def compare(plan: Plan, drawn: list[Packet]) -> None:
+            packets = [second(completed(each, next(ports), plan), plan) for each in drawn]
+            said = kernel.send(plan, packets)
+            world = World(ADDRESSES, plan.routes)
+            for packet, path in zip(packets, said.paths, strict=True):
+                if path is None:
+                    # Nobody answered, so there is no connection to send a second packet of.
+                    continue
+                (outcome,) = trace(said.rulesets[packet.family], packet, world).outcomes
+                assert predicted(outcome) == path, (packet, outcome.end)
+                compared.update(("pairs", *kind_of(packet, outcome)))
+
+        compare()
+    record_property("compared", dict(compared))
+    print(backend, dict(compared))
+    assert compared["pairs"] >= min(PAIRS, 300)
+    for kind in ("in", "out", "IPv4", "IPv6", "tcp", "udp", "ESTABLISHED", "INVALID", "forwarded"):
+        assert compared[kind], kind
+    for kind in ("REDIRECT 15001", "REDIRECT 15006", "TPROXY 15006", "REDIRECT 15053", "dropped"):
+        assert compared[kind], kind

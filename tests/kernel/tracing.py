@@ -1,0 +1,163 @@
+"""The kernel's word on packets: load rules in a namespace, send packets, read which way they took."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from istio_iptables.netfilter.model import Family, Ruleset
+from istio_iptables.netfilter.savefile import parse, render
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import TracebackType
+
+    from istio_iptables.netfilter.packet import Packet
+    from istio_iptables.netfilter.plan import Plan
+    from istio_iptables.netfilter.trace import Outcome
+
+__all__ = ["ADDRESSES", "FIRST_PORT", "Kernel", "Place", "Said", "predicted"]
+
+#: The pod that tests/kernel/traced.py makes.
+ADDRESSES = {
+    "lo": ("127.0.0.1", "::1", "::6"),
+    "eth0": ("10.244.0.2", "fd00:10:244::2"),
+    "net1": ("10.245.0.2", "fd00:10:245::2"),
+}
+#: Packets from these ports on are traced; each has a port of its own.
+FIRST_PORT = 20000
+
+_TRACED = [
+    f"-A {chain} -p {protocol} -m {protocol} --sport {FIRST_PORT}:65535 -j TRACE"
+    for chain in ("PREROUTING", "OUTPUT")
+    for protocol in ("tcp", "udp")
+]
+_EMPTY = """*raw
+:PREROUTING ACCEPT
+:OUTPUT ACCEPT
+COMMIT
+*mangle
+:PREROUTING ACCEPT
+:INPUT ACCEPT
+:FORWARD ACCEPT
+:OUTPUT ACCEPT
+:POSTROUTING ACCEPT
+COMMIT
+*nat
+:PREROUTING ACCEPT
+:INPUT ACCEPT
+:OUTPUT ACCEPT
+:POSTROUTING ACCEPT
+COMMIT
+"""
+
+#: Table, chain and rule number (from 1), None for the policy.
+Place = tuple[str, str, int | None]
+
+
+class Said(NamedTuple):
+    """What the kernel has now, and the way of each packet; None for one that could not be sent."""
+
+    rulesets: dict[Family, Ruleset]
+    paths: list[list[Place] | None]
+
+
+class Kernel:
+    """A pod's network namespace for as long as the block lasts."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [
+                *("unshare", "--net", sys.executable, "-S", "-E"),
+                str(Path(__file__).with_name("traced.py")),
+                self._backend,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(10)
+
+    def send(self, plan: Plan, packets: Iterable[Packet]) -> Said:
+        """Load the plan's rules in place of all others, send the packets, one after the other."""
+        packets = tuple(packets)
+        rules = {each.family: _traced(each) for each in plan.rulesets}
+        for family in Family:
+            rules.setdefault(family, _traced(Ruleset(family)))
+        request = {
+            "rules": {family.value: text for family, text in rules.items()},
+            "routes": [
+                " ".join(command[1:]) for route in plan.routes for command in route.commands
+            ],
+            "packets": [{**each._asdict(), "family": each.family.value} for each in packets],
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        assert not answer["error"], answer["error"]
+        rulesets = {
+            Family(family): parse(text, Family(family)) for family, text in answer["saved"].items()
+        }
+        paths: list[list[Place] | None] = []
+        for packet, path in zip(packets, answer["paths"], strict=True):
+            assert not isinstance(path, str), (packet, path)
+            paths.append(None if path is None else _places(rulesets[packet.family], path))
+        return Said(rulesets, paths)
+
+
+def _traced(ruleset: Ruleset) -> str:
+    """The text that loads *ruleset* with what makes the kernel tell, and nothing else."""
+    tables = {table.name: table for table in ruleset.tables}
+    empty = parse(_EMPTY, ruleset.family)
+    text = render(
+        Ruleset(ruleset.family, tuple(tables.get(each.name, each) for each in empty.tables))
+    )
+    lines = text.split("\n")
+    first = next(
+        number for number, line in enumerate(lines) if line.startswith("-A") or line == "COMMIT"
+    )
+    return "\n".join([*lines[:first], *_TRACED, *lines[first:]])
+
+
+def _places(ruleset: Ruleset, path: Sequence[tuple[str, str, str, int]]) -> list[Place]:
+    """What the kernel said, in our words: without the ends of chains and the tracing rules."""
+    places: list[Place] = []
+    for name, chain_name, what, number in path:
+        table = ruleset.table(name)
+        chain = table.chain(chain_name) if table else None
+        assert chain is not None, (name, chain_name)
+        # The legacy kernel calls an unconditional RETURN or ACCEPT "return" and "policy" too.
+        if 0 < number <= len(chain.rules):
+            target = chain.rules[number - 1].target
+            if target is None or target.name != "TRACE":
+                places.append((name, chain_name, number))
+        elif what == "policy":
+            places.append((name, chain_name, None))
+    return places
+
+
+def predicted(outcome: Outcome) -> list[Place]:
+    """The way that a trace says, in the same words."""
+    return [
+        (step.table, step.chain, step.number) for step in outcome.steps if step.verdict != "TRACE"
+    ]
