@@ -186,8 +186,13 @@ _QUOTE_BEFORE = str.maketrans({'"': '\\"', "\\": "\\\\", "'": "\\'"})
 
 
 def quoted(word: str) -> str:
-    """*word* as iptables-save writes it: in double quotes when a blank or a quote is in it."""
-    if word and not any(letter in " \t\"\\'" for letter in word):
+    """*word* as iptables-save writes it: in double quotes when a blank or a quote is in it.
+
+    A word that looks like an option is quoted as well, so that it can't be read as one.
+    """
+    if word.isalnum():
+        return word
+    if word and word[0] not in "-!" and not any(each.isspace() or each in "\"\\'" for each in word):
         return word
     return f'"{word.translate(_QUOTE_BEFORE)}"'
 
@@ -209,6 +214,11 @@ class Table(NamedTuple):
     #: Comment and blank lines that stood before the table when it was read, without line ends.
     comments: tuple[str, ...] = ()
 
+    @property
+    def rule_count(self) -> int:
+        """How many rules there are in all chains."""
+        return sum(len(chain.rules) for chain in self.chains)
+
     def chain(self, name: str) -> Chain | None:
         """The chain of this name, or None."""
         return next((chain for chain in self.chains if chain.name == name), None)
@@ -229,7 +239,7 @@ class Ruleset(NamedTuple):
     @property
     def rule_count(self) -> int:
         """How many rules there are in all tables and chains."""
-        return sum(len(chain.rules) for table in self.tables for chain in table.chains)
+        return sum(table.rule_count for table in self.tables)
 
 
 def is_built_in(table: str, chain: str) -> bool:

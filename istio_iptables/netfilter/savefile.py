@@ -173,6 +173,9 @@ _LONG_NAMES = {
     "--goto": "-g",
 }
 
+#: Options whose one value is any text: iptables-save prints a comment ``-j`` without quotes.
+_FREE_TEXT = frozenset({"--comment", "--log-prefix", "--nflog-prefix", "--string"})
+
 #: The words, beside those that start with ``--``, that end the values of an option.
 _STARTS = frozenset({"!", "-m", "-j", "-g", *_HEADER})
 
@@ -218,7 +221,7 @@ class _RuleReader:
                 options = self._options()
                 # Before 1.4.3, iptables wrote the sense behind the name: --dport ! 80.
                 negated = self._negated_inside() or negated
-                options.append(Option(word, self._option_values(), negated))
+                options.append(Option(word, self._option_values(word), negated))
             else:
                 self._add_part(word, negated=negated)
             negated = False
@@ -279,10 +282,12 @@ class _RuleReader:
         self._position += 1
         return self._words[self._position - 1]
 
-    def _option_values(self) -> tuple[str, ...]:
+    def _option_values(self, name: str) -> tuple[str, ...]:
         """The words up to the next option or part, all of them if they are in quotes."""
         words, quoted = self._words, self._quoted
         first = end = self._position
+        if name in _FREE_TEXT:
+            end = min(first + 1, len(words))
         while end < len(words) and (end in quoted or not _starts_option(words[end])):
             end += 1
         self._position = end

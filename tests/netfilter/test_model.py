@@ -1,0 +1,168 @@
+"""Rules, chains and rulesets as values."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+
+from istio_iptables.netfilter import parts
+from istio_iptables.netfilter.model import (
+    Chain,
+    Counters,
+    Family,
+    Match,
+    Option,
+    Rule,
+    Ruleset,
+    Table,
+    Target,
+    Term,
+    is_built_in,
+    quoted,
+)
+from istio_iptables.netfilter.plan import Plan, PolicyRoute
+from istio_iptables.netfilter.savefile import parse_rule
+from tests.strategies import rules
+
+TEXTS: list[tuple[Rule, str]] = [
+    (Rule(), ""),
+    (
+        Rule(
+            target=parts.RETURN,
+            protocol=Term("tcp"),
+            out_interface=Term("lo"),
+            in_interface=Term("eth0", negated=True),
+            destination=Term("10.0.0.0/8", negated=True),
+            source=Term("127.0.0.6/32"),
+        ),
+        "-s 127.0.0.6/32 ! -d 10.0.0.0/8 ! -i eth0 -o lo -p tcp -j RETURN",
+    ),
+    (Rule(fragment=Term("", negated=True), target=parts.DROP), "! -f -j DROP"),
+    (Rule(target=Target("MINE", goto=True)), "-g MINE"),
+    (
+        Rule(matches=(parts.ports("tcp", dport="80", negated=True),), target=parts.redirect(15001)),
+        "-m tcp ! --dport 80 -j REDIRECT --to-ports 15001",
+    ),
+    (Rule(matches=(parts.ports("udp", sport="53"),)), "-m udp --sport 53"),
+    (Rule(matches=(parts.ports_except((53, 15008)),)), "-m multiport ! --dports 53,15008"),
+    (Rule(matches=(parts.owner(uid="1-2", negated=True),)), "-m owner ! --uid-owner 1-2"),
+    (Rule(matches=(parts.owner(gid="0"),)), "-m owner --gid-owner 0"),
+    (Rule(matches=(parts.mark_is(1337, of="connmark"),)), "-m connmark --mark 0x539"),
+    (Rule(target=parts.set_mark(1338)), "-j MARK --set-xmark 0x53a/0xffffffff"),
+    (
+        Rule(target=parts.save_mark()),
+        "-j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+    ),
+    (
+        Rule(target=parts.tproxy(15006, 1337, Family.IPV6)),
+        "-j TPROXY --on-port 15006 --on-ip :: --tproxy-mark 0x539/0xffffffff",
+    ),
+    (
+        Rule(matches=(Match("comment", (Option("--comment", ('say "hi"',)),)),)),
+        '-m comment --comment "say \\"hi\\""',
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "text"), TEXTS)
+def test_text(rule: Rule, text: str) -> None:
+    """A rule's text is in the order and spelling of iptables-save."""
+    assert rule.text == text
+
+
+def test_an_owner_match_needs_an_owner() -> None:
+    """A match on nobody is a mistake of the caller."""
+    with pytest.raises(ValueError, match="needs a uid or a gid"):
+        parts.owner()
+
+
+class TestEquality:
+    """Rules are equal when their text is."""
+
+    @given(rules)
+    def test_what_is_no_part_of_a_rule(self, rule: Rule) -> None:
+        """Reason, counters and the way it is put in are known about a rule, not part of it."""
+        other = rule._replace(reason="why", counters=Counters(1, 2), inserted=True)
+        assert other == rule
+        assert hash(other) == hash(rule)
+        assert not other != rule  # noqa: SIM202 - the operator is what is tested
+
+    @given(rules)
+    def test_a_read_rule_and_a_made_one(self, rule: Rule) -> None:
+        """A rule read from text equals the one made of parts."""
+        assert parse_rule(rule.text) == rule
+        assert len({rule, parse_rule(rule.text)}) == 1
+
+    def test_others(self) -> None:
+        """Another text, or something that is no rule, is not equal."""
+        assert Rule(target=parts.DROP) != Rule(target=parts.ACCEPT)
+        assert Rule() != ""
+        assert Rule() != tuple(Rule())
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("80", "80"),
+        ("RELATED,ESTABLISHED", "RELATED,ESTABLISHED"),
+        ("0x1/0xff", "0x1/0xff"),
+        ("", '""'),
+        ("a b", '"a b"'),
+        ("it's", '"it\\\'s"'),
+        ('"', '"\\""'),
+        ("\\", '"\\\\"'),
+        ("-j", '"-j"'),
+        ("!", '"!"'),
+        ("a\u00a0b", '"a\u00a0b"'),
+    ],
+)
+def test_quoted(word: str, text: str) -> None:
+    """A word is in double quotes where it could be read as something else without."""
+    assert quoted(word) == text
+
+
+def test_lookups() -> None:
+    """Tables, chains and options are found by name; what is not there is None."""
+    chain = Chain("MINE", rules=(Rule(target=parts.redirect(1)),))
+    ruleset = Ruleset(Family.IPV4, (Table("nat", (chain, chain._replace(name="B"))),))
+    assert ruleset.table("raw") is None
+    table = ruleset.table("nat")
+    assert table is not None
+    assert table.chain("MINE") == chain
+    assert table.chain("YOURS") is None
+    assert ruleset.rule_count == 2
+    target = chain.rules[0].target
+    assert target is not None
+    assert target.option("--to-ports", "--to-port") == Option("--to-ports", ("1",))
+    assert target.option("--random") is None
+    match = parts.ports("tcp", sport="1", dport="2")
+    assert match.option("--dport") == Option("--dport", ("2",))
+    assert match.option("--sports") is None
+
+
+def test_families() -> None:
+    """A family knows its name in prose, its length in bits and the kernel's number."""
+    assert [(each.title, each.bits, each.number) for each in Family] == [
+        ("IPv4", 32, 2),
+        ("IPv6", 128, 10),
+    ]
+
+
+def test_built_in_chains() -> None:
+    """A chain is built in by table and name."""
+    assert is_built_in("nat", "OUTPUT")
+    assert not is_built_in("raw", "INPUT")
+    assert not is_built_in("nat", "ISTIO_OUTPUT")
+    assert not is_built_in("nonsense", "OUTPUT")
+
+
+def test_one_family_of_a_plan() -> None:
+    """A plan's part for a family has its rules and routes only."""
+    rulesets = tuple(map(Ruleset, Family))
+    routes = tuple(PolicyRoute(family, 1337, 133) for family in Family)
+    part = Plan(rulesets, routes).only(Family.IPV4)
+    assert part == Plan(rulesets[:1], routes[:1])
+    assert part.routes[0].commands == (
+        ("ip", "-4", "rule", "add", "fwmark", "0x539", "lookup", "133"),
+        ("ip", "-4", "route", "add", "local", "default", "dev", "lo", "table", "133"),
+    )
