@@ -10,7 +10,8 @@ Undo needs no memory, so this has to tell from the rules alone:
 * ``-i X -j RETURN`` and ``-o X -j RETURN`` are how an interface is excluded. Anyone may write
   such a rule, so it counts as ours only where Istio's order puts it: right before our jump out
   of OUTPUT, and for the same interfaces, in the same order, before our jump in PREROUTING;
-* ``-i K -j RETURN`` spares a virtual interface: ours at the very head of nat's PREROUTING.
+* ``-i K -j RETURN`` spares a virtual interface: ours right behind the rules that send K's
+  traffic to ISTIO_REDIRECT, or without these at the very head of nat's PREROUTING.
 
 A stranger's own chain may jump to ours: that rule stays, unless the chain it jumps to goes.
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.builder import CHAIN_PREFIX, OUTBOUND_MARK
+from istio_iptables.builder import CHAIN_PREFIX, OUTBOUND_MARK, REDIRECT
 from istio_iptables.netfilter.edits import Place
 from istio_iptables.netfilter.model import Ruleset, Table, is_built_in
 
@@ -56,7 +57,7 @@ def recognise(table: Table | None) -> Ours:
     for chain in table.chains:
         if is_built_in(table.name, chain.name):
             jumps = {
-                number: Place.HEAD if _rerouted(rule) else Place.TAIL
+                number: Place.HEAD if _rerouted(chain.name, rule) else Place.TAIL
                 for number, rule in enumerate(chain.rules)
                 if _jumps_to_us(rule)
             }
@@ -99,9 +100,9 @@ def _jumps_to_us(rule: Rule) -> bool:
     return rule.target is not None and rule.target.name.startswith(CHAIN_PREFIX)
 
 
-def _rerouted(rule: Rule) -> bool:
+def _rerouted(chain: str, rule: Rule) -> bool:
     """Whether the rule sends a virtual interface's traffic to Envoy; those are put in at the head."""
-    return rule.in_interface is not None and _jumps_to_us(rule)
+    return chain == "PREROUTING" and rule.target is not None and rule.target.name == REDIRECT
 
 
 def _mark(rule: Rule, match: str) -> str | None:
@@ -222,12 +223,19 @@ def _last_run(rules: tuple[Rule, ...], free: list[int], names: list[str]) -> lis
 
 
 def _add_virtual(table: Table, shared: dict[str, dict[int, Place]]) -> None:
-    """The head of PREROUTING: what sends virtual interfaces to Envoy, then what spares them."""
+    """What spares virtual interfaces: behind what sends them to Envoy, else at the very head."""
     prerouting = table.chain("PREROUTING")
-    for number, rule in enumerate(prerouting.rules if prerouting else ()):
-        place = shared.get("PREROUTING", {}).get(number)
-        if place is Place.HEAD:
-            continue
-        if place is Place.TAIL or not rule.in_interface or _bare_return(rule, inbound=True) is None:
+    rules = prerouting.rules if prerouting else ()
+    placed = shared.get("PREROUTING", {})
+    rerouted = [number for number, place in placed.items() if place is Place.HEAD]
+    names = {_interface(rules[number]) for number in rerouted}
+    for number in range(max(rerouted, default=-1) + 1, len(rules)):
+        name = None if number in placed else _bare_return(rules[number], inbound=True)
+        # A stranger may stand before ours, but not between a jump and the RETURN that goes with it.
+        if name is None or (name not in names if rerouted else name == "+"):
             break
         shared.setdefault("PREROUTING", {})[number] = Place.HEAD
+
+
+def _interface(rule: Rule) -> str:
+    return rule.in_interface.value if rule.in_interface else "+"
