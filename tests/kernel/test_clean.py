@@ -1,0 +1,115 @@
+"""Cleaning: what was there before is there again, byte for byte."""
+
+from __future__ import annotations
+
+import pytest
+
+from istio_iptables.netfilter.model import Family
+from tests.kernel.configurations import CONFIGURATIONS, DUAL, TPROXY
+from tests.kernel.foreign import LAYOUTS, add_around, load_layout
+from tests.kernel.sandbox import (
+    BACKENDS,
+    command,
+    install,
+    load,
+    run,
+    sandbox,
+    save,
+    state,
+)
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
+
+#: Istio's flag, and a word of our own.
+WAYS = ("--cleanup-only", "clean")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", ["none", *LAYOUTS])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_install_then_clean_leaves_no_trace(name: str, layout: str, backend: str) -> None:
+    """Without any flag of the install: rules, policy rules, routes of all tables and addresses."""
+    command("ip", "rule", "add", "fwmark", "1337", "lookup", "200")
+    command("ip", "route", "add", "local", "10.7.0.0/16", "dev", "lo", "table", "200")
+    command("ip", "addr", "add", "::7/128", "dev", "lo")
+    if layout != "none":
+        load_layout(layout, backend)
+    before = state()
+    assert install(backend, *CONFIGURATIONS[name]).status == 0
+    assert state() != before
+    result = run("--cleanup-only")
+    assert (result.status, result.out, result.errors) == (0, "", [])
+    assert state() == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["dual", "everything", "virtual-and-excluded"])
+def test_rules_that_came_around_ours_stay(name: str, backend: str) -> None:
+    """What strangers put in before and behind ours later on stays as if ours had never been."""
+    with sandbox():
+        load_layout("docker", backend)
+        add_around(backend)
+        never = state(backends=(backend,))
+    load_layout("docker", backend)
+    install(backend, *CONFIGURATIONS[name])
+    add_around(backend)
+    assert run("--cleanup-only").status == 0
+    assert state(backends=(backend,)) == never
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_both_backends_are_cleaned_at_once(way: str) -> None:
+    """Rules in legacy and nft, of different configurations, go in one run."""
+    before = state()
+    for backend, arguments in (("legacy", TPROXY), ("nft", CONFIGURATIONS["everything"])):
+        with sandbox():
+            assert install(backend, *arguments).status == 0
+            texts = {family: save(backend, family) for family in Family}
+        for family, text in texts.items():
+            load(backend, family, text)
+    assert all(state().legacy) and all(state().nft)  # noqa: PT018 - one thought
+    result = run(way)
+    assert (result.status, result.errors) == (0, [])
+    assert state() == before
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cleaning_twice_is_fine(backend: str, way: str) -> None:
+    """The second time there is nothing to do, which is said, with status 0."""
+    install(backend, *TPROXY)
+    assert run(way).status == 0
+    result = run(way)
+    assert result.status == 0
+    assert "nothing to do" in result.err
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_chain_of_ours_that_a_stranger_jumps_to(backend: str) -> None:
+    """It can be cleaned all the same: the stranger's jump goes with the chain, its other rules stay."""
+    load(
+        backend,
+        Family.IPV4,
+        "*nat\n:MINE - [0:0]\n-A OUTPUT -j MINE\n-A MINE -d 10.0.0.1/32 -j ACCEPT\nCOMMIT\n",
+    )
+    before = state()
+    install(backend, *DUAL)
+    load(backend, Family.IPV4, "*nat\n-A MINE -j ISTIO_REDIRECT\nCOMMIT\n")
+    assert run("--cleanup-only").status == 0
+    assert state() == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_half_removed_install_is_cleaned(backend: str) -> None:
+    """Some of our chains and jumps were taken away by hand: the rest goes."""
+    before = state()
+    install(backend, *CONFIGURATIONS["everything"])
+    program = f"iptables-{backend}"
+    command(program, "-t", "nat", "-D", "OUTPUT", "-j", "ISTIO_OUTPUT")
+    command(program, "-t", "mangle", "-F", "PREROUTING")
+    command(program, "-t", "mangle", "-F", "OUTPUT")
+    command(program, "-t", "raw", "-F")
+    assert run("--cleanup-only").status == 0
+    now = state()
+    assert "ISTIO" not in save(backend, Family.IPV4)
+    assert (now.rules, now.routes, now.addresses) == (before.rules, before.routes, before.addresses)
