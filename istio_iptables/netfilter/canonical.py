@@ -94,6 +94,9 @@ def _protocol(term: Term | None) -> Term | None:
 def _matches(matches: tuple[Match, ...], protocol: Term | None) -> tuple[Match, ...]:
     found = []
     for match in _regrouped(matches, protocol):
+        if protocol is not None and protocol_name(match.name) == protocol.value:
+            # -p 6 --dport 80 reads as a match named 6.
+            match = match._replace(name=protocol.value)  # noqa: PLW2901 - the same one, by its name
         spell = SPELL_MATCH.get(match.name)
         if spell is not None:
             spelt = spell(match)
