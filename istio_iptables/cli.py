@@ -158,6 +158,10 @@ root = SettingsCommand(
             "istio_iptables.commands.explain",
             "Follow one packet through the rules, and say where it ends and why.",
         ),
+        "lab": Subcommand(
+            "istio_iptables.commands.lab",
+            "Try the rules on a throw-away pod with a real Envoy, and show what happens.",
+        ),
     },
     help="Bend a pod's traffic through Envoy: make Istio's iptables rules, and install or print them.",
     epilog="Exit status: 0 done, or already so; 1 failed, or differs; 2 the command line is wrong;"

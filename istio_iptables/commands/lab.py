@@ -1,0 +1,192 @@
+"""``istio-iptables lab``: a throw-away pod with a real Envoy, and what the rules do to traffic."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from istio_iptables.builder import build
+from istio_iptables.commandline import SettingsCommand, flags_given, split_extra
+from istio_iptables.commands.material import CAPTURE_SETTINGS
+from istio_iptables.configured import tell
+from istio_iptables.errors import ExitStatus, UsageProblems
+from istio_iptables.kernel.host import Host
+from istio_iptables.settings.config import configure
+from istio_iptables.settings.options import SETTINGS
+from istio_iptables.settings.sources import gather
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from istio_iptables.lab.runner import Outcome, Up
+    from istio_iptables.lab.scenarios import Scenario
+    from istio_iptables.settings.config import Config
+
+__all__ = ["command", "lab_config"]
+
+#: The lab has its own namespaces and its own DNS servers.
+_SETTINGS = tuple(
+    each for each in CAPTURE_SETTINGS if each.name not in {"network_namespace", "resolv_conf"}
+)
+_ALIASES = {"mode": "istio_inbound_interception_mode", "backend": "force_iptables_binary"}
+
+
+class _Pod(Host):
+    """Answers for the lab's pod."""
+
+    def addresses(self, namespace: str) -> tuple[str, ...]:  # noqa: ARG002 - there is one pod
+        """The addresses of the pod."""
+        from istio_iptables.lab.scenarios import POD_ADDRESSES
+
+        return POD_ADDRESSES
+
+    def nameservers(self, resolv_conf: str) -> tuple[str, ...]:  # noqa: ARG002 - see above
+        """The DNS servers of the pod."""
+        from istio_iptables.lab.scenarios import NAMESERVERS
+
+        return NAMESERVERS
+
+
+def lab_config(flags: Mapping[str, str], environ: Mapping[str, str]) -> tuple[Config, list[str]]:
+    """The Config of the lab's pod, and warnings; what is not given is as DEFAULTS has it."""
+    from istio_iptables.lab.scenarios import DEFAULTS
+
+    own = {each.name for each in _SETTINGS}
+    defaults = dict(DEFAULTS)
+    if "ip_family" in flags:
+        del defaults["dual_stack"]
+    values, warnings = gather(flags, environ, _SETTINGS)
+    others, _ = gather({}, {}, [each for each in SETTINGS if each.name not in own])
+    values = {
+        name: value if value.given or name not in defaults else value._replace(text=defaults[name])
+        for name, value in {**others, **values}.items()
+    }
+    config, more = configure(values, _Pod())
+    return config, [*warnings, *more]
+
+
+@click.pass_context
+def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
+    from istio_iptables.lab import report, runner, scenarios
+    from istio_iptables.lab.without import left_out
+
+    own = {each.name for each in _SETTINGS}
+    flags = {name: text for name, text in flags_given(ctx).items() if name in own}
+    for alias, name in _ALIASES.items():
+        if options[alias] is not None:
+            flags[name] = options[alias]
+    problems = split_extra(ctx.args)
+    config, warnings = _configured(flags, problems)
+    plan = build(config)
+    scenario = scenarios.make(options["scenario"], config, options["envoy_uid"])
+    _check_paths(scenario, options["path"])
+    left = left_out(plan, options["without"])
+    if config.strict and warnings:
+        raise UsageProblems([f"{warning} (--strict)" for warning in warnings])
+    tell("warning", warnings)
+
+    def show(outcome: Outcome) -> None:
+        if options["as_json"]:
+            import json  # no other format needs it
+
+            sys.stdout.write(json.dumps(report.as_json(outcome, plan), indent=2) + "\n")
+        else:
+            sys.stdout.write(report.text(outcome))
+        sys.stdout.flush()
+
+    def keep(up: Up) -> None:
+        show(up.outcome)
+        sys.stderr.write(report.kept(up, scenario.nodes))
+        sys.stderr.flush()
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            return
+
+    outcome = runner.run(
+        scenario,
+        plan,
+        mode=config.mode.value,
+        backend=config.backend,
+        left=left,
+        only=options["path"],
+        keep=keep if options["keep"] else None,
+    )
+    if not options["keep"]:
+        show(outcome)
+    return ExitStatus.DONE if outcome.as_predicted else ExitStatus.FAILED
+
+
+def _configured(flags: Mapping[str, str], problems: list[str]) -> tuple[Config, list[str]]:
+    try:
+        config, warnings = lab_config(flags, os.environ)
+    except UsageProblems as error:
+        raise UsageProblems([*problems, *error.lines]) from None
+    if problems:
+        raise UsageProblems(problems)
+    return config, warnings
+
+
+def _check_paths(scenario: Scenario, names: tuple[str, ...]) -> None:
+    known = dict.fromkeys(path.name for path in scenario.paths)
+    wrong = [
+        f"--path: {name!r}: the scenario {scenario.name} has {', '.join(known)}"
+        for name in names
+        if name not in known
+    ]
+    if wrong:
+        raise UsageProblems(wrong)
+
+
+command = SettingsCommand(
+    _SETTINGS,
+    name="lab",
+    callback=_run,
+    help="Build a throw-away pod, client and server on this machine, with the rules of the capture"
+    " flags and a real Envoy; send traffic, and show hop by hop what happens to it beside what the"
+    " rules predict. Needs root and the extra istio-iptables[lab]; nothing outside is touched and"
+    " nothing is left. Flags that are not given are those of the documented pod, with DNS capture,"
+    " IPv6, and one excluded port, network and interface.",
+    epilog="Exit status: 0 every path went as predicted; 1 one did not, or the lab can't be built;"
+    " 2 the command line is wrong.",
+    more=(
+        click.Option(
+            ["--scenario"],
+            type=click.Choice(["sidecar", "ingress", "egress", "plain-client"]),
+            default="sidecar",
+            show_default=True,
+            help="Who is there and what is sent.",
+        ),
+        click.Option(["--mode"], metavar="MODE", help="The same as -m: REDIRECT or TPROXY."),
+        click.Option(
+            ["--backend"],
+            metavar="BACKEND",
+            help="The same as --force-iptables-binary: legacy or nft.",
+        ),
+        click.Option(
+            ["--envoy-uid"],
+            type=click.IntRange(0, 2**32 - 2),
+            help="Who Envoy runs as.  [default: the proxy's uid; under TPROXY 0]",
+        ),
+        click.Option(
+            ["--path"],
+            multiple=True,
+            metavar="NAME",
+            help="Take this path only; may be given several times.",
+        ),
+        click.Option(
+            ["--without"],
+            multiple=True,
+            metavar="PLACE",
+            help="Leave a rule out, such as 'nat ISTIO_OUTPUT 3', to see what it is there for.",
+        ),
+        click.Option(
+            ["--keep"], is_flag=True, help="Leave it up until Ctrl-C, and say how to enter it."
+        ),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print it as JSON."),
+    ),
+)

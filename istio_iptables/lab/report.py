@@ -1,0 +1,202 @@
+"""What a run has found, as text and as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from istio_iptables.lab.verdict import place_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from istio_iptables.lab.nodes import Node
+    from istio_iptables.lab.predict import Leg, Place
+    from istio_iptables.lab.runner import Outcome, Up
+    from istio_iptables.lab.verdict import Result
+    from istio_iptables.netfilter.model import Rule
+    from istio_iptables.netfilter.plan import Plan
+
+__all__ = ["as_json", "kept", "text"]
+
+
+def text(outcome: Outcome) -> str:
+    """The report for people: each path hop by hop, and its verdict."""
+    lines = [
+        "Each line is one connection: from where to where, the rules it meets, and who takes it.",
+        "In brackets: how often that rule or listener was counted on this path.",
+        "",
+    ]
+    for result in outcome.results:
+        lines += _path(result)
+    good = sum(not result.differences for result in outcome.results)
+    lines.append(
+        f"{outcome.scenario}, {outcome.mode}, {outcome.backend}: {good} of {len(outcome.results)}"
+        f" paths as predicted, in {outcome.seconds:.1f} s"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _path(result: Result) -> Iterator[str]:
+    verdict = "not as predicted" if result.differences else "as predicted"
+    yield f"{result.path.title}, {result.path.family.title}: {verdict}"
+    for leg in result.expected.legs:
+        yield f"  {leg.origin} {_where(leg)}{_met(leg, result)} -> {_taker(leg, result)}"
+    yield f"  {_answer(result)}"
+    yield from (f"  ! {line}" for line in result.differences)
+    yield ""
+
+
+def _where(leg: Leg) -> str:
+    address = f"[{leg.destination}]" if ":" in leg.destination else leg.destination
+    return f"{leg.source} -> {address}:{leg.port}"
+
+
+def _met(leg: Leg, result: Result) -> str:
+    """The rules that a connection meets, grouped by table."""
+    words = []
+    table = ""
+    for place in leg.places:
+        name = place_text(place) if place.table != table else f"{place.chain} {place.number}"
+        table = place.table
+        words.append(f"{name} [{result.counts.rules[place]}]")
+    return f" | {', '.join(words)}" if words else ""
+
+
+def _taker(leg: Leg, result: Result) -> str:
+    port = f"{leg.taken_to} " if leg.taken_to else ""
+    if leg.listener:
+        counted = result.counts.listeners[leg.at, leg.listener]
+        return f"{port}Envoy {leg.listener} of {leg.at} [{counted}]"
+    return f"{port}{leg.server or leg.problem}"
+
+
+def _answer(result: Result) -> str:
+    seen = result.seen[0]
+    many = f" ({len(result.seen)} times)" if len(result.seen) > 1 else ""
+    if seen.problem:
+        return f"nothing came back: {seen.problem}{many}"
+    if not seen.peer:
+        return f"Envoy answered: {seen.server}{many}"
+    hops = f", by way of {' and '.join(seen.hops)}" if seen.hops else ""
+    path = f", asked for {seen.path}" if seen.path not in {"", "/"} else ""
+    return f"{seen.server} saw {seen.peer}{hops}{path}{many}"
+
+
+def as_json(outcome: Outcome, plan: Plan) -> dict[str, Any]:
+    """The report for programs."""
+    return {
+        "version": 1,
+        "scenario": outcome.scenario,
+        "mode": outcome.mode,
+        "backend": outcome.backend,
+        "seconds": round(outcome.seconds, 3),
+        "as_predicted": outcome.as_predicted,
+        "paths": [_path_json(result, plan) for result in outcome.results],
+    }
+
+
+def _path_json(result: Result, plan: Plan) -> dict[str, Any]:
+    path, expected = result.path, result.expected
+    request = path.request
+    places = dict.fromkeys([*expected.rules, *sorted(result.counts.rules, key=str)])
+    listeners = dict.fromkeys([*expected.listeners, *result.counts.listeners])
+    return {
+        "name": path.name,
+        "title": path.title,
+        "family": path.family.value,
+        "as_predicted": not result.differences,
+        "differences": list(result.differences),
+        "request": {
+            "from": path.node,
+            "uid": path.identity.uid,
+            "gid": path.identity.gid,
+            "kind": request.kind.name.lower(),
+            "address": request.address,
+            "port": request.port,
+            "times": request.times,
+        },
+        "legs": [_leg_json(leg, plan) for leg in expected.legs],
+        "predicted": {
+            "server": expected.server or None,
+            "peer": expected.peer or None,
+            "hops": list(expected.hops),
+            "path": expected.path or None,
+            "problem": expected.problem or None,
+        },
+        "seen": [
+            {
+                "server": each.server or None,
+                "peer": each.peer or None,
+                "hops": list(each.hops),
+                "path": each.path or None,
+                "problem": each.problem or None,
+            }
+            for each in dict.fromkeys(result.seen)
+        ],
+        "rules": [
+            {
+                **_place_json(place),
+                "predicted": expected.rules[place] * request.times,
+                "counted": result.counts.rules[place],
+            }
+            for place in places
+        ],
+        "listeners": [
+            {
+                "node": node,
+                "listener": listener,
+                "predicted": expected.listeners[node, listener] * request.times,
+                "counted": result.counts.listeners[node, listener],
+            }
+            for node, listener in listeners
+        ],
+    }
+
+
+def _place_json(place: Place) -> dict[str, Any]:
+    return {
+        "node": place.node,
+        "table": place.table,
+        "chain": place.chain,
+        "rule": place.number,
+    }
+
+
+def _leg_json(leg: Leg, plan: Plan) -> dict[str, Any]:
+    return {
+        "from": leg.origin,
+        "source": leg.source,
+        "destination": leg.destination,
+        "port": leg.port,
+        "path": [{**_place_json(each), **_rule_json(each, plan)} for each in leg.places],
+        "to_port": leg.taken_to or None,
+        "at": leg.at or None,
+        "listener": leg.listener or None,
+        "server": leg.server or None,
+    }
+
+
+def _rule_json(place: Place, plan: Plan) -> dict[str, str]:
+    rule = _rule(place, plan)
+    return {"text": f"-A {place.chain} {rule.text}", "reason": rule.reason}
+
+
+def _rule(place: Place, plan: Plan) -> Rule:
+    (ruleset,) = (each for each in plan.rulesets if each.family is place.family)
+    table = ruleset.table(place.table)
+    chain = table.chain(place.chain) if table else None
+    if chain is None:
+        raise LookupError(place)
+    return chain.rules[place.number - 1]
+
+
+def kept(up: Up, nodes: tuple[Node, ...]) -> str:
+    """How to look around in a lab that is still up."""
+    lines = ["", "The lab is up until it is interrupted (Ctrl-C). Another terminal can enter it:"]
+    for node in nodes:
+        command = f"nsenter --target {up.process} --mount --pid --net=/proc/{up.process}/root/run/netns/{node.name}"
+        lines.append(f"  {node.name + ':':<9} {command} bash")
+        if node.proxy:
+            socket = up.sockets[node.name]
+            lines.append(f"  {'':<9} ... curl --unix-socket {socket} http://envoy/stats")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,167 @@
+"""The lab from beginning to end: a world, nodes, rules, Envoy, and then each path."""
+
+from __future__ import annotations
+
+# Whatever processes of other users need is loaded before they are forked: they can't read it.
+import encodings.idna  # noqa: F401
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.errors import KernelRefused
+from istio_iptables.kernel.backend import choose
+from istio_iptables.kernel.install import Where, install
+from istio_iptables.lab import clients, envoy
+from istio_iptables.lab.envoy import Envoy
+from istio_iptables.lab.observe import Watch
+from istio_iptables.lab.predict import predict
+from istio_iptables.lab.processes import ROOT, call, start
+from istio_iptables.lab.servers import serve
+from istio_iptables.lab.topology import wire
+from istio_iptables.lab.verdict import Result, judge
+from istio_iptables.lab.without import without
+from istio_iptables.lab.world import in_world, make_network, on_network
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from istio_iptables.lab.clients import Seen
+    from istio_iptables.lab.processes import Identity, Process
+    from istio_iptables.lab.scenarios import Path, Scenario
+    from istio_iptables.lab.without import Left
+    from istio_iptables.netfilter.plan import Plan
+
+__all__ = ["Outcome", "Up", "run"]
+
+
+class Outcome(NamedTuple):
+    """What a run of the lab has found."""
+
+    scenario: str
+    mode: str
+    backend: str
+    results: tuple[Result, ...]
+    seconds: float
+
+    @property
+    def as_predicted(self) -> bool:
+        """Whether every path went as predicted."""
+        return all(not result.differences for result in self.results)
+
+
+class Up(NamedTuple):
+    """A lab that is still up, for those who want to look around."""
+
+    outcome: Outcome
+    #: The number of its first process, by which its namespaces are entered.
+    process: int
+    #: The socket that each Envoy is asked on, by node.
+    sockets: Mapping[str, str]
+
+
+def run(  # noqa: PLR0913 - the lab's parts
+    scenario: Scenario,
+    plan: Plan,
+    *,
+    mode: str,
+    backend: str = "",
+    left: Left = frozenset(),
+    only: Sequence[str] = (),
+    keep: Callable[[Up], None] | None = None,
+) -> Outcome:
+    """Run *scenario* with the rules of *plan*, and hold what happens to what *plan* says.
+
+    The rules *left* out are not installed, to show what they are there for. With *only*, paths
+    of other names are not taken. *keep* is called while everything is still up. Raises
+    KernelRefused when the lab can't be built; nothing of it is left in any case.
+    """
+    begun = time.monotonic()
+    binary = envoy.find()
+
+    def work(process: int) -> Outcome:
+        lab = _Lab(scenario, binary)
+        name = lab.build(without(plan, left), backend, left)
+        results = [lab.walk(path, plan) for path in scenario.paths if not only or path.name in only]
+        seconds = time.monotonic() - begun
+        outcome = Outcome(scenario.name, mode, name, tuple(results), seconds)
+        if keep:
+            keep(Up(outcome, process, lab.sockets))
+        return outcome
+
+    return in_world(work, interrupts_end_it=keep is None)
+
+
+class _Lab:
+    """The processes and networks of a scenario; only in a world of its own."""
+
+    def __init__(self, scenario: Scenario, binary: str) -> None:
+        self._nodes = {node.name: node for node in scenario.nodes}
+        self._switch = make_network("switch")
+        self._networks = {name: make_network(name) for name in self._nodes}
+        self._binary = binary
+        self._watch: Watch | None = None
+        self.sockets: dict[str, str] = {}
+
+    def build(self, plan: Plan, backend: str, left: Left) -> str:
+        """Start and connect everything; returns the name of the backend that has the rules."""
+        binary = envoy.show(self._binary)
+        # Envoy takes longest to start; the rest is built meanwhile.
+        envoys = {
+            name: Envoy(node.proxy, self._networks[name], binary)
+            for name, node in self._nodes.items()
+            if node.proxy
+        }
+        servers = [process for name in self._nodes for process in self._serve(name)]
+        captured = {
+            name: self._networks[name] for name, node in self._nodes.items() if node.captured
+        }
+        name: str = call(
+            self._switch, ROOT, lambda: self._wire_and_install(plan, backend, captured)
+        ).result()
+        for process in servers:
+            process.wait_ready()
+        for each in envoys.values():
+            each.wait_ready()
+        self._watch = Watch(captured, envoys, name, left)
+        self.sockets = {node: each.socket for node, each in envoys.items()}
+        return name
+
+    def _serve(self, name: str) -> list[Process]:
+        """Start a node's servers: one process for each user."""
+        servers = self._nodes[name].servers
+        return [
+            start(
+                f"{name} {identity.uid}",
+                self._networks[name],
+                identity,
+                lambda ready, own=tuple(each for each in servers if each.identity == identity): (  # type: ignore[misc]  # its default
+                    serve(own, ready)
+                ),
+            )
+            for identity in dict.fromkeys(each.identity for each in servers)
+        ]
+
+    def _wire_and_install(self, plan: Plan, backend: str, captured: Mapping[str, int]) -> str:
+        wire(tuple(self._nodes.values()), self._networks, self._switch)
+        name = backend
+        for network in captured.values():
+            with on_network(network):
+                name = choose(backend).backend.name
+                install(plan, lambda _line: None, Where(backend=backend))
+        return name
+
+    def walk(self, path: Path, plan: Plan) -> Result:
+        """Send what *path* says, and compare what happens with what was to be expected."""
+        if self._watch is None:
+            message = "the lab is not built yet"
+            raise KernelRefused(message)
+        expected = predict(self._nodes, plan, path.node, path.identity, path.request)
+        before = self._watch.counts(path.family)
+        seen = self._send(path.node, path.identity, path)
+        counts = self._watch.counts(path.family).since(before)
+        return judge(path, expected, seen, counts)
+
+    def _send(self, node: str, identity: Identity, path: Path) -> list[Seen]:
+        seen: list[Seen] = call(
+            self._networks[node], identity, lambda: clients.send(path.request)
+        ).result()
+        return seen

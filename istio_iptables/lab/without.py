@@ -1,0 +1,74 @@
+"""A plan with rules left out, to see what they are there for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_iptables.errors import UsageProblems
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from istio_iptables.netfilter.model import Chain, Table
+    from istio_iptables.netfilter.plan import Plan
+
+__all__ = ["Left", "left_out", "without"]
+
+Left = frozenset[tuple[str, str, int]]
+
+
+def left_out(plan: Plan, texts: Sequence[str]) -> Left:
+    """The table, chain and number of each rule that *texts* name, as ``nat ISTIO_OUTPUT 3``.
+
+    Raises UsageProblems for each text that names no rule of *plan*.
+    """
+    left = set()
+    problems = []
+    for text in texts:
+        words = text.split()
+        place = (words[0], words[1], int(words[2])) if _well_formed(words) else None
+        if place is None or not _is_there(plan, place):
+            problems.append(f"--without: {text!r}: there is no such rule: TABLE CHAIN NUMBER")
+        else:
+            left.add(place)
+    if problems:
+        raise UsageProblems(problems)
+    return frozenset(left)
+
+
+def without(plan: Plan, left: Left) -> Plan:
+    """*plan* without the rules *left* out, in every family; numbers are those of *plan*."""
+    return plan._replace(
+        rulesets=tuple(
+            ruleset._replace(tables=tuple(_table_without(each, left) for each in ruleset.tables))
+            for ruleset in plan.rulesets
+        )
+    )
+
+
+def _well_formed(words: Sequence[str]) -> bool:
+    return len(words) == len(("table", "chain", "number")) and words[2].isdecimal()
+
+
+def _is_there(plan: Plan, place: tuple[str, str, int]) -> bool:
+    table_name, chain_name, number = place
+    return any(
+        table.name == table_name and chain.name == chain_name and 1 <= number <= len(chain.rules)
+        for ruleset in plan.rulesets
+        for table in ruleset.tables
+        for chain in table.chains
+    )
+
+
+def _table_without(table: Table, left: Left) -> Table:
+    return table._replace(chains=tuple(_chain_without(table, each, left) for each in table.chains))
+
+
+def _chain_without(table: Table, chain: Chain, left: Left) -> Chain:
+    return chain._replace(
+        rules=tuple(
+            rule
+            for number, rule in enumerate(chain.rules, 1)
+            if (table.name, chain.name, number) not in left
+        )
+    )
