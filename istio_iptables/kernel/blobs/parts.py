@@ -1,0 +1,50 @@
+"""What matches and targets have in common: their head, and how values are written."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from istio_iptables.netfilter.model import Match, Option, Target
+
+__all__ = [
+    "HEAD",
+    "WHOLE_MARK",
+    "UnknownPartError",
+    "only_option",
+    "part",
+    "range_text",
+    "value_and_mask",
+]
+
+#: The head of a part: its size, its name, its revision.
+HEAD = struct.Struct("=H29sB")
+WHOLE_MARK = 0xFFFFFFFF
+
+
+class UnknownPartError(ValueError):
+    """A rule has a part whose bytes are not known here; only a stranger's rule can have one."""
+
+
+def part(name: str, revision: int, data: bytes) -> bytes:
+    """A part with its head, filled up to the kernel's alignment."""
+    size = (HEAD.size + len(data) + 7) & ~7
+    return HEAD.pack(size, name.encode(), revision) + data + bytes(size - HEAD.size - len(data))
+
+
+def only_option(each: Match | Target) -> Option:
+    """The one option of a part; raises ValueError if it has none or more."""
+    (option,) = each.options
+    return option
+
+
+def value_and_mask(text: str) -> tuple[int, int]:
+    """The mark and the mask of ``0x1/0xff``; the mask is whole if there is none."""
+    value, slash, mask = text.partition("/")
+    return int(value, 0), int(mask, 0) if slash else WHOLE_MARK
+
+
+def range_text(first: int, last: int, between: str) -> str:
+    """``80``, or ``80:90`` with *between* in between."""
+    return str(first) if first == last else f"{first}{between}{last}"
