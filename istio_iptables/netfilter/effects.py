@@ -193,6 +193,8 @@ def _redirect(target: Target, packet: Packet, hook: str, world: World) -> Effect
     if packet.protocol not in _REDIRECTED and first is not None:
         return None
     here = loopback(packet.family) if hook == "OUTPUT" else world.answering(packet)
+    if not here and here is not None:
+        return Effect(Next.DROP, target.name, packet, "its interface has no address")
     changed = packet._replace(destination=here, destination_port=port)
     return Effect(
         Next.ACCEPT,

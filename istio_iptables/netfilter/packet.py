@@ -95,16 +95,17 @@ class World(NamedTuple):
         )
 
     def answering(self, packet: Packet) -> str | None:
-        """The address of this machine that REDIRECT gives an arriving packet, or None.
+        """The address of this machine that REDIRECT gives an arriving packet.
 
-        It is the first one of the interface that the packet came by.
+        It is the first one of the interface that the packet came by; "" if that has none, None
+        if it isn't known.
         """
         interface = packet.in_interface
         if self.addresses is not None and interface is not None and interface in self.addresses:
             for each in self.addresses[interface]:
                 if (":" in each) is (packet.family is Family.IPV6):
                     return each
-            return None
+            return ""
         # Mostly the address that was asked for is the interface's.
         asked = packet.destination
         return None if self.is_local(asked, packet.family) is False else asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -273,10 +273,11 @@ def altered(rule: Rule, chance: random.Random) -> Rule:
     for name in ("source", "destination", "in_interface", "out_interface", "protocol"):
         term = getattr(rule, name)
         if term is not None:
-            ways += [
-                rule._replace(**{name: None}),
-                rule._replace(**{name: term._replace(negated=not term.negated)}),
-            ]
+            others: tuple[dict[str, Any], ...] = (
+                {name: None},
+                {name: term._replace(negated=not term.negated)},
+            )
+            ways += [rule._replace(**other) for other in others]
     for number, match in enumerate(rule.matches):
         for place, option in enumerate(match.options):
             flipped = option._replace(negated=not option.negated)
