@@ -342,12 +342,12 @@ def rulesets(draw: st.DrawFn) -> Ruleset:
     return Ruleset(draw(st.sampled_from(Family)), tuple(found), draw(_COMMENTS))
 
 
-#: Rules of a stranger, in the kernel's own spelling: IPv4 and IPv6, nat, legacy and nft take them.
+#: Rules of a stranger in the kernel's own spelling, for any chain of any family's nat.
 kernel_rules = st.sampled_from(
     [
-        "-i eth7 -j ACCEPT",
+        "-m conntrack --ctstate ESTABLISHED -j ACCEPT",
         "-p tcp -m tcp --dport 8080 -j ACCEPT",
-        '-p udp -m comment --comment "a stranger\'s: \\"quoted\\"" -j ACCEPT',
+        '-p udp -m comment --comment "a stranger\\\'s: \\"quoted\\"" -j ACCEPT',
         "-m mark --mark 0x1/0xff -j RETURN",
         "-p tcp -m multiport --dports 80,443 -j ACCEPT",
         "-j RETURN",

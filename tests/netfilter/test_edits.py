@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from istio_iptables.netfilter import parts
 from istio_iptables.netfilter.edits import (
     Action,
     Edit,
@@ -17,8 +18,8 @@ from istio_iptables.netfilter.edits import (
     restore_lines,
     undo,
 )
-from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Chain, Rule, Table, Target, Term
-from istio_iptables.netfilter.parts import DROP, RETURN
+from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Chain, Rule, Table, Target
+from istio_iptables.netfilter.parts import ACCEPT, DROP, RETURN
 from tests.strategies import kernel_rules, tables
 
 if TYPE_CHECKING:
@@ -30,11 +31,13 @@ SHARED = ("PREROUTING", "OUTPUT")
 OWN = ("ISTIO_A", "ISTIO_B", "ISTIO_C")
 
 # A rule of ours in a shared chain jumps to one of our chains; here its name tells its place, too.
-_head = st.sampled_from("123").map(
-    lambda number: Rule(in_interface=Term(f"k{number}"), target=Target("ISTIO_HEAD"), inserted=True)
-)
-_tail = st.sampled_from("123").map(
-    lambda number: Rule(out_interface=Term(f"o{number}"), target=Target("ISTIO_TAIL"))
+_head, _tail = (
+    st.integers(1, 3).map(
+        lambda mark, name=name: Rule(  # type: ignore[misc]  # mypy can't infer a lambda's default
+            matches=(parts.mark_is(mark),), target=Target(name), inserted=name == "ISTIO_HEAD"
+        )
+    )
+    for name in ("ISTIO_HEAD", "ISTIO_TAIL")
 )
 
 
@@ -51,7 +54,7 @@ def wanted_tables(draw: st.DrawFn) -> Table:
         for chain in SHARED
     }
     own = draw(st.sets(st.sampled_from(OWN)))
-    verdicts = st.sampled_from((RETURN, DROP, Target("REDIRECT"))).map(lambda t: Rule(target=t))
+    verdicts = st.sampled_from((RETURN, ACCEPT, Target("REDIRECT"))).map(lambda t: Rule(target=t))
     chains = [Chain(name, "ACCEPT", shared.get(name, ())) for name in BUILT_IN_CHAINS["nat"]]
     chains += (
         Chain(name, None, tuple(draw(st.lists(verdicts, max_size=3)))) for name in sorted(own)
