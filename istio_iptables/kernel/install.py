@@ -122,9 +122,13 @@ def _install(plan: Plan, choice: Choice, tell: Callable[[str], None], *, replace
     steps += (_reversed(_route_removal(route)) for route in new_routes)
     # The table that captures inbound traffic from now on comes before the one that did.
     order = ("raw", "mangle", "nat") if _uses_tproxy(plan) else ("raw", "nat", "mangle")
-    steps += _table_steps(changes, order, {"mangle": list(map(_route_removal, old_routes))})
+    # As in _clean: what the routes and the address are recognised by goes after them.
+    removals = {
+        "mangle": list(map(_route_removal, old_routes)),
+        "nat": list(map(_address_removal, old_addresses)),
+    }
+    steps += _table_steps(changes, order, removals)
     steps += _table_steps(elsewhere, ("raw", "nat", "mangle"))
-    steps += map(_address_removal, old_addresses)
     _carry_out(steps)
     _forget([*changes, *elsewhere], plan)
     count = sum(ruleset.rule_count for ruleset in plan.rulesets)

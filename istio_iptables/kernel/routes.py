@@ -114,15 +114,15 @@ def add_route(route: PolicyRoute) -> None:
 
 
 def remove_route(route: PolicyRoute) -> None:
-    """Remove every copy of the rule, and then the route."""
+    """Remove the route, and then every copy of the rule, by which the route is found."""
     copies = netlink.mark_rules(route.family.number).count(
         netlink.MarkRule(route.mark, route.table)
     )
     rule = {"family": route.family.number, "fwmark": route.mark, "table": route.table}
     _change(
         f"remove the rule '{' '.join(route.commands[0])}'",
-        *(lambda ip: ip.rule("del", **rule) for _ in range(copies)),
         lambda ip: ip.route("del", **_route_words(route)),
+        *(lambda ip: ip.rule("del", **rule) for _ in range(copies)),
         fine=_GONE,
     )
 
