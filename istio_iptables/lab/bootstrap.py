@@ -181,8 +181,6 @@ def _http(proxy: Proxy, listener: Listener, cluster: str) -> _Json:
                 }
             ],
         },
-        # A client that closes first would wait a second for an answer of Envoy's own to end.
-        delayed_close_timeout="0.01s",
         http_filters=[_typed("envoy.filters.http.router", "http.router.v3.Router")],
     )
 

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from istio_iptables.errors import KernelRefused
-from istio_iptables.lab.talk import dns_query, dns_seen, http_request, read_http
+from istio_iptables.lab.talk import dns_query, dns_seen, http_request, is_complete, read_http
 
 __all__ = ["Kind", "Request", "Seen", "send"]
 
@@ -99,21 +99,20 @@ async def _exchange(
         await everyone.wait()
         if request.kind in {Kind.HTTP, Kind.PLAIN_HTTP}:
             await loop.sock_sendall(ours, http_request(request.path, request.address))
-            return _http_seen(request.kind, await _read_all(ours))
+            text = b""
+            # Envoy keeps a connection open for a second behind an answer of its own.
+            while not is_complete(text) and (chunk := await loop.sock_recv(ours, 1 << 16)):
+                text += chunk
+            return _http_seen(request.kind, text)
         query = dns_query(number)
         if datagrams:
             await loop.sock_sendall(ours, query)
             return Seen(*dns_seen(await loop.sock_recv(ours, 4096), number))
         await loop.sock_sendall(ours, len(query).to_bytes(_LENGTH_BYTES, "big") + query)
-        return Seen(*dns_seen((await _read_all(ours))[_LENGTH_BYTES:], number))
-
-
-async def _read_all(ours: socket.socket) -> bytes:
-    loop = asyncio.get_running_loop()
-    text = b""
-    while chunk := await loop.sock_recv(ours, 1 << 16):
-        text += chunk
-    return text
+        text = b""
+        while chunk := await loop.sock_recv(ours, 1 << 16):
+            text += chunk
+        return Seen(*dns_seen(text[_LENGTH_BYTES:], number))
 
 
 def _http_seen(kind: Kind, text: bytes) -> Seen:

@@ -16,6 +16,7 @@ __all__ = [
     "dns_seen",
     "http_request",
     "http_response",
+    "is_complete",
     "read_http",
 ]
 
@@ -56,6 +57,18 @@ def read_http(text: bytes) -> Response:
     if any(line.lower().replace(b" ", b"") == b"transfer-encoding:chunked" for line in lines):
         body = _unchunked(body)
     return Response(int(words[1]), body)
+
+
+def is_complete(text: bytes) -> bool:
+    """Whether *text* holds a whole response, so that there is no need to wait for the end."""
+    head, end, body = text.partition(b"\r\n\r\n")
+    for line in head.lower().split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name == b"content-length":
+            return bool(end) and len(body) >= int(value)
+        if name == b"transfer-encoding":
+            return body.endswith(b"\r\n0\r\n\r\n")
+    return False
 
 
 def _unchunked(text: bytes) -> bytes:
