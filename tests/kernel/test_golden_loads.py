@@ -64,7 +64,10 @@ def test_every_loadable_format_loads(name: str, form: str, backend: str) -> None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["documented-tproxy-dual-stack", "odd-interface-names"])
+@pytest.mark.parametrize(
+    "name",
+    ["documented-tproxy-dual-stack", "odd-interface-names", "virtual-and-excluded-interfaces"],
+)
 def test_a_shell_runs_the_commands(name: str, backend: str) -> None:
     """A shell given the text of `--format commands` makes the rules, the routes and ::6."""
     (case,) = (each for each in SAVED if each.name == name)

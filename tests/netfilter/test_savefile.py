@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 
 from istio_iptables.errors import SaveFileError
-from istio_iptables.netfilter.model import Counters, Family, Match, Option, Rule, Ruleset, Term
+from istio_iptables.netfilter.model import (
+    Counters,
+    Family,
+    Match,
+    Option,
+    Rule,
+    Ruleset,
+    Target,
+    Term,
+)
 from istio_iptables.netfilter.savefile import parse, parse_rule, render
 from tests.strategies import rules, rulesets
 
@@ -121,6 +130,14 @@ RULES: list[tuple[str, Rule]] = [
         Rule(matches=(Match("comment", (Option("--comment", ("",)),)),)),
     ),
     (
+        # More blanks than iptables-save writes.
+        ' -m comment  --comment "a  b"  -j RETURN ',
+        Rule(
+            matches=(Match("comment", (Option("--comment", ("a  b",)),)),),
+            target=Target("RETURN"),
+        ),
+    ),
+    (
         "-m set --match-set ours src,dst",
         Rule(matches=(Match("set", (Option("--match-set", ("ours", "src,dst")),)),)),
     ),
@@ -155,6 +172,7 @@ BAD: list[tuple[str, int, str]] = [
     ("*nat\n:A - [0:0]\n-A A ! ! -s 1.1.1.1\nCOMMIT\n", 3, "two '!' in a row"),
     ("*nat\n:A - [0:0]\n-A A -j X !\nCOMMIT\n", 3, "'!' at the end"),
     ("*nat\n:A - [0:0]\n-A A what\nCOMMIT\n", 3, "unexpected 'what'"),
+    ('*nat\n:A - [0:0]\n-A A "--dport"\nCOMMIT\n', 3, "unexpected '--dport'"),
     ("*nat\n:A - [0:0]\n-A A --dport 80\nCOMMIT\n", 3, "--dport belongs to no match or target"),
     ('*nat\n:A - [0:0]\n-A A -m comment --comment "x\nCOMMIT\n', 3, "a double quote is not closed"),
 ]

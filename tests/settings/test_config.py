@@ -257,3 +257,19 @@ def test_only_a_dry_run_prints(name: str) -> None:
     text = {"format": "json", "only": "ipv4"}[name]
     with pytest.raises(UsageProblems, match="add --dry-run"):
         configured(dry_run="false", **{name: text})
+
+
+def test_native_nftables_is_refused() -> None:
+    """What is not made here yet is refused and not left out."""
+    with pytest.raises(UsageProblems, match="--native-nftables: rules in nftables' own form"):
+        configured(native_nftables="true")
+
+
+def test_a_clean_up_asks_nobody() -> None:
+    """A clean-up is for both families, whatever addresses and DNS servers there are now."""
+    config, warnings = configured(
+        Unreadable(), dry_run="false", cleanup_only="true", redirect_dns="true"
+    )
+    assert config.ipv6
+    assert config.dns_servers_ipv4 == ()
+    assert warnings == []

@@ -103,6 +103,7 @@ REFUSED: list[tuple[Kind, str, str]] = [
     (Kind.PORTS, "80:65536", "both ends are numbers"),
     (Kind.PORTS, "0:90", "both ends are numbers"),
     (Kind.PORTS, ":", "both ends are numbers"),
+    (Kind.PORTS, ":65535", "is every port"),
     (Kind.PORTS, "1 2", "is not a port"),
     (Kind.PORTS, "-d", "looks like an option"),
     (Kind.PORTS, "*", "is not accepted here"),
