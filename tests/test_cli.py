@@ -400,10 +400,10 @@ def test_only_is_a_part_of_the_whole() -> None:
         assert all(parts)
 
 
-def test_a_dry_run_without_addresses_and_privilege(tmp_path: Path) -> None:
-    """A dry run in an empty namespace, as nobody, prints IPv4 rules and says what it assumed."""
+def test_a_dry_run_without_addresses(tmp_path: Path) -> None:
+    """A dry run in an empty namespace prints IPv4 rules and says what it assumed."""
     if os.geteuid() != 0:
-        pytest.skip("needs root, to become nobody in an empty namespace")
+        pytest.skip("needs root, to make an empty namespace")
     done = subprocess.run(
         ["unshare", "--net", sys.executable, "-m", "istio_iptables", "-n", *IDS],
         env={"PYTHONPATH": str(GOLDEN.parent), "PATH": os.environ["PATH"]},
