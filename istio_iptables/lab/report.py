@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["as_json", "kept", "text"]
 
+_SHOWN_OF_A_CIRCLE = 3
+
 
 def text(outcome: Outcome) -> str:
     """The report for people: each path hop by hop, and its verdict."""
@@ -39,8 +41,12 @@ def text(outcome: Outcome) -> str:
 def _path(result: Result) -> Iterator[str]:
     verdict = "not as predicted" if result.differences else "as predicted"
     yield f"{result.path.title}, {result.path.family.title}: {verdict}"
-    for leg in result.expected.legs:
+    legs = result.expected.legs
+    shown = legs[:_SHOWN_OF_A_CIRCLE] if result.expected.loops else legs
+    for leg in shown:
         yield f"  {leg.origin} {_where(leg)}{_met(leg, result)} -> {_taker(leg, result)}"
+    if len(shown) < len(legs):
+        yield "  ... and so on, in a circle"
     yield f"  {_answer(result)}"
     yield from (f"  ! {line}" for line in result.differences)
     yield ""

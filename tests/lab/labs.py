@@ -1,0 +1,90 @@
+"""Labs for tests: run once for each combination that is asked for."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.builder import build
+from istio_iptables.commands.lab import lab_config
+from istio_iptables.lab import runner, scenarios
+from istio_iptables.lab.without import left_out
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from istio_iptables.lab.runner import Outcome, Up
+    from istio_iptables.lab.verdict import Result
+    from istio_iptables.netfilter.model import Family
+    from istio_iptables.netfilter.plan import Plan
+
+__all__ = ["BACKENDS", "MODES", "Asked", "places", "plan_of", "ran", "result", "run"]
+
+BACKENDS = ("legacy", "nft")
+MODES = ("REDIRECT", "TPROXY")
+
+
+class Asked(NamedTuple):
+    """Which lab to run; the rest is as ``istio-iptables lab`` has it."""
+
+    mode: str = "REDIRECT"
+    backend: str = "legacy"
+    scenario: str = "sidecar"
+    envoy_uid: int | None = None
+
+
+def run(
+    asked: Asked,
+    flags: Mapping[str, str] | None = None,
+    *,
+    left: Callable[[Plan], Sequence[str]] | None = None,
+    only: Sequence[str] = (),
+    keep: Callable[[Up], None] | None = None,
+) -> Outcome:
+    """A run of the lab; *left* names the rules to leave out, of the plan that it is given."""
+    own = {"istio_inbound_interception_mode": asked.mode, **(flags or {})}
+    config, warnings = lab_config(own, {})
+    assert warnings == []
+    plan = build(config)
+    return runner.run(
+        scenarios.make(asked.scenario, config, asked.envoy_uid),
+        plan,
+        mode=asked.mode,
+        backend=asked.backend,
+        left=left_out(plan, left(plan) if left else ()),
+        only=only,
+        keep=keep,
+    )
+
+
+@cache
+def ran(asked: Asked) -> Outcome:
+    """A run with all paths of a scenario, made once."""
+    return run(asked)
+
+
+def result(outcome: Outcome, name: str, family: Family) -> Result:
+    """What became of one path."""
+    (found,) = (
+        each for each in outcome.results if (each.path.name, each.path.family) == (name, family)
+    )
+    return found
+
+
+def plan_of(mode: str = "REDIRECT") -> Plan:
+    """The plan of the lab's own settings."""
+    config, _ = lab_config({"istio_inbound_interception_mode": mode}, {})
+    return build(config)
+
+
+def places(plan: Plan, *endings: str) -> list[str]:
+    """The places of the IPv4 rules whose text ends so, such as ``nat ISTIO_OUTPUT 3``."""
+    found = [
+        f"{table.name} {chain.name} {number}"
+        for table in plan.rulesets[0].tables
+        for chain in table.chains
+        for number, rule in enumerate(chain.rules, 1)
+        if f"{chain.name} {rule.text}".endswith(endings)
+    ]
+    assert found
+    return found

@@ -1,0 +1,115 @@
+"""``istio-iptables lab`` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.program import run
+
+WITHOUT_PASS_THROUGH = ["--without", "nat ISTIO_OUTPUT 3"]
+
+
+def program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The program with these arguments, as a process."""
+    return subprocess.run(
+        [sys.executable, "-m", "istio_iptables", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.kernel
+def test_text() -> None:
+    """The report shows each connection with its rules and counts, and a verdict for each path."""
+    done = program("lab", "--path", "client-app", "--backend", "legacy")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert "client to the app, IPv4: as predicted" in lines
+    assert any(
+        "nat PREROUTING 2 [1], ISTIO_INBOUND 5 [1], ISTIO_IN_REDIRECT 1 [1] -> 15006"
+        " Envoy inbound of pod [1]" in line
+        for line in lines
+    )
+    assert "  app saw 127.0.0.6, by way of pod inbound" in lines
+    assert lines[-1].startswith("sidecar, REDIRECT, legacy: 2 of 2 paths as predicted, in ")
+
+
+@pytest.mark.kernel
+def test_json() -> None:
+    """The same as JSON: prediction and count of each rule, whose reason is with it."""
+    done = program("lab", "--json", "--path", "app-server", "--mode", "TPROXY", "--backend", "nft")
+    assert done.returncode == 0
+    report = json.loads(done.stdout)
+    assert (report["mode"], report["backend"], report["as_predicted"]) == ("TPROXY", "nft", True)
+    path = report["paths"][0]
+    assert path["seen"] == [path["predicted"]]
+    assert path["legs"][0]["to_port"] == 15001
+    assert all(rule["reason"] for leg in path["legs"] for rule in leg["path"])
+    assert {"node": "pod", "listener": "outbound", "predicted": 1, "counted": 1} in path[
+        "listeners"
+    ]
+
+
+@pytest.mark.kernel
+def test_a_missing_rule_fails() -> None:
+    """A path that does not go as predicted makes exit status 1, and the difference is told."""
+    done = program("lab", "--path", "client-app", *WITHOUT_PASS_THROUGH)
+    assert done.returncode == 1
+    assert "  ! pod: nat ISTIO_OUTPUT 3 counted 0, predicted 1" in done.stdout.splitlines()
+
+
+@pytest.mark.kernel
+def test_own_ports() -> None:
+    """The lab's Envoy listens where the flags say."""
+    done = program(
+        "lab",
+        "-p",
+        "16001",
+        "-z",
+        "16006",
+        "-u",
+        "2337",
+        "--path",
+        "client-app",
+        "--path",
+        "app-service",
+    )
+    assert done.returncode == 0, done.stdout
+    assert "-> 16001 Envoy outbound" in done.stdout
+    assert "-> 16006 Envoy inbound" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--path", "nowhere"], "--path: 'nowhere': the scenario sidecar has client-app, "),
+        (["--without", "nat ISTIO_OUTPUT 99"], "--without: 'nat ISTIO_OUTPUT 99': there is no"),
+        (["--without", "all"], "--without: 'all': there is no such rule: TABLE CHAIN NUMBER"),
+        (["--mode", "tproxy"], "--istio-inbound-interception-mode (-m): 'tproxy'"),
+        (["--dry-run"], "--dry-run: there is no such option"),
+        (["--scenario", "nothing"], "Invalid value for '--scenario'"),
+    ],
+)
+def test_refusals(arguments: list[str], problem: str) -> None:
+    """What can't be is refused before anything is built, with exit status 2."""
+    result = run(["lab", *arguments])
+    assert (result.status, result.out) == (2, "")
+    assert result.errors[0].startswith(problem)
+
+
+def test_nothing_of_it_is_loaded_by_others() -> None:
+    """Help and a dry run load none of the lab."""
+    code = (
+        "import sys; from istio_iptables.cli import main;"
+        " main(['--help']); main(['-n', '--ip-family', 'ipv4']);"
+        " print([name for name in sys.modules if 'istio_iptables.lab' in name or 'asyncio' in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,99 @@
+"""Negative controls: without a rule the lab fails, and shows what the rule is there for."""
+
+from __future__ import annotations
+
+import pytest
+
+from istio_iptables.lab.bootstrap import MAX_CONNECTIONS
+from istio_iptables.netfilter.model import Family
+from tests.lab.labs import BACKENDS, Asked, places, result, run
+
+pytestmark = pytest.mark.kernel
+
+OWN_UID = "ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN"
+OWN_GID = "ISTIO_OUTPUT -m owner --gid-owner 1337 -j RETURN"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_the_proxys_own_rules_there_is_a_loop(backend: str) -> None:
+    """Envoy's own connections are sent back to Envoy, time and again, until something gives."""
+    outcome = run(
+        Asked(backend=backend),
+        left=lambda plan: places(plan, OWN_UID, OWN_GID),
+        only=["app-server", "app-excluded-port"],
+    )
+    for family in Family:
+        looped = result(outcome, "app-server", family)
+        assert looped.differences
+        assert looped.seen[0].problem
+        assert 10 < looped.counts.listeners["pod", "outbound"] <= MAX_CONNECTIONS
+        # What Envoy has nothing to do with goes on working.
+        assert result(outcome, "app-excluded-port", family).differences == ()
+
+
+def test_a_loop_ends_at_envoys_limit() -> None:
+    """Where nothing is added to what is passed on, the limit on connections ends the loop."""
+    outcome = run(
+        Asked(),
+        {"redirect_dns": "false"},
+        left=lambda plan: places(plan, OWN_UID, OWN_GID),
+        only=["app-dns-tcp"],
+    )
+    looped = result(outcome, "app-dns-tcp", Family.IPV4)
+    assert looped.differences
+    assert looped.counts.listeners["pod", "outbound"] >= MAX_CONNECTIONS
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_the_pass_through_address_inbound_is_captured_again(backend: str) -> None:
+    """Envoy's connection to the application is taken for one to be captured, more than once."""
+    outcome = run(
+        Asked(backend=backend),
+        left=lambda plan: places(plan, "ISTIO_OUTPUT -s 127.0.0.6/32 -o lo -j RETURN"),
+        only=["client-app"],
+    )
+    for family in Family:
+        again = result(outcome, "client-app", family)
+        assert again.differences
+        assert again.counts.listeners["pod", "inbound"] >= 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_health_port_that_is_not_excluded_is_captured(backend: str) -> None:
+    """It answers as ever, and only the counters tell that Envoy's inbound side was in between."""
+    outcome = run(
+        Asked(backend=backend),
+        left=lambda plan: places(plan, "ISTIO_INBOUND -p tcp -m tcp --dport 15021 -j RETURN"),
+        only=["client-health"],
+    )
+    for family in Family:
+        captured = result(outcome, "client-health", family)
+        assert captured.seen[0].server == "ready"
+        assert captured.counts.listeners["pod", "inbound"] == 1
+        assert "pod: Envoy inbound took 1 connections, predicted 0" in captured.differences
+        assert "pod: nat ISTIO_INBOUND 3 counted 0, predicted 1" in captured.differences
+
+
+def test_envoy_as_the_proxys_user_under_tproxy_captures_itself() -> None:
+    """As uid 1337 under TPROXY, Envoy's connection to the application goes back to Envoy.
+
+    That is why Istio's proxy runs as uid 0 then. The connection is not even established: its
+    source is the client's address, and its new destination the loopback one.
+    """
+    outcome = run(Asked("TPROXY", envoy_uid=1337), only=["client-app"])
+    for family in Family:
+        looped = result(outcome, "client-app", family)
+        assert looped.expected.loops
+        assert looped.differences
+        assert looped.seen[0].problem
+        assert any(place.chain == "ISTIO_IN_REDIRECT" for place in looped.counts.rules)
+
+
+@pytest.mark.parametrize("flags", [{"istio_inbound_ports": ""}, {"istio_service_cidr": ""}])
+def test_what_is_not_captured_is_predicted_too(flags: dict[str, str]) -> None:
+    """Where the flags capture nothing, nothing is captured, and that is as predicted."""
+    flags = {**flags, "redirect_dns": "false"}
+    outcome = run(Asked(), flags, only=["client-app", "app-server"])
+    assert outcome.as_predicted
+    listeners = [each.counts.listeners for each in outcome.results]
+    assert any(not taken for taken in listeners)
