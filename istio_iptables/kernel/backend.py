@@ -10,10 +10,10 @@ from istio_iptables.netfilter.model import TABLES, Family
 from istio_iptables.ours import recognise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from istio_iptables.netfilter.edits import Edit
-    from istio_iptables.netfilter.model import Ruleset, Table
+    from istio_iptables.netfilter.model import Ruleset
 
 __all__ = ["Backend", "Choice", "Transaction", "choose", "legacy_tables", "nft_tables"]
 
@@ -34,6 +34,9 @@ class Backend(Protocol):
     """One store of rules. All methods raise KernelRefused with a clear line."""
 
     name: str
+
+    def holds_rules(self) -> bool:
+        """Whether there is a rule in any table; the quick question before ``read``."""
 
     def read(self, family: Family) -> Ruleset:
         """The tables there are; reading makes none."""
@@ -95,12 +98,11 @@ def choose(forced: str) -> Choice:
     nft_used = any(nft_tables(family) for family in Family)
     name, reason = forced, "asked for by --force-iptables-binary"
     if not name:
-        legacy_rules = legacy_used and _any_table(_make("legacy"), lambda table: table.rule_count)
-        nft_rules = nft_used and _nft_holds_rules()
+        legacy_rules = legacy_used and _make("legacy").holds_rules()
+        nft_rules = nft_used and _make("nft").holds_rules()
         if legacy_rules and nft_rules:
             # Both are in use: ours stay where they are.
-            in_nft = _any_table(_make("nft"), recognise)
-            in_legacy = _any_table(_make("legacy"), recognise)
+            in_nft, in_legacy = _holds_ours(_make("nft")), _holds_ours(_make("legacy"))
             name = "nft" if in_nft and not in_legacy else "legacy"
             reason = "both backends hold rules in this namespace" + (
                 ", and ours are in this one" if in_nft or in_legacy else ""
@@ -117,14 +119,8 @@ def choose(forced: str) -> Choice:
     return Choice(_make("nft"), _make("legacy") if legacy_used else None, reason)
 
 
-def _any_table(backend: Backend, test: Callable[[Table], object]) -> bool:
-    return any(test(table) for family in Family for table in backend.read(family).tables)
-
-
-def _nft_holds_rules() -> bool:
-    """Whether a table that iptables-nft uses has a rule, of whatever kind."""
-    held = netlink.nft_rules()
-    return any((family.number, table) in held for family in Family for table in TABLES)
+def _holds_ours(backend: Backend) -> bool:
+    return any(recognise(table) for family in Family for table in backend.read(family).tables)
 
 
 def _make(name: str) -> Backend:

@@ -191,21 +191,20 @@ def _changes(backend: Backend, live: Sequence[Ruleset], plan: Plan) -> list[_Cha
 
 def _means_the_same(live: Ruleset, planned: Ruleset, name: str) -> bool:
     """Whether our rules in a table differ in their spelling alone: another iptables, other words."""
-    there, wanted = live.table(name), planned.table(name)
-    if there is None or wanted is None or _shape(extract(live), name) != _shape(planned, name):
+    there, wanted = extract(live).table(name), planned.table(name)
+    if there is None or wanted is None:
         return False
-    from istio_iptables.netfilter import drift
+    from istio_iptables.netfilter.canonical import canonical
 
-    found = drift.differences(
-        (Ruleset(live.family, (there,)),), (Ruleset(live.family, (wanted,)),), recognise
+    rules = {chain.name: chain.rules for chain in there.chains}
+    return rules.keys() == {chain.name for chain in wanted.chains} and all(
+        len(rules[chain.name]) == len(chain.rules)
+        and all(
+            canonical(left, live.family) == canonical(right, live.family)
+            for left, right in zip(rules[chain.name], chain.rules, strict=True)
+        )
+        for chain in wanted.chains
     )
-    return all(difference.kind is drift.Kind.STRANGER for difference in found)
-
-
-def _shape(ruleset: Ruleset, name: str) -> dict[str, int]:
-    """How many rules each chain of a table has; rules can't mean the same if these differ."""
-    table = ruleset.table(name)
-    return {chain.name: len(chain.rules) for chain in table.chains} if table else {}
 
 
 def _other_changes(choice: Choice, tell: Callable[[str], None]) -> list[_Change]:

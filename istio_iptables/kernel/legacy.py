@@ -98,6 +98,18 @@ class Legacy:
 
     name = "legacy"
 
+    def holds_rules(self) -> bool:
+        """Whether there is a rule in any table this namespace has."""
+        for family in Family:
+            for name in legacy_tables(family) or ():
+                handle = _Handle(family, name)
+                try:
+                    if handle.holds_rules():
+                        return True
+                finally:
+                    handle.close()
+        return False
+
     def read(self, family: Family) -> Ruleset:
         """The tables this namespace has, rules as iptables-legacy-save prints them."""
         names = legacy_tables(family) or ()
@@ -166,15 +178,24 @@ class _Handle:
             self._table.close()
             self._table = None
 
-    def chains(self) -> Iterator[Chain]:
-        """The chains as iptables-legacy-save prints them: built-in ones first."""
+    def _chain_names(self) -> list[bytes]:
         calls, handle = self._calls, self._table._handle  # noqa: SLF001
         names = []
         name = calls.iptc_first_chain(handle)
         while name:
             names.append(name)
             name = calls.iptc_next_chain(handle)
-        for name in names:
+        return names
+
+    def holds_rules(self) -> bool:
+        """Whether any chain has a rule."""
+        handle = self._table._handle  # noqa: SLF001
+        return any(self._calls.iptc_first_rule(name, handle) for name in self._chain_names())
+
+    def chains(self) -> Iterator[Chain]:
+        """The chains as iptables-legacy-save prints them: built-in ones first."""
+        calls, handle = self._calls, self._table._handle  # noqa: SLF001
+        for name in self._chain_names():
             policy, counters = None, Counters()
             if calls.iptc_builtin(name, handle):
                 found, counts = self._table.get_policy(name.decode())

@@ -9,7 +9,7 @@ from istio_iptables.kernel import netlink
 from istio_iptables.kernel.backend import nft_tables
 from istio_iptables.kernel.programs import run
 from istio_iptables.netfilter.edits import restore_lines
-from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Family, Ruleset
+from istio_iptables.netfilter.model import BUILT_IN_CHAINS, TABLES, Family, Ruleset
 from istio_iptables.netfilter.savefile import parse
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ class Nft:
     """The nf_tables of the network namespace that the process is in, as iptables sees them."""
 
     name = "nft"
+
+    def holds_rules(self) -> bool:
+        """Whether a table that iptables uses has a rule, of whatever kind."""
+        held = netlink.nft_rules()
+        return any((family.number, name) in held for family in Family for name in TABLES)
 
     def read(self, family: Family) -> Ruleset:
         """The tables this namespace has; none are asked for where there are none."""
