@@ -19,6 +19,7 @@ from istio_iptables.netfilter.trace import trace
 
 if TYPE_CHECKING:
     from istio_iptables.commands.material import Asked
+    from istio_iptables.netfilter.packet import Packet
     from istio_iptables.netfilter.plan import PolicyRoute
     from istio_iptables.settings.config import Config
 
@@ -60,6 +61,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         pods=subject.addresses or (),
     )
     packet = about.packet
+    world = world._replace(here=_own_addresses(packet))
     ruleset = next((each for each in subject.rulesets if each.family is packet.family), None)
     if ruleset is None:
         tell("warning", (f"there are no {packet.family.title} rules in {subject.source}",))
@@ -81,6 +83,14 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         text = telling.text(near=options["near"])
     sys.stdout.write(text)
     return ExitStatus.DONE
+
+
+def _own_addresses(packet: Packet) -> tuple[str, ...]:
+    """The addresses that must be the pod's for the packet to be what was asked about."""
+    ends = [packet.destination] if packet.in_interface else [packet.source]
+    if packet.out_interface == "lo":
+        ends.append(packet.destination)
+    return tuple(each for each in ends if each is not None)
 
 
 def _has_namespace(config: Config) -> bool:

@@ -77,7 +77,11 @@ class Explanation:
         number = "policy" if step.number is None else step.number
         place = f"{step.table} {step.chain} {number}"
         again = "[back over lo] " if step.journey > 1 else ""
-        mark = "  [can't be known: taken to match]" if place in unknown else ""
+        mark = ""
+        if not step.certain:
+            mark = "  [may match, which changes nothing]"
+        elif place in unknown:
+            mark = "  [can't be known: taken to match]"
         yield f"{again}{place} {step.text}{mark}"
         if step.change:
             yield f"    => {step.change}"
@@ -178,6 +182,7 @@ class Explanation:
             "change": step.change,
             "hook": step.hook,
             "journey": step.journey,
+            "certain": step.certain,
         }
 
 

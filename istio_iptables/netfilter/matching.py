@@ -16,7 +16,6 @@ from istio_iptables.netfilter.numbers import (
     port_range,
     protocol_number,
 )
-from istio_iptables.netfilter.packet import is_loopback
 from istio_iptables.netfilter.rulechange import option_text
 
 if TYPE_CHECKING:
@@ -301,14 +300,14 @@ def _always(_: Option, __: Situation) -> bool | None:
 
 
 def _address_type(option: Option, situation: Situation, address: str | None) -> bool | None:
-    """LOCAL is decided where the addresses are known; other types need the routing table."""
-    if option.values != ("LOCAL",) or address is None:
-        return None
+    """Whether an address is LOCAL is decided where that is known; the rest needs the routes."""
     packet = situation.packet
-    if is_loopback(address, packet.family):
-        return not option.negated
+    asked = set(",".join(option.values).split(","))
     local = situation.world.is_local(address, packet.family)
-    return None if local is None else local is not option.negated
+    if local or (local is False and asked == {"LOCAL"}):
+        # An address that is local is nothing else.
+        return (local and "LOCAL" in asked) is not option.negated
+    return None
 
 
 def _source_type(option: Option, situation: Situation) -> bool | None:

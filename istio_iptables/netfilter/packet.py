@@ -73,14 +73,20 @@ class World(NamedTuple):
     addresses: Mapping[str, tuple[str, ...]] | None = None
     #: Packets with these marks are delivered locally, whatever their destination.
     routes: tuple[PolicyRoute, ...] = ()
+    #: Addresses that are this machine's, also when not all of them are known.
+    here: tuple[str, ...] = ()
 
     def is_local(self, address: str | None, family: Family) -> bool | None:
         """Whether *address* is delivered on this machine; None if that can't be told."""
         if address is not None and is_loopback(address, family):
             return True
-        if self.addresses is None or address is None:
+        if address is None:
             return None
         wanted = address_number(address, family)
+        if any(address_number(each, family) == wanted for each in self.here):
+            return True
+        if self.addresses is None:
+            return None
         return any(
             address_number(each, family) == wanted
             for addresses in self.addresses.values()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.netfilter.walk import Assumption, End, Step, Walk, Way
+from istio_iptables.netfilter.walk import Assumption, End, Step, Translation, Walk, Way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +49,8 @@ class Outcome(NamedTuple):
     to_port: int | None = None
     #: Whether a policy route delivered the packet here because of its mark.
     by_mark: bool = False
+    #: Whether nat gave it another destination.
+    translated: bool = False
 
 
 class Trace(NamedTuple):
@@ -66,23 +68,52 @@ def trace(ruleset: Ruleset, packet: Packet, world: World, *, misses: bool = Fals
     With *misses*, each step also has the rules that were asked in vain before it.
     """
     journeys = _Journeys(ruleset, world, misses=misses)
-    ways = journeys.outgoing(packet) if packet.in_interface == "" else journeys.incoming(packet)
     outcomes: list[Outcome] = []
-    for way in ways:
-        if len(outcomes) == MAX_OUTCOMES:
-            return Trace(packet, tuple(outcomes), complete=False)
-        outcomes.append(
-            Outcome(
-                way.end or End.UNKNOWN,
-                way.packet,
-                way.steps,
-                way.assumptions,
-                way.taken_by,
-                way.to_port,
-                way.by_mark,
+    for start in _starts(ruleset, packet, world):
+        for way in (
+            journeys.outgoing(start) if packet.in_interface == "" else journeys.incoming(start)
+        ):
+            if len(outcomes) == MAX_OUTCOMES:
+                return Trace(packet, tuple(outcomes), complete=False)
+            outcomes.append(
+                Outcome(
+                    way.end or End.UNKNOWN,
+                    way.packet,
+                    way.steps,
+                    way.assumptions,
+                    way.taken_by,
+                    way.to_port,
+                    way.by_mark,
+                    way.translated,
+                )
             )
-        )
     return Trace(packet, tuple(outcomes))
+
+
+def _starts(ruleset: Ruleset, packet: Packet, world: World) -> Iterator[Way]:
+    """The ways on which the packet can set out: more than one if its connection has a past.
+
+    nat does to a later packet what it did to the first one, if that went the same direction.
+    """
+    if packet.state != "ESTABLISHED":
+        yield Way(packet)
+        return
+    first = trace(ruleset, packet._replace(state="NEW", connmark=0), world)
+    pasts = {
+        Translation(
+            each.packet.destination, each.packet.destination_port, each.taken_by, each.to_port
+        ): each
+        for each in first.outcomes
+        if each.translated
+    }
+    for past, outcome in pasts.items():
+        text = f"its connection was opened the same way, and sent to {outcome.packet.endpoints[1]}"
+        yield Way(packet, kept=past).assuming("", text, answer=True)
+    if pasts:
+        text = "its connection was opened the same way, and sent elsewhere"
+        yield Way(packet).assuming("", text, answer=False)
+    else:
+        yield Way(packet)
 
 
 class _Journeys:
@@ -95,9 +126,9 @@ class _Journeys:
             table.name: {chain.name: chain for chain in table.chains} for table in ruleset.tables
         }
 
-    def outgoing(self, packet: Packet) -> Iterator[Way]:
+    def outgoing(self, start: Way) -> Iterator[Way]:
         """From a process here to the network, or over loopback to a process here."""
-        start = Way(packet, next_interface=packet.out_interface)
+        start = start._replace(next_interface=start.packet.out_interface)
         for sent in self._hook(start, "OUTPUT"):
             for way in self._rerouted(sent):
                 for left in self._hook(way, "POSTROUTING"):
@@ -125,10 +156,10 @@ class _Journeys:
         for arrived in self._hook(way, "PREROUTING"):
             yield from self._to_process(arrived)
 
-    def incoming(self, packet: Packet) -> Iterator[Way]:
+    def incoming(self, start: Way) -> Iterator[Way]:
         """From an interface to a process here, or through to another machine."""
-        over_loopback = packet.in_interface == _LO
-        start = Way(packet, destination_done=over_loopback, source_done=over_loopback)
+        if start.packet.in_interface == _LO:
+            start = start._replace(destination_done=True, source_done=True)
         for arrived in self._hook(start, "PREROUTING"):
             if arrived.end is not None:
                 yield arrived
@@ -177,6 +208,8 @@ class _Journeys:
         table, rest = tables[0], tables[1:]
         chains = self._chains.get(table, {})
         if hook not in chains or not _asks(table, hook, way):
+            if table == "nat" and hook in _DESTINATION_HOOKS and not way.destination_done:
+                way = self._settled(way, _translated(way), hook, table)
             yield from self._tables(way, hook, rest)
             return
         walk = Walk(hook=hook, table=table, chains=chains, world=self._world, misses=self._misses)
@@ -208,6 +241,15 @@ def _asks(table: str, hook: str, way: Way) -> bool:
     if way.packet.state not in _FIRST:
         return False
     return not (way.destination_done if hook in _DESTINATION_HOOKS else way.source_done)
+
+
+def _translated(way: Way) -> Way:
+    """The way behind nat for a packet whose connection nat has dealt with already."""
+    if way.kept is None:
+        return way
+    destination, port, taken_by, to_port = way.kept
+    packet = way.packet._replace(destination=destination, destination_port=port)
+    return way._replace(packet=packet, taken_by=taken_by, to_port=to_port, translated=True)
 
 
 def _ended(way: Way, end: End) -> Way:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Chain, Rule
     from istio_iptables.netfilter.packet import Packet, World
 
-__all__ = ["Assumption", "End", "Miss", "Step", "Walk", "Way"]
+__all__ = ["Assumption", "End", "Miss", "Step", "Translation", "Walk", "Way"]
 
 #: How many rules a way may match in all; only a circle of jumps leads past more.
 _MAX_STEPS = 1000
@@ -57,6 +57,8 @@ class Step(NamedTuple):
     journey: int = 1
     #: The rules that were asked in vain since the step before, when wanted.
     misses: tuple[Miss, ...] = ()
+    #: False for a rule that may not have matched, where that makes no difference to the packet.
+    certain: bool = True
 
     @property
     def text(self) -> str:
@@ -74,6 +76,15 @@ class Assumption(NamedTuple):
     place: str
     text: str
     answer: bool
+
+
+class Translation(NamedTuple):
+    """Where nat has sent a connection, and what took it there."""
+
+    destination: str | None
+    port: int | None
+    taken_by: str
+    to_port: int | None
 
 
 class Way(NamedTuple):
@@ -94,6 +105,8 @@ class Way(NamedTuple):
     destination_done: bool = False
     source_done: bool = False
     translated: bool = False
+    #: What nat does to this packet without asking a rule, because it did so to the first one.
+    kept: Translation | None = None
     journey: int = 1
     misses: tuple[Miss, ...] = ()
 
@@ -152,13 +165,18 @@ class Walk:
                 frames = tuple(callers)
                 continue
             here = (*callers, _Frame(chain, found.number))
+            done = effect(found.rule, way.packet, self._hook, self._chains, self._world)
+            if found.unknown and done.next is Next.CONTINUE and done.packet == way.packet:
+                # Whether it was logged or counted, the packet goes on as it is.
+                way = self._stepped(way, chain.name, found, done, certain=False)
+                frames = here
+                continue
             if found.unknown:
                 place = f"{self._table} {chain.name} {found.number}"
                 other = way.assuming(place, found.unknown, answer=False)
                 self._pending.append((other, here))
                 way = way.assuming(place, found.unknown, answer=True)
-            done = effect(found.rule, way.packet, self._hook, self._chains, self._world)
-            way = self._stepped(way, chain.name, found.number, found.rule, done)
+            way = self._stepped(way, chain.name, found, done)
             if done.next is Next.ACCEPT:
                 return way
             if done.next is Next.DROP:
@@ -172,7 +190,8 @@ class Walk:
             frames = self._onward(done, tuple(callers), here)
         # Out of a built-in chain, at its end or by RETURN, there is only its policy.
         policy = self._chains[self._hook].policy or "ACCEPT"
-        way = self._stepped(way, self._hook, None, None, Effect(Next.ACCEPT, policy, way.packet))
+        met = Effect(Next.ACCEPT, policy, way.packet)
+        way = self._stepped(way, self._hook, _Found(None), met)
         return way if policy == "ACCEPT" else way._replace(end=End.DROPPED)
 
     def _onward(
@@ -209,19 +228,20 @@ class Walk:
         return _Found(None, misses=tuple(misses))
 
     def _stepped(
-        self, way: Way, chain: str, number: int | None, rule: Rule | None, done: Effect
+        self, way: Way, chain: str, found: _Found, done: Effect, *, certain: bool = True
     ) -> Way:
         """The way with one more step on it."""
         step = Step(
             self._hook,
             self._table,
             chain,
-            number,
-            rule,
+            found.number if found.rule is not None else None,
+            found.rule,
             done.verdict,
             done.change,
             way.journey,
             way.misses,
+            certain,
         )
         way = way._replace(packet=done.packet, steps=(*way.steps, step), misses=())
         if done.to_port is not None:

@@ -416,7 +416,7 @@ def main(backend: str) -> None:
     make_pod()
     trace = LegacyTrace() if backend == "legacy" else NftTrace()
     sender = Sender(Wire())
-    listening = listeners([80, 15006])
+    listening = listeners([80, 15001, 15006])
     routes: list[str] = []
     for line in sys.stdin:
         request = json.loads(line)

@@ -378,10 +378,22 @@ def test_an_arriving_packet_is_redirected_to_its_interface() -> None:
     assert way(rules, six, POD).packet.endpoints[1] == "[fd00::2]:15006"
 
 
-@pytest.mark.parametrize("state", ["ESTABLISHED", "INVALID", "UNTRACKED"])
-def test_nat_sees_the_first_packet_only(state: str) -> None:
-    """Later packets, and such of no connection, pass it by."""
+@pytest.mark.parametrize("state", ["INVALID", "UNTRACKED"])
+def test_what_has_no_connection_is_not_translated(state: str) -> None:
+    """It passes nat by."""
     assert way("nat OUTPUT -j REDIRECT --to-ports 1", TCP._replace(state=state)).steps == ()
+
+
+def test_a_later_packet_goes_where_the_first_one_went() -> None:
+    """No rule of nat is asked again; and it may be an answer, which was not sent there."""
+    rules = "nat OUTPUT -p tcp -j REDIRECT --to-ports 15001\nmangle INPUT -p tcp"
+    found = ways(rules, TCP._replace(state="ESTABLISHED")).outcomes
+    assert [each.end for each in found] == [End.DELIVERED, End.SENT]
+    assert [each.to_port for each in found] == [15001, None]
+    assert numbers(found[0])[-2:] == ["mangle INPUT 1", "mangle INPUT policy"]
+    assert not any("nat" in each for each in numbers(found[0]))
+    assert [each.assumptions[0].answer for each in found] == [True, False]
+    assert way("nat OUTPUT -j ACCEPT", TCP._replace(state="ESTABLISHED")).end is End.SENT
 
 
 def test_untracked_packets_are_not_redirected() -> None:
@@ -479,10 +491,17 @@ def test_an_unknown_match_is_followed_both_ways() -> None:
     assert not found.outcomes[1].assumptions[0].answer
 
 
+def test_what_makes_no_difference_is_not_followed_twice() -> None:
+    """A packet that may have been logged goes on as one that was not."""
+    outcome = way("mangle OUTPUT -m limit --limit 5/min -j LOG\nmangle OUTPUT -j DROP")
+    assert [step.certain for step in outcome.steps] == [False, True]
+
+
 def test_too_many_unknowns_are_cut_off() -> None:
     """And it is said that there are more ways."""
     rules = "\n".join(
-        "mangle OUTPUT -m statistic --mode random -j MARK --set-mark 1" for _ in range(9)
+        f"mangle OUTPUT -m statistic --mode random -j MARK --set-mark {number}"
+        for number in range(1, 10)
     )
     found = ways(rules)
     assert len(found.outcomes) == MAX_OUTCOMES
