@@ -134,23 +134,19 @@ def _with_golden(given: Asked, path: str, *, as_json: bool) -> ExitStatus:
 
     plan = given.plan
     expected, printed = read_text(path), formats.save(plan)
-    if expected == printed:
-        lines: list[str] = []
-    else:
-        lines = list(
-            unified_diff(
-                expected.splitlines(keepends=True),
-                printed.splitlines(keepends=True),
-                path,
-                "the plan",
-            )
-        )
+    compared = unified_diff(
+        expected.splitlines(keepends=True), printed.splitlines(keepends=True), path, "the plan"
+    )
+    lines = [
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
+        for line in (compared if expected != printed else ())
+    ]
     if as_json:
         import json  # no other format needs it
 
         sys.stdout.write(json.dumps({"same": not lines, "diff": "".join(lines)}, indent=2) + "\n")
     else:
-        sys.stdout.write("".join(line if line.endswith("\n") else f"{line}\n" for line in lines))
+        sys.stdout.write("".join(lines))
     if lines:
         tell("info", (f"{path} differs from the plan (+ is the plan's)",))
     return ExitStatus.FAILED if lines else ExitStatus.DONE

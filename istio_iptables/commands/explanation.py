@@ -199,8 +199,10 @@ def _shared_steps(outcomes: tuple[Outcome, ...]) -> tuple[Step, ...]:
 
 
 def _assumed(assumption: Assumption) -> str:
-    place = f"{assumption.place}: " if assumption.place else ""
-    return f"if {place}{assumption.text} {'holds' if assumption.answer else 'does not hold'}"
+    if assumption.place:
+        holds = "holds" if assumption.answer else "does not hold"
+        return f"if in {assumption.place} {assumption.text} {holds}"
+    return f"{'if' if assumption.answer else 'unless'} {assumption.text}"
 
 
 def _is_verb(verdict: Verdict) -> bool:

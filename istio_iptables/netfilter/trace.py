@@ -107,10 +107,10 @@ def _starts(ruleset: Ruleset, packet: Packet, world: World) -> Iterator[Way]:
         if each.translated
     }
     for past, outcome in pasts.items():
-        text = f"its connection was opened the same way, and sent to {outcome.packet.endpoints[1]}"
+        text = f"such a packet opened the connection, and was sent to {outcome.packet.endpoints[1]}"
         yield Way(packet, kept=past).assuming("", text, answer=True)
     if pasts:
-        text = "its connection was opened the same way, and sent elsewhere"
+        text = "such a packet opened the connection"
         yield Way(packet).assuming("", text, answer=False)
     else:
         yield Way(packet)

@@ -1,0 +1,406 @@
+"""`istio-iptables explain`: questions about packets, and the answers in words and for programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from istio_iptables.builder import build
+from istio_iptables.loops import APPLICATIONS, Fault, Finding, findings
+from istio_iptables.netfilter.model import Family, Ruleset
+from istio_iptables.settings.config import Config, configure
+from istio_iptables.settings.sources import gather
+from tests.program import Result, run
+from tests.strategies import FixedMachine
+
+FIXTURES = Path(__file__).parent / "fixtures"
+DOCUMENTED = ["-i", "*", "-b", "*", "-d", "15090,15021,15020", "--ip-family", "ipv4"]
+TPROXY = [*DOCUMENTED, "-m", "TPROXY"]
+DNS = [*DOCUMENTED, "--redirect-dns", "--capture-all-dns"]
+DUAL = [*DOCUMENTED[:-1], "dual"]
+
+
+def explain(*arguments: str) -> Result:
+    """What explain says, which is always something here."""
+    result = run(["explain", *arguments])
+    assert result.status == 0, result.err
+    return result
+
+
+def answer(*arguments: str) -> dict[str, Any]:
+    """What explain says to programs."""
+    document: dict[str, Any] = json.loads(explain(*arguments, "--json").out)
+    return document
+
+
+OUT = "captured by Envoy's outbound listener on port 15001"
+IN = "captured by Envoy's inbound listener on port 15006"
+AGENT = "captured by the agent's DNS resolver on port 15053"
+
+
+@pytest.mark.parametrize(
+    ("flags", "packet", "verdict"),
+    [
+        (DOCUMENTED, "--out --dst 1.2.3.4:443", OUT),
+        (DOCUMENTED, "", OUT),
+        (DOCUMENTED, "--uid 1337", "goes out by eth0 untouched"),
+        (DOCUMENTED, "--uid 0 --gid 1337", "goes out by eth0 untouched"),
+        (DOCUMENTED, "--dst 127.0.0.1:8080", "reaches 127.0.0.1:8080 here untouched"),
+        (DOCUMENTED, "--dst 10.244.0.2:8080 --uid 1337", IN),
+        (DOCUMENTED, "--dst 10.244.0.2:8080", "reaches 10.244.0.2:8080 here untouched"),
+        (DOCUMENTED, "--src 127.0.0.6 --iface lo --uid 1337 --dst 10.244.0.2:80", "reaches 10.244.0.2:80 here untouched"),
+        (DOCUMENTED, "--proto udp", "goes out by eth0 untouched"),
+        (DOCUMENTED, "--proto icmp", "goes out by eth0 untouched"),
+        (DOCUMENTED, "--in", IN),
+        (DOCUMENTED, "--in --dst :15021", "reaches 10.244.0.2:15021 here untouched"),
+        (DOCUMENTED, "--in --proto udp", "reaches 10.244.0.2:53 here untouched"),
+        (DUAL, "--dst [2001:db8::5]:443", OUT),
+        (DUAL, "--dst 2001:db8::5", OUT),
+        (DUAL, "--in --src fd00::9", IN),
+        (DNS, "--proto udp", AGENT),
+        (DNS, "--dst :53", AGENT),
+        (DNS, "--proto udp --uid 1337", "goes out by eth0 untouched"),
+        (TPROXY, "--in", f"{IN} with both addresses kept (TPROXY)"),
+        (TPROXY, "--in --iface lo", "reaches 10.244.0.2:80 here untouched"),
+        (TPROXY, "--in --ctstate established", "delivered here by its mark 0x539, to the socket of Envoy that has the connection"),
+        ([*DOCUMENTED, "--drop-invalid"], "--in --ctstate INVALID", "dropped by mangle ISTIO_DROP 1"),
+        ([*DOCUMENTED, "-p", "15006"], "--in", IN),
+        ([*DOCUMENTED, "-p", "15006"], "", "captured by Envoy's outbound listener on port 15006"),
+    ],
+)  # fmt: skip
+def test_packets_end_where_they_should(flags: list[str], packet: str, verdict: str) -> None:
+    """The last line says it in words."""
+    assert explain(*flags, *packet.split()).out.splitlines()[-1] == verdict
+
+
+def test_the_text_says_each_rule_and_why() -> None:
+    """The packet with what was assumed, each rule with its reason, what changed, the verdict."""
+    lines = explain(*DOCUMENTED, "--dst", "1.2.3.4:443").out.splitlines()
+    assert lines == [
+        (
+            "packet: out, tcp, 10.244.0.2:40000 -> 1.2.3.4:443, out of eth0, uid 1000, gid 1000,"
+            " mark 0x0, state NEW (assumed: interface, source, uid, gid, source port)"
+        ),
+        "nat OUTPUT 1 -A OUTPUT -j ISTIO_OUTPUT",
+        "    Everything that a process in the pod sends is looked at by the outbound rules.",
+        "nat ISTIO_OUTPUT 9 -A ISTIO_OUTPUT -j ISTIO_REDIRECT",
+        "    Everything else that leaves the application (-i '*') is captured and goes to Envoy.",
+        "nat ISTIO_REDIRECT 1 -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001",
+        "    => to 127.0.0.1:15001",
+        (
+            "    Captured outbound connections go to Envoy's outbound listener on port 15001, which"
+            " asks the kernel where they were meant to go."
+        ),
+        "nat POSTROUTING policy -P POSTROUTING ACCEPT",
+        OUT,
+    ]
+
+
+def test_near_misses_are_told_when_asked() -> None:
+    """The one condition that kept a rule from matching, and what the packet has instead."""
+    out = explain(*DOCUMENTED, "-v").out
+    assert (
+        "  not nat ISTIO_OUTPUT 4 -A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN\n"
+        "      because of -m owner --uid-owner 1337: uid 1000, gid 1000\n"
+    ) in out
+    assert "not nat" not in explain(*DOCUMENTED).out
+
+
+def test_many_near_misses_of_a_kind_are_counted() -> None:
+    """Nobody reads five thousand of them."""
+    excluded = ",".join(f"10.0.{number}.0/24" for number in range(100))
+    out = explain(*DOCUMENTED, "-x", excluded, "-v").out
+    assert "more that one condition kept from matching" in out
+    assert out.count("\n") < 60
+
+
+def test_programs_get_the_same() -> None:
+    """The shape that the issue promises, null for a policy's number."""
+    document = answer(*DOCUMENTED, "--dst", "1.2.3.4:443")
+    assert document["verdict"] == OUT
+    assert (document["to_port"], document["captured"]) == (15001, "outbound")
+    assert document["packet"]["destination"] == "1.2.3.4"
+    first, last = document["path"][0], document["path"][-1]
+    assert {key: first[key] for key in ("table", "chain", "rule", "text", "reason", "verdict")} == {
+        "table": "nat",
+        "chain": "OUTPUT",
+        "rule": 1,
+        "text": "-A OUTPUT -j ISTIO_OUTPUT",
+        "reason": "Everything that a process in the pod sends is looked at by the outbound rules.",
+        "verdict": "ISTIO_OUTPUT",
+    }
+    assert (last["rule"], last["verdict"]) == (None, "ACCEPT")
+    assert document["outcomes"] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "packet", "captured", "port"),
+    [
+        (DOCUMENTED, "--in", "inbound", 15006),
+        (DNS, "--proto udp", "dns", 15053),
+        (DOCUMENTED, "--uid 1337", None, None),
+    ],
+)
+def test_programs_learn_who_captured(
+    flags: list[str], packet: str, captured: str | None, port: int | None
+) -> None:
+    """One word for each, or null."""
+    document = answer(*flags, *packet.split())
+    assert (document["captured"], document["to_port"]) == (captured, port)
+
+
+# Rules from elsewhere.
+
+
+def test_rules_can_come_from_a_file(tmp_path: Path) -> None:
+    """Their reasons are those of the planned rules like them; a stranger's have none."""
+    saved = run(["-n", *DOCUMENTED]).out.replace(
+        "-A OUTPUT -j", "-A OUTPUT -d 9.9.9.9 -j LOG\n-A OUTPUT -j"
+    )
+    path = tmp_path / "saved"
+    path.write_text(saved)
+    out = explain("--rules", str(path), *DOCUMENTED, "--dst", "9.9.9.9").out
+    assert "nat OUTPUT 1 -A OUTPUT -d 9.9.9.9 -j LOG\nnat OUTPUT 2" in out
+    assert "(-i '*') is captured" in out
+    assert out.endswith(f"{OUT}\n")
+
+
+def test_what_can_not_be_known_is_followed_both_ways(tmp_path: Path) -> None:
+    """Each way with what it rests on; the verdict only if they come to the same."""
+    path = tmp_path / "saved"
+    path.write_text(
+        "*nat\n:OUTPUT ACCEPT\n-A OUTPUT -p tcp -m set --match-set mesh dst -j REDIRECT"
+        " --to-ports 15001\nCOMMIT\n"
+    )
+    out = explain("--rules", str(path)).out
+    assert "  if in nat OUTPUT 1 -m set --match-set mesh dst holds\n" in out
+    assert "[can't be known: taken to match]" in out
+    assert f"then: {OUT}\n" in out
+    assert "then it goes out by eth0 untouched\n" in out
+    assert out.endswith("\ndepends on what can't be known from here\n")
+    document = answer("--rules", str(path))
+    assert (document["verdict"], document["captured"]) == (
+        "depends on what can't be known from here",
+        None,
+    )
+    assert [each["captured"] for each in document["outcomes"]] == ["outbound", None]
+    assert document["outcomes"][1]["if"] == [
+        {"rule": "nat OUTPUT 1", "condition": "-m set --match-set mesh dst", "holds": False}
+    ]
+    assert document["path"] == []
+
+
+def test_too_many_ways_are_said_to_be_more(tmp_path: Path) -> None:
+    """The answer is not taken for complete."""
+    marks = "".join(
+        f"-A OUTPUT -m set --match-set s{n} src -j MARK --set-mark {n}\n" for n in range(1, 9)
+    )
+    path = tmp_path / "saved"
+    path.write_text(f"*mangle\n:OUTPUT ACCEPT\n{marks}COMMIT\n")
+    out = explain("--rules", str(path)).out
+    assert "there are more ways, which are not followed" in out
+    assert out.endswith("depends on what can't be known from here\n")
+
+
+@pytest.mark.parametrize(
+    ("rules", "verdict"),
+    [
+        ("-A OUTPUT -p tcp -j REDIRECT --to-ports 99", "is redirected to port 99, where nobody of the mesh is known"),
+        ("-A OUTPUT -p tcp -j DNAT --to-destination 127.0.0.1:9", "reaches 127.0.0.1:9 here untouched"),
+        ("-A POSTROUTING -j SNAT --to-source 9.9.9.9", "goes out by eth0 changed, from 9.9.9.9:40000 to 192.0.2.1:80"),
+    ],
+)  # fmt: skip
+def test_strangers_rules_have_their_words(tmp_path: Path, rules: str, verdict: str) -> None:
+    """What others do to packets is said as well."""
+    path = tmp_path / "saved"
+    path.write_text(f"*nat\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n{rules}\nCOMMIT\n")
+    assert explain("--rules", str(path)).out.splitlines()[-1] == verdict
+
+
+def test_tproxy_without_its_route_is_seen(tmp_path: Path) -> None:
+    """TPROXY chose a listener, and nothing brings the packet there."""
+    path = tmp_path / "saved"
+    path.write_text(
+        "*mangle\n:PREROUTING ACCEPT\n:INPUT DROP\n-A PREROUTING -p tcp -j TPROXY --on-port 15006"
+        " --on-ip 0.0.0.0 --tproxy-mark 0x1/0x1\nCOMMIT\n"
+    )
+    out = explain("--rules", str(path), "--in").out
+    assert out.endswith("dropped by mangle INPUT policy\n")
+
+
+@pytest.mark.parametrize("name", ["ufw", "calico"])
+@pytest.mark.parametrize("packet", ["--in", "--out", "--in --proto udp", "--iface lo"])
+def test_any_ruleset_can_be_asked(name: str, packet: str) -> None:
+    """A stranger's rules are followed as far as they can be, and never end in an error."""
+    assert explain("--rules", str(FIXTURES / f"{name}.save"), *packet.split()).out
+
+
+def test_rules_of_another_family_are_missed() -> None:
+    """An IPv6 packet meets no rules where IPv6 is off, and that is said."""
+    result = explain(*DOCUMENTED, "--dst", "2001:db8::1")
+    assert "there are no IPv6 rules in the plan" in result.warnings
+    assert result.out.endswith("goes out by eth0 untouched\n")
+
+
+# What is wrong with a question.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ("--in --out", "--in, --out: a packet goes one way: give one of them"),
+        ("--live --rules x", "--rules: the rules are the file's, or live ones: give one of them"),
+        ("--dst nowhere", "--dst: 'nowhere': write an address"),
+        ("--dst [::1]x", "--dst: '[::1]x': write an address"),
+        ("--dst 1.2.3.4:99999", "--dst: '1.2.3.4:99999': a port is a number from 0 to 65535"),
+        ("--dst 1.2.3.4 --src ::1", "--src, --dst: the addresses are of different families"),
+        ("--uid me", "--uid: 'me': is not a number, decimal or 0x..."),
+        ("--proto nonsense", "--proto: 'nonsense': is no protocol"),
+        ("--ctstate OLD", "--ctstate: 'OLD': is not one of NEW"),
+        ("--in --uid 5", "--uid, --gid: what comes in belongs to no socket of this pod yet"),
+        ("--rules /does/not/exist", "can't read /does/not/exist: No such file or directory"),
+        ("--rules /dev/null", "/dev/null: holds no table of iptables-save"),
+        ("-b 80-90", "--istio-inbound-ports (-b), item 1: '80-90'"),
+        ("--nonsense", "--nonsense: there is no such option"),
+        ("-n", "-n: there is no such option"),
+    ],
+)
+def test_bad_questions_are_refused(arguments: str, problem: str) -> None:
+    """Exit status 2, and a line that says what is wrong."""
+    result = run(["explain", *arguments.split()])
+    assert result.status == 2
+    assert any(error.startswith(problem) for error in result.errors), result.err
+
+
+def test_every_problem_of_a_packet_is_told_at_once() -> None:
+    """Not one after the other."""
+    assert len(run(["explain", "--uid", "x", "--gid", "y", "--dst", "z"]).errors) == 3
+
+
+def test_a_bad_line_of_a_file_is_named(tmp_path: Path) -> None:
+    """With its number in the file, also in the second document."""
+    path = tmp_path / "saved"
+    path.write_text("# IPv4\n*nat\nCOMMIT\n# IPv6\n*nat\n-A NOWHERE -j ACCEPT\nCOMMIT\n")
+    result = run(["explain", "--rules", str(path)])
+    assert result.errors == [f"{path}: line 6: chain NOWHERE was not declared"]
+
+
+def test_capture_flags_come_from_the_environment_too() -> None:
+    """As for the installer."""
+    result = run(["explain", "--ip-family", "ipv4"], {"ISTIO_SERVICE_CIDR": "*"})
+    assert result.out.splitlines()[-1] == OUT
+
+
+# Loops and escapes.
+
+
+def config(**texts: str) -> Config:
+    """A Config from the texts of settings."""
+    given = {
+        "dry_run": "true",
+        "ip_family": "dual",
+        "istio_inbound_ports": "*",
+        "istio_service_cidr": "*",
+    }
+    values, _ = gather(given | texts, {})
+    return configure(values, FixedMachine(servers=("10.96.0.10", "fd00::a")))[0]
+
+
+def found_in(asked: Config, *without: str) -> list[Finding]:
+    """What is found in the plan, once the rules that hold one of these texts are taken out."""
+    plan = build(asked)
+    rulesets = []
+    for ruleset in plan.rulesets:
+        tables = []
+        for table in ruleset.tables:
+            chains = tuple(
+                chain._replace(
+                    rules=tuple(
+                        rule
+                        for rule in chain.rules
+                        if not any(text in rule.text for text in without)
+                    )
+                )
+                for chain in table.chains
+            )
+            tables.append(table._replace(chains=chains))
+        rulesets.append(Ruleset(ruleset.family, tuple(tables)))
+    return list(findings(rulesets, plan.routes, asked))
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {},
+        {"istio_inbound_interception_mode": "TPROXY"},
+        {"redirect_dns": "true"},
+        {"redirect_dns": "true", "capture_all_dns": "true"},
+        {"istio_service_cidr": "10.0.0.0/8,fd00::/8", "istio_outbound_ports": "9000"},
+        {"istio_service_cidr": "127.0.0.0/8,10.0.0.0/8"},
+        {"istio_outbound_owner_groups": "1000"},
+        {"istio_outbound_owner_groups": ""},
+        {"istio_service_cidr": "", "istio_inbound_ports": ""},
+        {"proxy_uid": "1337,1338", "proxy_gid": "5,6"},
+    ],
+)
+def test_plans_have_no_loops_and_no_escapes(texts: dict[str, str]) -> None:
+    """The documented rules and their variants are sound."""
+    assert found_in(config(**texts)) == []
+
+
+def test_envoys_calls_that_come_back_are_found() -> None:
+    """Without the rules about the proxy's user and group."""
+    found = found_in(config(), "--uid-owner 1337 -j RETURN", "--gid-owner 1337 -j RETURN")
+    loops = [each for each in found if each.fault is Fault.LOOP]
+    assert {each.family for each in loops} == set(Family)
+    assert loops[0].line == (
+        "what Envoy sends on for the application would be sent back: captured by Envoy's outbound"
+        " listener on port 15001; decided by nat ISTIO_OUTPUT 5 (-A ISTIO_OUTPUT -j"
+        " ISTIO_REDIRECT), for example tcp 10.244.0.2:40000 to 192.0.2.1:80, uid 1337, gid 1337"
+    )
+
+
+def test_envoys_way_to_the_application_is_looked_at() -> None:
+    """Without the rule about 127.0.0.6 it is captured a second time."""
+    (first, *_) = found_in(config(), "127.0.0.6")
+    assert first.line.startswith("what Envoy hands to the application would be sent back: captured")
+    assert first.place == "nat ISTIO_OUTPUT 1"
+
+
+def test_the_agents_questions_are_looked_at() -> None:
+    """An agent that asks itself."""
+    asked = config(redirect_dns="true", capture_all_dns="true")
+    found = found_in(asked, "--uid-owner 1337 -j RETURN", "--gid-owner 1337 -j RETURN")
+    assert any("what the agent asks the real DNS server" in each.line for each in found)
+
+
+def test_tproxy_as_a_captured_root_is_a_loop() -> None:
+    """Under TPROXY, Envoy runs as root, which then must not be one of the proxy's users."""
+    found = found_in(config(istio_inbound_interception_mode="TPROXY", proxy_uid="0"))
+    assert any("under the client's address" in each.line for each in found)
+
+
+def test_applications_that_run_as_the_proxy_escape() -> None:
+    """Root is what a container runs as when nobody says otherwise."""
+    found = found_in(config(proxy_uid="0"))
+    escape = next(each for each in found if each.fault is Fault.ESCAPE)
+    assert escape.line == (
+        "an application that runs as the proxy's uid 0 and gid 0 escapes; decided by nat"
+        " ISTIO_OUTPUT 4 (-A ISTIO_OUTPUT -m owner --uid-owner 0 -j RETURN), for example tcp"
+        " 10.244.0.2:40000 to 192.0.2.1:80, uid 0, gid 0"
+    )
+    assert not findings(build(config()).rulesets, (), config(), APPLICATIONS)
+
+
+def test_explain_warns_of_them() -> None:
+    """On stderr, and for programs among the findings."""
+    result = explain(*DOCUMENTED, "--uid", "1337")
+    (warning,) = (each for each in result.warnings if "escapes" in each)
+    assert "decided by nat ISTIO_OUTPUT 4" in warning
+    document = answer(*DOCUMENTED, "--uid", "1337")
+    assert [(each["fault"], each["rule"]) for each in document["findings"]] == [
+        ("escape", "nat ISTIO_OUTPUT 4")
+    ]
