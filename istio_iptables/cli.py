@@ -32,10 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Results go to stdout; every problem is one line on stderr.
     """
     _open_missing_streams()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == [PROGRAM]:
+        # Istio's pods start it as a subcommand of the image's pilot-agent.
+        del given[0]
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # both are text files
     try:
-        status = root.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        status = root.main(args=given, prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
     except IstioIptablesError as error:
         tell("error", error.lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 # Whatever processes of other users need is loaded before they are forked: they can't read it.
 import encodings.idna  # noqa: F401
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import KernelRefused
@@ -20,17 +21,25 @@ from istio_iptables.lab.topology import wire
 from istio_iptables.lab.verdict import Result, judge
 from istio_iptables.lab.without import without
 from istio_iptables.lab.world import in_world, make_network, on_network
+from istio_iptables.netfilter.plan import Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from istio_iptables.lab.clients import Seen
     from istio_iptables.lab.processes import Identity, Process
     from istio_iptables.lab.scenarios import Path, Scenario
     from istio_iptables.lab.without import Left
-    from istio_iptables.netfilter.plan import Plan
 
-__all__ = ["Outcome", "Up", "run"]
+__all__ = ["Installer", "Outcome", "Up", "run"]
+
+
+#: Puts a plan's rules in place, in the backend of that name.
+Installer = Callable[[Plan, str], None]
+
+
+def _install(plan: Plan, backend: str) -> None:
+    install(plan, lambda _line: None, Where(backend=backend))
 
 
 class Outcome(NamedTuple):
@@ -66,19 +75,21 @@ def run(  # noqa: PLR0913 - the lab's parts
     backend: str = "",
     left: Left = frozenset(),
     only: Sequence[str] = (),
+    installer: Installer | None = None,
     keep: Callable[[Up], None] | None = None,
 ) -> Outcome:
     """Run *scenario* with the rules of *plan*, and hold what happens to what *plan* says.
 
     The rules *left* out are not installed, to show what they are there for. With *only*, paths
-    of other names are not taken. *keep* is called while everything is still up. Raises
+    of other names are not taken. *installer* puts the rules in place instead of our own, called
+    in the network namespace that they are for. *keep* is called while everything is still up. Raises
     KernelRefused when the lab can't be built; nothing of it is left in any case.
     """
     begun = time.monotonic()
     binary = envoy.find()
 
     def work(process: int) -> Outcome:
-        lab = _Lab(scenario, binary)
+        lab = _Lab(scenario, binary, installer or _install)
         name = lab.build(without(plan, left), backend, left)
         results = [lab.walk(path, plan) for path in scenario.paths if not only or path.name in only]
         seconds = time.monotonic() - begun
@@ -93,11 +104,12 @@ def run(  # noqa: PLR0913 - the lab's parts
 class _Lab:
     """The processes and networks of a scenario; only in a world of its own."""
 
-    def __init__(self, scenario: Scenario, binary: str) -> None:
+    def __init__(self, scenario: Scenario, binary: str, installer: Installer) -> None:
         self._nodes = {node.name: node for node in scenario.nodes}
         self._switch = make_network("switch")
         self._networks = {name: make_network(name) for name in self._nodes}
         self._binary = binary
+        self._installer = installer
         self._watch: Watch | None = None
         self.sockets: dict[str, str] = {}
 
@@ -146,7 +158,7 @@ class _Lab:
         for network in captured.values():
             with on_network(network):
                 name = choose(backend).backend.name
-                install(plan, lambda _line: None, Where(backend=backend))
+                self._installer(plan, backend)
         return name
 
     def walk(self, path: Path, plan: Plan) -> Result:
