@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from istio_iptables.builder import OUTBOUND_MARK, build
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import Packet, World
+from istio_iptables.netfilter.savefile import render
 from istio_iptables.netfilter.trace import End, Outcome, Trace, trace
 from istio_iptables.settings.config import configure
 from istio_iptables.settings.sources import gather
@@ -191,7 +192,7 @@ def second(packet: Packet, plan: Plan) -> Packet:
     (outcome,) = trace(ruleset, first, World(ADDRESSES, plan.routes)).outcomes
     if outcome.end is not End.DELIVERED or outcome.packet.destination_port not in LISTENING:
         return first
-    if any(route.mark == OUTBOUND_MARK for route in plan.routes):
+    if f"-m connmark --mark {OUTBOUND_MARK:#x} " in render(ruleset):
         # The answer (of a listener that runs as root) may have marked the connection as well.
         return packet._replace(connmark=None)
     return packet._replace(connmark=outcome.packet.connmark)
