@@ -12,7 +12,7 @@ from istio_iptables import __version__
 from istio_iptables.builder import build
 from istio_iptables.commandline import SettingsCommand, Subcommand, flags_given, split_extra
 from istio_iptables.configured import PROGRAM, configured, effective, tell
-from istio_iptables.errors import ExitStatus, IstioIptablesError
+from istio_iptables.errors import ExitStatus, IstioIptablesError, UsageProblems
 from istio_iptables.netfilter import formats
 from istio_iptables.netfilter.model import Family
 
@@ -93,6 +93,7 @@ def _apply(plan: Plan, config: Config) -> None:
     if config.cleanup_only:
         clean(_note, where)
     elif not config.skip_rule_apply:
+        _warn_of_loops(plan, config)
         install(plan, _note, where, replace=config.reconcile or config.force_apply)
     if config.run_validation:
         from istio_iptables.kernel.probe import Probe, validate
@@ -109,6 +110,16 @@ def _apply(plan: Plan, config: Config) -> None:
             _note,
             namespace=config.network_namespace,
         )
+
+
+def _warn_of_loops(plan: Plan, config: Config) -> None:
+    """Tell of rules that would send Envoy's traffic back to it, or let applications escape."""
+    from istio_iptables.loops import findings
+
+    lines = [finding.line for finding in findings(plan.rulesets, plan.routes, config)]
+    if lines and config.strict:
+        raise UsageProblems([f"{line} (--strict)" for line in lines])
+    tell("warning", lines)
 
 
 def _print(plan: Plan, config: Config, values: Mapping[str, Value]) -> None:
