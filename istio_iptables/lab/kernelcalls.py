@@ -22,6 +22,7 @@ __all__ = [
     "die_with_parent",
     "enter_network",
     "make_mounts_private",
+    "make_read_only",
     "mount",
     "unshare",
 ]
@@ -33,6 +34,7 @@ NEW_IPC = 0x08000000
 NEW_PROCESSES = 0x20000000
 NEW_NETWORK = 0x40000000
 
+_MS_RDONLY, _MS_REMOUNT = 1, 32
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT = 1, 8, 24, 47
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT_RAISE = 38, 2
@@ -70,6 +72,12 @@ def bind_mount(source: str, target: str) -> None:
     """Show *source* at *target*, which is there already."""
     words = (source.encode(), target.encode(), None, _MS_BIND, None)
     _check(_libc.mount(*words), f"mount {source} on {target}")
+
+
+def make_read_only(target: str) -> None:
+    """Let nothing be written to what is mounted at *target*."""
+    words = (None, target.encode(), None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY, None)
+    _check(_libc.mount(*words), f"make {target} read-only")
 
 
 def make_mounts_private() -> None:

@@ -13,7 +13,7 @@ from istio_iptables.lab.without import left_out
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from istio_iptables.lab.runner import Outcome, Up
+    from istio_iptables.lab.runner import Installer, Outcome, Up
     from istio_iptables.lab.verdict import Result
     from istio_iptables.netfilter.model import Family
     from istio_iptables.netfilter.plan import Plan
@@ -33,12 +33,13 @@ class Asked(NamedTuple):
     envoy_uid: int | None = None
 
 
-def run(
+def run(  # noqa: PLR0913 - what differs between labs
     asked: Asked,
     flags: Mapping[str, str] | None = None,
     *,
     left: Callable[[Plan], Sequence[str]] | None = None,
     only: Sequence[str] = (),
+    installer: Installer | None = None,
     keep: Callable[[Up], None] | None = None,
 ) -> Outcome:
     """A run of the lab; *left* names the rules to leave out, of the plan that it is given."""
@@ -53,6 +54,7 @@ def run(
         backend=asked.backend,
         left=left_out(plan, left(plan) if left else ()),
         only=only,
+        installer=installer,
         keep=keep,
     )
 
