@@ -92,10 +92,11 @@ class SettingsCommand(click.Group):
     ) -> None:
         self.settings = tuple(settings)
         self._elsewhere = dict(elsewhere or {})
+        self._own = tuple(more)
         options: list[click.Parameter] = [
             _SettingOption(setting) for setting in self.settings if setting.on_command_line
         ]
-        options += more
+        options += self._own
         # click's own help option looks for a translation of its text, which takes 2 ms.
         options.append(
             click.Option(
@@ -142,8 +143,15 @@ class SettingsCommand(click.Group):
         ctx.obj = booleans
         return click.Command.parse_args(self, ctx, arguments)
 
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+        """What may follow the name: a subcommand is one only in the first place."""
+        return ["[COMMAND] [OPTIONS]" if self._elsewhere else "[OPTIONS]"]
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options under the headings of their groups."""
+        """Write the command's own options, then the settings under the headings of their groups."""
+        if own := _records(self._own, ctx):
+            with formatter.section(f"Options of {self.name}"):
+                formatter.write_dl(own)
         records = {
             option.setting.name: record
             for option in self.params
@@ -162,19 +170,23 @@ class SettingsCommand(click.Group):
                 with formatter.section(group.title):
                     formatter.write_dl(rows)
         others = [
-            record
+            option
             for option in self.get_params(ctx)
-            if not isinstance(option, _SettingOption)
-            and (record := option.get_help_record(ctx)) is not None
+            if not isinstance(option, _SettingOption) and option not in self._own
         ]
         with formatter.section("Other"):
-            formatter.write_dl(others)
+            formatter.write_dl(_records(others, ctx))
         if self._elsewhere:
             # click would import all of them for the same lines.
             with formatter.section("Commands"):
                 formatter.write_dl(
                     [(name, self._elsewhere[name].about) for name in sorted(self._elsewhere)]
                 )
+
+
+def _records(options: Iterable[click.Parameter], ctx: click.Context) -> list[tuple[str, str]]:
+    """What ``--help`` says about *options*."""
+    return [record for option in options if (record := option.get_help_record(ctx)) is not None]
 
 
 def _like_pflag(

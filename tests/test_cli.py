@@ -291,6 +291,20 @@ def test_help_shows_everything(flag: str) -> None:
         assert heading in text
 
 
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [("diff", "--against"), ("explain", "--ctstate"), ("clean", ""), ("lab", "--scenario")],
+)
+def test_help_of_a_subcommand(command: str, own: str) -> None:
+    """A subcommand's help begins with what is its own, and offers no further subcommands."""
+    text = run([command, "--help"]).out
+    assert text.startswith(f"Usage: istio-iptables {command} [OPTIONS]\n")
+    if own:
+        headings = [line for line in text.splitlines() if line.endswith(":") and line[0] != " "]
+        assert headings[0] == f"Options of {command}:"
+        assert text.index(own) < text.index(headings[1])
+
+
 def test_version() -> None:
     """--version tells the version."""
     assert __version__ in run(["--version"]).out
