@@ -1,4 +1,4 @@
-"""The parts of README.md that the program knows better: its options, and what commands print.
+"""What the program knows better in README.md and docs/: its options, and what commands print.
 
 ``python -m tests.readme --write`` rewrites both, as ``make golden`` does for golden files.
 """
@@ -14,7 +14,11 @@ from typing import NamedTuple
 
 from istio_iptables.settings.options import GROUPS, SETTINGS, Setting
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+OPTIONS = ROOT / "docs" / "options.md"
+#: The texts whose commands are run: the README, and what it hands on to.
+TEXTS = (README, *sorted((ROOT / "docs").glob("*.md")))
 
 _TABLE = re.compile(
     r"(?<=<!-- options: made from settings/options.py -->\n).*?(?=<!-- end -->)", re.DOTALL
@@ -29,11 +33,10 @@ _ADDRESS = "ip link set lo up && ip address add 10.0.0.1/32 dev lo && "
 
 
 def options_table() -> str:
-    """All settings as tables, a group each, in the order of ``--help``."""
-    lines = []
+    """All settings in one table, a group after the other as in ``--help``."""
+    lines = ["", "| option | environment | default | |", "|---|---|---|---|"]
     for group in GROUPS:
-        lines += ["", f"**{group.title}**", ""]
-        lines += ["| option | environment | default | |", "|---|---|---|---|"]
+        lines.append(f"| **{group.title}** | | | |")
         lines += (_row(setting) for setting in SETTINGS if setting.group is group)
     return "\n".join((*lines, "", ""))
 
@@ -54,14 +57,14 @@ def _row(setting: Setting) -> str:
 
 
 class Shown(NamedTuple):
-    """A command of the README and what it shows of its output; both end with a newline."""
+    """A command of a text and what that shows of its output; both end with a newline."""
 
     command: str
     output: str
 
 
 def with_options(text: str) -> str:
-    """The README with its options as they are."""
+    """The text with the options as they are."""
     return _TABLE.sub(lambda _: options_table(), text)
 
 
@@ -90,7 +93,7 @@ def outputs(block: list[Shown]) -> list[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        cwd=README.parent,
+        cwd=ROOT,
         env={"PATH": f"{program}:{os.environ['PATH']}:/usr/sbin:/sbin"},
         check=True,
         timeout=120,
@@ -108,7 +111,7 @@ def agrees(shown: str, printed: str) -> bool:
 
 
 def rewritten(text: str) -> str:
-    """The README as the program has it; what a block leaves out stays out where it agrees."""
+    """The text as the program has it; what a block leaves out stays out where it agrees."""
 
     def rewrite(match: re.Match[str]) -> str:
         block = blocks(f"```console\n{match[0]}```\n")[0]
@@ -126,4 +129,5 @@ def rewritten(text: str) -> str:
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit("usage: python -m tests.readme --write")
-    README.write_text(rewritten(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in TEXTS:
+        path.write_text(rewritten(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,19 +1,21 @@
-"""The README says what the program is."""
+"""The README, and what it hands on to, say what the program is."""
 
 from __future__ import annotations
 
 import pytest
 
+from istio_iptables.settings.options import SETTINGS
 from tests.kernel.netns import why_not
-from tests.readme import README, Shown, agrees, blocks, outputs, with_options
+from tests.readme import OPTIONS, TEXTS, Shown, agrees, blocks, outputs, with_options
 
-TEXT = README.read_text(encoding="utf-8")
-BLOCKS = blocks(TEXT)
+BLOCKS = [block for path in TEXTS for block in blocks(path.read_text(encoding="utf-8"))]
 
 
 def test_the_options_are_those_of_the_program() -> None:
     """The tables of options are made from the settings (python -m tests.readme --write)."""
-    assert with_options(TEXT) == TEXT
+    text = OPTIONS.read_text(encoding="utf-8")
+    assert with_options(text) == text
+    assert all(each.help.replace("*", "\\*") in text for each in SETTINGS)
 
 
 @pytest.mark.kernel
