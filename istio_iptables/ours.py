@@ -17,7 +17,8 @@ A stranger's own chain may jump to ours: that rule stays, unless the chain it ju
 
 Where this ends: a stranger's bare RETURN for an interface that stands exactly in one of those
 places, in a namespace that also has our chains, can't be told from ours. Nothing else can be
-mistaken, and without chains or jumps of ours in a table nothing in it is ours.
+mistaken, and in a table without chains, jumps or marks of ours nothing is ours. Chains of
+Istio's ambient mode have such names too and count as ours.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from istio_iptables.errors import KernelRefused
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Backend", "Choice", "Transaction", "choose", "legacy_tables", "nft_tables"]
 
+_OUR_TABLES = ("raw", "mangle", "nat")
 _NAMES_FILES = {
     Family.IPV4: "/proc/net/ip_tables_names",
     Family.IPV6: "/proc/net/ip6_tables_names",
@@ -66,19 +68,24 @@ class Choice(NamedTuple):
 def legacy_tables(family: Family) -> tuple[str, ...] | None:
     """The legacy tables this namespace has, or None for a kernel without them.
 
-    Reading this file makes no table, unlike any question to iptables-legacy.
+    Reading this file makes no table, unlike any question to iptables-legacy. It is root's: for
+    another user these are the tables that rules of ours may be in, and to look makes them.
     """
     try:
         with open(_NAMES_FILES[family], encoding="ascii") as file:
             names = file.read().split()
     except FileNotFoundError:
         return None
-    except OSError as error:
-        message = (
-            f"can't read {_NAMES_FILES[family]}: {error.strerror}; it needs root or CAP_NET_ADMIN"
-        )
-        raise KernelRefused(message) from error
+    except PermissionError:
+        return _OUR_TABLES
     return tuple(name for name in TABLES if name in names)
+
+
+def _known() -> bool:
+    """Whether it can be told which legacy tables there are."""
+    return all(
+        os.access(file, os.R_OK) or not os.access(file, os.F_OK) for file in _NAMES_FILES.values()
+    )
 
 
 def nft_tables(family: Family) -> tuple[str, ...]:
@@ -94,7 +101,8 @@ def choose(forced: str) -> Choice:
     """
     loaded = {family: legacy_tables(family) for family in Family}
     has_legacy = loaded[Family.IPV4] is not None
-    legacy_used = any(loaded.values())
+    # Where that can't be told, legacy is not opened only to look.
+    legacy_used = _known() and any(loaded.values())
     nft_used = any(nft_tables(family) for family in Family)
     name, reason = forced, "asked for by --force-iptables-binary"
     if not name:
@@ -112,6 +120,8 @@ def choose(forced: str) -> Choice:
             reason = "its tables hold rules in this namespace"
         elif has_legacy:
             name, reason = "legacy", "no table holds rules yet, and the kernel has it"
+            if not _known():
+                reason = "nf_tables hold no rules, and only root may see which legacy tables do"
         else:
             name, reason = "nft", "the kernel has no legacy tables"
     if name == "legacy":
@@ -120,7 +130,11 @@ def choose(forced: str) -> Choice:
 
 
 def _holds_ours(backend: Backend) -> bool:
-    return any(recognise(table) for family in Family for table in backend.read(family).tables)
+    try:
+        return any(recognise(table) for family in Family for table in backend.read(family).tables)
+    except KernelRefused:
+        # What iptables can't show, iptables did not make.
+        return False
 
 
 def _make(name: str) -> Backend:

@@ -16,4 +16,6 @@ def missing() -> str:
         return ""
     effective = int(line.split()[1], 16)
     lacking = [name for name, bit in _NEEDED.items() if not effective >> bit & 1]
-    return f": {' and '.join(lacking)} is missing" if lacking else ""
+    if not lacking:
+        return ""
+    return f": {' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing"

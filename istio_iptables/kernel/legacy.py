@@ -55,7 +55,11 @@ def _find_library(*names: str) -> tuple[ctypes.CDLL | None, int]:
                     return library, version
         elif name == "xtwrapper":
             wrapper = importlib.util.find_spec("libxtwrapper")
-            return _load_library((wrapper and wrapper.origin) or "libxtwrapper.so"), 0
+            library = _load_library((wrapper and wrapper.origin) or "libxtwrapper.so")
+            if library is None:
+                message = "its compiled part, libxtwrapper, is not there"
+                raise ImportError(message)
+            return library, 0
         else:
             library = _load_library(f"lib{name}.so.2", f"lib{name}.so.0")
             if library is not None:
@@ -249,13 +253,17 @@ class _Handle:
         try:
             self._table.commit()
         except self._error as error:
-            raise self._refused(error, "commit") from error
+            refused = self._refused(error, "commit")
+            # libiptc replaces the table, and then adds the old counters. Whoever changes the table
+            # between the two makes that fail, although our rules are in: begin anew from there.
+            refused.busy |= _libc_errno() == errno.EINVAL
+            raise refused from error
         finally:
             self.close()
 
     def _refused(self, error: Exception, *words: str) -> KernelRefused:
         what = " ".join(words)
-        number = ctypes.get_errno() or _libc_errno()
+        number = _libc_errno()
         table = f"the {self._family.title} table {self._table_name} (legacy)"
         if isinstance(error, UnknownPartError):
             return KernelRefused(f"can't {what} {table}: {error}")
