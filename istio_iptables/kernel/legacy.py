@@ -253,11 +253,7 @@ class _Handle:
         try:
             self._table.commit()
         except self._error as error:
-            refused = self._refused(error, "commit")
-            # libiptc replaces the table, and then adds the old counters. Whoever changes the table
-            # between the two makes that fail, although our rules are in: begin anew from there.
-            refused.busy |= _libc_errno() == errno.EINVAL
-            raise refused from error
+            raise self._refused(error, "commit") from error
         finally:
             self.close()
 
@@ -277,7 +273,9 @@ class _Handle:
         elif number == errno.EAGAIN:
             reason = "it was changed by someone else meanwhile"
         refused = KernelRefused(f"can't {what} {table}: {reason}")
-        refused.busy = number == errno.EAGAIN
+        # libiptc replaces the table and then adds the old counters: whoever changes it between the
+        # two makes that invalid, although our rules are in. Begun anew, it goes on from there.
+        refused.busy = number == errno.EAGAIN or (what == "commit" and number == errno.EINVAL)
         return refused
 
 
