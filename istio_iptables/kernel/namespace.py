@@ -39,7 +39,9 @@ def entered(namespace: str) -> Iterator[None]:
         try:
             netns.setns(there)
         except OSError as error:
-            message = f"can't enter the network namespace {path}: {error.strerror}"
+            # pyroute2's own words for all that may be wrong: "failed to open netns".
+            reason = os.strerror(error.errno) if error.errno else error.strerror
+            message = f"can't enter the network namespace {path}: {reason}"
             raise KernelRefused(message) from error
         finally:
             os.close(there)
