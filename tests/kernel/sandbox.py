@@ -49,6 +49,7 @@ __all__ = [
     "run",
     "sandbox",
     "save",
+    "set_loopback",
     "state",
     "tables",
     "wait_for_group",
@@ -103,10 +104,11 @@ def read_only(target: str) -> None:
 def new_network() -> None:
     """Put this process into a network namespace of its own, with lo up."""
     _call("unshare", _CLONE_NEWNET)
-    _set_loopback(up=True)
+    set_loopback(up=True)
 
 
-def _set_loopback(*, up: bool) -> None:
+def set_loopback(*, up: bool) -> None:
+    """Take lo up or down."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = struct.pack("16sh", b"lo", 0).ljust(40, b"\0")
         flags = struct.unpack_from("h", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request), 16)[0]
@@ -127,7 +129,7 @@ def sandbox() -> Iterator[None]:
         _call("unshare", _CLONE_NEWNET | _CLONE_NEWNS)
         _call("mount", b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
         mount("tmpfs", "/run", "tmpfs", data="size=1m")
-        _set_loopback(up=True)
+        set_loopback(up=True)
         yield
     finally:
         for each in home:

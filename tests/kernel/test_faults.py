@@ -1,0 +1,257 @@
+"""What fails, at every step: the namespace is as before, and one clear line says why."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from istio_iptables.netfilter.model import Family
+from tests.kernel.configurations import CONFIGURATIONS, DUAL, TPROXY, UNLIKE
+from tests.kernel.foreign import load_layout
+from tests.kernel.sandbox import (
+    BACKENDS,
+    CLI,
+    Finished,
+    command,
+    install,
+    load,
+    mount,
+    needs,
+    ours_in,
+    planned,
+    process,
+    run,
+    sandbox,
+    save,
+    set_loopback,
+    state,
+)
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
+
+
+def check_told(result: Finished, *words: str) -> None:
+    """Exit 1, no traceback, and an error line that says all of *words*."""
+    assert result.status == 1, result
+    assert "Traceback" not in result.err
+    lines = [line for line in result.err.splitlines() if ": error: " in line]
+    assert lines
+    assert all(line.startswith("istio-iptables: ") for line in result.err.splitlines())
+    assert any(all(word in line for word in words) for line in lines), lines
+
+
+#: Errors of a commit, and what a user reads of them.
+ERRORS = {
+    "EPERM": "Operation not permitted",
+    "ENOSPC": "No space left on device",
+    "EBUSY": "Device or resource busy",
+    "ENOMEM": "Cannot allocate memory",
+}
+
+
+def _legacy_run_with(fault: str, *arguments: str) -> Finished:
+    return process(
+        *("strace", "-qq", "-o", "/dev/null", "-e", "trace=setsockopt", "-e", fault),
+        *(CLI, "--force-iptables-binary", "legacy", *arguments),
+    )
+
+
+@needs("strace")
+@pytest.mark.parametrize(("first", "second"), UNLIKE)
+def test_a_commit_that_fails_is_taken_back(first: str, second: str, tmp_path: Path) -> None:
+    """Each commit of a replace in legacy tables, one after the other, fails with one of the errors."""
+    log = tmp_path / "log"
+    with sandbox():
+        install("legacy", *CONFIGURATIONS[first])
+        words = ("strace", "-qq", "-o", str(log), "-e", "trace=setsockopt", CLI, "--reconcile")
+        wanted = ("--force-iptables-binary", "legacy", *CONFIGURATIONS[second])
+        assert process(*words, *wanted).status == 0
+    calls = log.read_text().splitlines()
+    commits = [number for number, call in enumerate(calls, 1) if "SO_SET_REPLACE" in call]
+    install("legacy", *CONFIGURATIONS[first])
+    before = state(backends=("legacy",))
+    for commit, (name, reason) in zip(commits, [*ERRORS.items()] * len(commits), strict=False):
+        fault = f"inject=setsockopt:error={name}:when={commit}"
+        result = _legacy_run_with(fault, *CONFIGURATIONS[second], "--reconcile")
+        check_told(result, "can't commit", "table", reason)
+        assert state(backends=("legacy",)) == before
+    assert len(commits) > 1
+
+
+@needs("strace")
+@pytest.mark.parametrize("fault", ["setsockopt:error=EAGAIN:when=1..200"])
+def test_tables_that_never_stand_still(fault: str) -> None:
+    """When others change a table under our hands each time, we give up with a line."""
+    before = state()
+    result = _legacy_run_with(f"inject={fault}", *CONFIGURATIONS["documented"])
+    check_told(result, "changed by someone else")
+    assert state() == before
+
+
+@needs("strace")
+@pytest.mark.parametrize(("call", "error"), [("SET_REPLACE", "EAGAIN"), ("ADD_COUNTERS", "EINVAL")])
+def test_a_table_that_changed_meanwhile_is_tried_again(
+    call: str, error: str, tmp_path: Path
+) -> None:
+    """Someone changes a table before our commit, or between it and its counters: begun anew."""
+    log = tmp_path / "log"
+    words = ("strace", "-qq", "-o", str(log), "-e", "trace=setsockopt", CLI)
+    with sandbox():
+        assert process(*words, *DUAL, "--force-iptables-binary", "legacy").status == 0
+    calls = log.read_text().splitlines()
+    commits = [number for number, line in enumerate(calls, 1) if call in line]
+    for commit in commits:
+        with sandbox():
+            fault = f"inject=setsockopt:error={error}:when={commit}"
+            assert _legacy_run_with(fault, *DUAL).status == 0
+            assert state().legacy == tuple(planned(*DUAL)[family] for family in Family)
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A folder that stands first in PATH."""
+    return tmp_path
+
+
+def _fake(folder: Path, name: str, script: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("first", ["none", "everything", "documented"])
+@pytest.mark.parametrize("failing", range(1, 13))
+def test_any_iptables_nft_restore_may_fail(first: str, failing: int, programs: Path) -> None:
+    """The nth start of iptables-nft-restore fails, a trial or a real one: all as before."""
+    if first != "none":
+        install("nft", *CONFIGURATIONS[first])
+    before = state(backends=("nft",))
+    counter = programs / "count"
+    for family in ("", "6"):
+        name = f"ip{family}tables-nft-restore"
+        count = f"n=$(cat {counter} 2>/dev/null || echo 0); n=$((n + 1)); echo $n >{counter}"
+        refuse = f"[ $n = {failing} ] && {{ echo '{name}: RULE_APPEND failed' >&2; exit 4; }}"
+        _fake(programs, name, f'{count}; {refuse}; exec /usr/sbin/{name} "$@"')
+    path = {"PATH": f"{programs}:/usr/sbin:/usr/bin"}
+    other = "documented" if first == "everything" else "everything"
+    words = ("--force-iptables-binary", "nft", *CONFIGURATIONS[other], "--reconcile")
+    result = process(CLI, *words, environment=path)
+    if int(counter.read_text()) < failing:
+        # There were fewer of them.
+        assert result.status == 0
+        return
+    check_told(result, "RULE_APPEND failed")
+    assert state(backends=("nft",)) == before
+
+
+@needs("strace")
+@pytest.mark.parametrize("name", ["EPERM", "ENOSPC", "EBUSY"])
+def test_the_kernel_refuses_nft_messages(name: str) -> None:
+    """Each message to nf_tables is answered with an error, in whatever process sends it."""
+    install("nft", *DUAL)
+    before = state(backends=("nft",))
+    fault = f"inject=sendmsg:error={name}:when=1+"
+    words = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=sendmsg", "-e", fault, CLI)
+    result = process(*words, "--force-iptables-binary", "nft", *TPROXY, "--reconcile")
+    assert result.status == 1
+    assert "Traceback" not in result.err
+    assert state(backends=("nft",)) == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("first", ["none", "dual"])
+def test_a_route_that_can_not_be_added(first: str, backend: str) -> None:
+    """Lo is down: TPROXY's route fails, so nothing is installed and the line says what failed."""
+    if first != "none":
+        install(backend, *DUAL)
+    set_loopback(up=False)
+    before = state()
+    result = install(backend, *TPROXY, "--reconcile")
+    check_told(Finished(*result), "can't add the route", "Network is down")
+    assert state() == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_ipv6_address_can_be_added(backend: str) -> None:
+    """IPv6 is switched off in the namespace: ::6 fails, and nothing is installed."""
+    Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").write_text("1")
+    before = state()
+    check_told(Finished(*install(backend, *DUAL)), "can't add the address ::6")
+    assert state() == before
+    assert install(backend, *CONFIGURATIONS["documented"]).status == 0
+
+
+def test_a_kernel_without_legacy_tables() -> None:
+    """No list of legacy tables in /proc: nft is chosen, and the reason told."""
+    mount("tmpfs", "/proc/sys", "tmpfs")
+    result = _without_proc_names("--dry-run")
+    assert result.status == 0
+    result = _without_proc_names()
+    assert (result.status, "backend nft: the kernel has no legacy tables" in result.err) == (
+        0,
+        True,
+    )
+    assert ours_in(save("nft", Family.IPV4)) == planned(*DUAL)[Family.IPV4]
+
+
+def _without_proc_names(*more: str) -> Finished:
+    # /proc/net leads to the process's own; an empty folder there has none of the two files.
+    hide = 'mount -t tmpfs none /proc/$$/net && exec "$0" "$@"'
+    return process("sh", "-c", hide, CLI, *DUAL, *more)
+
+
+@pytest.mark.parametrize("hidden", ["save", "restore"])
+def test_iptables_nft_is_not_installed(hidden: str, programs: Path) -> None:
+    """A missing program is named; nothing is half done."""
+    for tool in ("iptables", "ip6tables"):
+        for what in {"save", "restore"} - {hidden}:
+            _fake(programs, f"{tool}-nft-{what}", f'exec /usr/sbin/{tool}-nft-{what} "$@"')
+    load_layout("docker", "nft")
+    before = state()
+    words = (CLI, *DUAL, "--force-iptables-binary", "nft")
+    result = process(*words, environment={"PATH": str(programs)})
+    check_told(result, f"can't run iptables-nft-{hidden}", "No such file")
+    assert state() == before
+
+
+@pytest.mark.parametrize("given", ["gone", "/run/netns/gone", "/proc/999999999/ns/net"])
+def test_a_namespace_that_does_not_exist(given: str) -> None:
+    """The path that was tried is named."""
+    result = run(*DUAL, "--network-namespace", given)
+    assert result.status == 1
+    path = given if "/" in given else f"/run/netns/{given}"
+    assert f"can't open the network namespace {path}: No such file or directory" in result.err
+
+
+def test_a_namespace_that_is_none() -> None:
+    """A file that is no namespace, as is left of one that vanished."""
+    Path("/run/netns").mkdir()
+    Path("/run/netns/pod").touch()
+    result = run(*DUAL, "--network-namespace", "pod")
+    assert result.status == 1
+    assert result.errors == ["can't enter the network namespace /run/netns/pod: Invalid argument"]
+
+
+def test_nft_rules_that_iptables_can_not_read() -> None:
+    """Somebody's own nft rules inside iptables' table: told, and left alone."""
+    load("nft", Family.IPV4, "*nat\n-A OUTPUT -j RETURN\nCOMMIT\n")
+    command("nft", "add rule ip nat OUTPUT ct mark set 5")
+    before = command("nft", "list", "ruleset")
+    result = install("nft", *DUAL)
+    assert result.status == 1
+    assert any("rules that iptables can't show" in line for line in result.errors)
+    assert command("nft", "list", "ruleset") == before
+
+
+def test_no_more_files_can_be_opened() -> None:
+    """A process that may open nothing more ends with a line, or before it has begun."""
+    before = state()
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (5, 5))"
+    script = (
+        f"import sys; {limit}; from istio_iptables.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    result = process(sys.executable, "-c", script, *DUAL)
+    assert result.status == 1
+    assert state() == before
