@@ -4,6 +4,7 @@
 # Building it twice gives the same image, given the same base and Debian mirror:
 #   buildah build --timestamp 0 .     or     docker build with SOURCE_DATE_EPOCH=0
 FROM debian:trixie-slim AS build
+ARG DEBIAN_FRONTEND=noninteractive
 RUN apt-get update \
  && apt-get install -y --no-install-recommends \
       binutils ca-certificates gcc libc6-dev python3-dev python3-pip python3-setuptools python3-wheel
@@ -26,6 +27,7 @@ FROM debian:trixie-slim
 LABEL org.opencontainers.image.title="istio-iptables" \
       org.opencontainers.image.description="Istio's iptables rules: print, install, compare and explain them" \
       org.opencontainers.image.licenses="Apache-2.0"
+ARG DEBIAN_FRONTEND=noninteractive
 RUN apt-get update \
  && apt-get install -y --no-install-recommends iptables python3 \
  # The lists, and what holds the time of the installation.

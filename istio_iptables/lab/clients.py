@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from enum import Enum
 from typing import NamedTuple
@@ -76,7 +77,8 @@ async def _one(
     except TimeoutError:
         return Seen(problem=f"no answer within {_PATIENCE_SECONDS:g} s")
     except OSError as error:
-        return Seen(problem=error.strerror or str(error))
+        # asyncio puts its own words where the kernel's would be.
+        return Seen(problem=os.strerror(error.errno) if error.errno else str(error))
     except KernelRefused as error:
         return Seen(problem=error.lines[0])
     finally:

@@ -122,6 +122,8 @@ class Node(NamedTuple):
     captured: bool = False
     #: Destinations that are on the wire although no address here is of their network.
     reaches: tuple[str, ...] = ()
+    #: Destinations that a router on the wire is asked about: it has no way to them and says so.
+    asks_router: tuple[str, ...] = ()
 
     def address(self, family: Family, interface: str = "eth0") -> str:
         """The first address of a family on an interface."""

@@ -157,7 +157,8 @@ def _pod(config: Config, identity: Identity, upstreams: tuple[Upstream, ...] = (
         ),
         _sidecar("pod", config, identity, upstreams),
         captured=True,
-        reaches=(*_EXCLUDED_NETWORKS, *_SERVICE_NETWORKS),
+        reaches=_EXCLUDED_NETWORKS,
+        asks_router=_SERVICE_NETWORKS,
     )
 
 
