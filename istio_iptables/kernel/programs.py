@@ -32,6 +32,10 @@ def run(command: Sequence[str], stdin: str = "") -> str:
     if done.returncode:
         said = done.stderr.decode(errors="replace").split("\n")
         words = "; ".join(line.strip() for line in said if line.strip() and "--help" not in line)
+        if "Permission denied" in words or "Operation not permitted" in words:
+            from istio_iptables.kernel.capabilities import missing
+
+            words += missing()
         message = f"{' '.join(command)} failed with status {done.returncode}: {words}"
         raise KernelRefused(message)
     return done.stdout.decode(errors="surrogateescape")
