@@ -85,7 +85,8 @@ def _listeners(path: Path, expected: Prediction, counts: Counts) -> list[str]:
         was = counts.listeners[node, listener]
         predicted = wanted[node, listener] * path.request.times
         if was != predicted:
-            lines.append(f"{node}: Envoy {listener} took {was} connections, predicted {predicted}")
+            took = f"{was} connection{'' if was == 1 else 's'}"
+            lines.append(f"{node}: Envoy {listener} took {took}, predicted {predicted}")
     return lines
 
 

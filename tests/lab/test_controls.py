@@ -70,7 +70,7 @@ def test_a_health_port_that_is_not_excluded_is_captured(backend: str) -> None:
         captured = result(outcome, "client-health", family)
         assert captured.seen[0].server == "ready"
         assert captured.counts.listeners["pod", "inbound"] == 1
-        assert "pod: Envoy inbound took 1 connections, predicted 0" in captured.differences
+        assert "pod: Envoy inbound took 1 connection, predicted 0" in captured.differences
         assert "pod: nat ISTIO_INBOUND 3 counted 0, predicted 1" in captured.differences
 
 
