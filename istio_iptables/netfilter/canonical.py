@@ -93,10 +93,7 @@ def _protocol(term: Term | None) -> Term | None:
 
 def _matches(matches: tuple[Match, ...], protocol: Term | None) -> tuple[Match, ...]:
     found = []
-    for match in _regrouped(matches, protocol):
-        if protocol is not None and protocol_name(match.name) == protocol.value:
-            # -p 6 --dport 80 reads as a match named 6.
-            match = match._replace(name=protocol.value)  # noqa: PLW2901 - the same one, by its name
+    for match in _regrouped(_named(matches, protocol), protocol):
         spell = SPELL_MATCH.get(match.name)
         if spell is not None:
             spelt = spell(match)
@@ -109,30 +106,38 @@ def _matches(matches: tuple[Match, ...], protocol: Term | None) -> tuple[Match, 
     return tuple(found)
 
 
+def _named(matches: tuple[Match, ...], protocol: Term | None) -> tuple[Match, ...]:
+    """The matches, the protocol's by its name: ``-p 6 --dport 80`` reads as a match named 6."""
+    if protocol is None:
+        return matches
+    return tuple(
+        match._replace(name=protocol.value)
+        if protocol_name(match.name) == protocol.value
+        else match
+        for match in matches
+    )
+
+
 def _regrouped(matches: tuple[Match, ...], protocol: Term | None) -> Iterable[Match]:
     """The matches, port options given back to the protocol's match.
 
     In ``-p tcp -m owner --uid-owner 0 --dport 80`` the port is not the owner match's.
     """
-    if protocol is None or not any(
-        option.name in _PROTOCOL_OPTIONS
-        for match in matches
-        if match.name not in _PROTOCOL_MATCHES and match.name != "multiport"
-        for option in match.options
-    ):
+    if protocol is None:
         return matches
     regrouped = []
     for match in matches:
-        if match.name in _PROTOCOL_MATCHES or match.name == "multiport":
+        if match.name in _PROTOCOL_MATCHES or match.name in {"multiport", protocol.value}:
             regrouped.append(match)
             continue
         own: list[Option] = []
         implicit: list[Option] = []
         for option in match.options:
             (implicit if option.name in _PROTOCOL_OPTIONS else own).append(option)
-        regrouped.append(Match(match.name, tuple(own)))
         if implicit:
-            regrouped.append(Match(protocol.value, tuple(implicit)))
+            regrouped += (Match(match.name, tuple(own)), Match(protocol.value, tuple(implicit)))
+        else:
+            regrouped.append(match)
     return regrouped
 
 

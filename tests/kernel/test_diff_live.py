@@ -1,0 +1,73 @@
+"""diff and explain of the rules in the kernel, in both backends."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from istio_iptables.netfilter.model import Family
+from tests.kernel.sandbox import BACKENDS, command, install, load, run, state
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
+
+DOCUMENTED = ("-i", "*", "-b", "*", "-d", "15090,15021,15020", "--ip-family", "dual")
+TPROXY = (*DOCUMENTED, "-m", "TPROXY", "--redirect-dns", "--capture-all-dns")
+
+
+@pytest.mark.parametrize("flags", [DOCUMENTED, TPROXY])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_was_installed_is_as_planned(backend: str, flags: tuple[str, ...]) -> None:
+    """Rules, routes and addresses; and looking changes nothing."""
+    assert install(backend, *flags).status == 0
+    before = state(everything=True)
+    result = run("diff", *flags)
+    assert (result.status, result.errors) == (0, [])
+    assert result.out == f"this namespace ({backend}) is as planned (IPv4 and IPv6)\n"
+    assert state(everything=True) == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_somebody_changed_is_told(backend: str) -> None:
+    """A rule gone, a rule of somebody else before ours, a route and an address gone."""
+    install(backend, *TPROXY)
+    iptables = f"iptables-{backend}"
+    command(iptables, "-t", "mangle", "-D", "ISTIO_INBOUND", "4")
+    command(iptables, "-t", "nat", "-I", "OUTPUT", "-d", "192.0.2.1", "-j", "ACCEPT")
+    command("ip", "rule", "del", "fwmark", "1337", "lookup", "133")
+    command("ip", "-6", "addr", "del", "::6/128", "dev", "lo")
+    result = run("diff", *TPROXY, "--json")
+    found = json.loads(result.out)["differences"]
+    assert result.status == 1
+    assert [(each["kind"], each["table"], each["chain"]) for each in found] == [
+        ("missing", "mangle", "ISTIO_INBOUND"),
+        ("stranger", "nat", "OUTPUT"),
+        ("missing", None, None),
+        ("missing", None, None),
+        ("missing", None, None),
+    ]
+    texts = [each["text"] for each in found[2:]]
+    assert texts[0] == "ip -6 addr add ::6/128 dev lo"
+    assert texts[1] == "ip -4 rule add fwmark 0x539 lookup 133"
+
+
+def test_nothing_installed_is_everything_missing() -> None:
+    """Exit status 1, each rule with its reason."""
+    result = run("diff", *DOCUMENTED)
+    assert result.status == 1
+    assert (
+        "missing: IPv4 nat OUTPUT rule 1: -A OUTPUT -j ISTIO_OUTPUT\n    Everything" in result.out
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_live_rules_explain_packets(backend: str) -> None:
+    """With the reasons of the plan, and what a stranger's rule does first."""
+    install(backend, *DOCUMENTED)
+    load(backend, Family.IPV4, "*nat\n-I OUTPUT 1 -d 192.0.2.9/32 -j ACCEPT\nCOMMIT\n")
+    captured = run("explain", "--live", *DOCUMENTED, "--dst", "192.0.2.1:80")
+    assert captured.status == 0
+    assert "nat OUTPUT 2 -A OUTPUT -j ISTIO_OUTPUT\n    Everything that" in captured.out
+    assert captured.out.endswith("captured by Envoy's outbound listener on port 15001\n")
+    spared = run("explain", "--live", *DOCUMENTED, "--dst", "192.0.2.9:80")
+    assert spared.out.endswith("goes out by eth0 untouched\n")
