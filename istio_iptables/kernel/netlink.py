@@ -43,7 +43,10 @@ _NFT_MSG_GETSET = 10
 _NFT_MSG_GETOBJ = 19
 _NF_ACCEPT = 1
 
-_FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 10, 15, 16
+_FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 6, 10, 15, 16
+#: What else a policy rule may ask for: addresses, interfaces, tunnel, users, protocol, ports.
+_FRA_OTHER = frozenset({1, 2, 3, 12, 17, 19, 20, 22, 23, 24})
+_FIB_RULE_INVERT = 2
 _FR_ACT_TO_TBL = 1
 _RTA_OIF, _RTA_TABLE = 4, 15
 _RTN_LOCAL = 2
@@ -191,21 +194,26 @@ def _numbers(data: bytes, position: int) -> dict[int, int]:
     }
 
 
-def mark_rules(family: int) -> tuple[MarkRule, ...]:
-    """The policy rules of one address family (AF_INET, AF_INET6) that go by the whole mark alone."""
+def mark_rules(family: int) -> tuple[tuple[MarkRule, int], ...]:
+    """The policy rules of one address family (AF_INET, AF_INET6) that go by the whole mark alone.
+
+    Each with its priority: the kernel takes the same rule any number of times, at different ones.
+    """
     found = []
     # struct fib_rule_hdr: family, destination and source lengths, tos, table, ..., action, flags.
     for content in _answers(_RTM_GETRULE, struct.pack("=12B", family, *(0,) * 11)):
         parts = _numbers(content, 12)
+        asked = {kind for kind, _ in _attributes(content, 12)}
         if (
             content[0] == family
-            and not content[1]
-            and not content[2]
             and content[7] == _FR_ACT_TO_TBL
+            and not content[8] & _FIB_RULE_INVERT
             and parts.get(_FRA_FWMARK)
             and parts.get(_FRA_FWMASK, _WHOLE) == _WHOLE
+            and not asked & _FRA_OTHER
         ):
-            found.append(MarkRule(parts[_FRA_FWMARK], parts.get(_FRA_TABLE, content[4])))
+            rule = MarkRule(parts[_FRA_FWMARK], parts.get(_FRA_TABLE, content[4]))
+            found.append((rule, parts.get(_FRA_PRIORITY, 0)))
     return tuple(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from istio_iptables.errors import KernelRefused
@@ -13,6 +14,8 @@ from istio_iptables.netfilter.plan import InterfaceAddress, PolicyRoute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from pyroute2 import IPRoute
 
 __all__ = [
     "add_address",
@@ -34,11 +37,14 @@ _KERNEL_TABLES = frozenset({0, 253, 254, 255})
 
 def has_route(route: PolicyRoute) -> bool:
     """Whether both the policy rule and its route are there."""
-    number = route.family.number
-    rule = netlink.MarkRule(route.mark, route.table)
-    return rule in netlink.mark_rules(number) and bool(
-        netlink.is_local_default(number, route.table)
-    )
+    there = netlink.is_local_default(route.family.number, route.table)
+    return bool(there and _priorities(route))
+
+
+def _priorities(route: PolicyRoute) -> list[int]:
+    """The priorities at which the policy rule of *route* is there; mostly one or none."""
+    wanted = netlink.MarkRule(route.mark, route.table)
+    return [number for rule, number in netlink.mark_rules(route.family.number) if rule == wanted]
 
 
 def has_address(address: InterfaceAddress) -> bool:
@@ -57,7 +63,7 @@ def left_routes(marks: Iterable[int]) -> tuple[PolicyRoute, ...]:
         return ()
     found = []
     for family in Family:
-        for rule in dict.fromkeys(netlink.mark_rules(family.number)):
+        for rule in dict.fromkeys(rule for rule, _ in netlink.mark_rules(family.number)):
             if rule.mark in wanted and rule.table not in _KERNEL_TABLES:
                 ours = netlink.is_local_default(family.number, rule.table)
                 if ours is None or ours:
@@ -103,28 +109,27 @@ def _route_words(route: PolicyRoute) -> dict[str, Any]:
 def add_route(route: PolicyRoute) -> None:
     """Add the route and then the rule that leads to it; what is there already stays as it is."""
     steps: list[Callable[[Any], object]] = [lambda ip: ip.route("add", **_route_words(route))]
-    # The kernel takes the same rule any number of times: match it by mark and table ourselves.
-    if netlink.MarkRule(route.mark, route.table) not in netlink.mark_rules(route.family.number):
-        steps.append(
-            lambda ip: ip.rule(
-                "add", family=route.family.number, fwmark=route.mark, table=route.table
-            )
-        )
+    if not _priorities(route):
+        # Without a priority, as `ip rule add`, the kernel picks one; pyroute2's own is 32000.
+        steps.append(lambda ip: ip.rule("add", **_rule_words(route, None)))
     _change(f"add the route '{' '.join(route.commands[1])}'", *steps, fine=frozenset({_EXISTS}))
 
 
 def remove_route(route: PolicyRoute) -> None:
     """Remove the route, and then every copy of the rule, by which the route is found."""
-    copies = netlink.mark_rules(route.family.number).count(
-        netlink.MarkRule(route.mark, route.table)
-    )
-    rule = {"family": route.family.number, "fwmark": route.mark, "table": route.table}
-    _change(
-        f"remove the rule '{' '.join(route.commands[0])}'",
-        lambda ip: ip.route("del", **_route_words(route)),
-        *(lambda ip: ip.rule("del", **rule) for _ in range(copies)),
-        fine=_GONE,
-    )
+    steps: list[Callable[[Any], object]] = [lambda ip: ip.route("del", **_route_words(route))]
+    # Each by its priority: pyroute2 looks for the rule at 32000 when it is not told where.
+    steps += (partial(_delete_rule, _rule_words(route, number)) for number in _priorities(route))
+    _change(f"remove the rule '{' '.join(route.commands[0])}'", *steps, fine=_GONE)
+
+
+def _delete_rule(words: dict[str, Any], ip: IPRoute) -> None:
+    ip.rule("del", **words)
+
+
+def _rule_words(route: PolicyRoute, priority: int | None) -> dict[str, Any]:
+    number = route.family.number
+    return {"family": number, "fwmark": route.mark, "table": route.table, "priority": priority}
 
 
 def add_address(address: InterfaceAddress) -> None:
