@@ -113,3 +113,24 @@ def test_a_half_removed_install_is_cleaned(backend: str) -> None:
     now = state()
     assert "ISTIO" not in save(backend, Family.IPV4)
     assert (now.rules, now.routes, now.addresses) == (before.rules, before.routes, before.addresses)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "not fwmark 1337 lookup 133",
+        "fwmark 1337/0xfff lookup 133",
+        "from 10.0.0.0/8 fwmark 1337 lookup 133",
+        "iif lo fwmark 1337 lookup 133",
+        "fwmark 1337 ipproto udp lookup 133",
+        "fwmark 1338 lookup 133",
+    ],
+)
+def test_policy_rules_of_strangers_that_are_like_ours(words: str) -> None:
+    """A rule that asks for more, or less, than our mark is somebody else's."""
+    command("ip", "rule", "add", *words.split())
+    before = state()
+    assert install("legacy", *TPROXY).status == 0
+    assert state().rules[0].count("lookup 133") == 2
+    assert run("--cleanup-only").status == 0
+    assert state() == before
