@@ -86,8 +86,15 @@ class Envoy:
             time.sleep(_POLL_SECONDS)
 
     def connections(self) -> dict[str, int]:
-        """How many connections each listener has taken since the start."""
-        answer = self._ask("/stats?filter=%5Elistener%5C.").body.decode()
+        """How many connections each listener has taken since the start.
+
+        Raises KernelRefused with Envoy's last words when it is gone.
+        """
+        try:
+            answer = self._ask("/stats?filter=%5Elistener%5C.").body.decode()
+        except OSError as error:
+            message = f"{self._process.name} does not answer any more: {error.strerror or error}"
+            raise KernelRefused(message, *self._process.words()) from error
         counted = {}
         for line in answer.splitlines():
             name, _, value = line.partition(": ")

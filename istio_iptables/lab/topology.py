@@ -50,6 +50,9 @@ def wire(nodes: Sequence[Node], networks: Mapping[str, int], switch: int) -> Non
 
 def _furnish(ip: Any, node: Node) -> None:  # noqa: ANN401 - pyroute2 has no types
     """Give a node's interfaces their addresses and routes."""
+    # A new namespace has this machine's value, and a strict one drops what TPROXY delivers.
+    for check in Path("/proc/sys/net/ipv4/conf").glob("*/rp_filter"):
+        check.write_text("0", encoding="ascii")
     for interface in node.interfaces:
         (index,) = ip.link_lookup(ifname=interface.name)
         ip.link("set", index=index, state="up")

@@ -34,6 +34,13 @@ ARTICLE_FLAGS = {
     "dual_stack": "false",
 }
 
+#: On its own; as Istio's template has it, where the first word is the entry point's; and by name.
+STARTS = (
+    ["istio-iptables"],
+    ["istio-iptables", "istio-iptables"],
+    ["pilot-agent", "istio-iptables"],
+)
+
 MEGABYTE = 1_000_000
 
 
@@ -92,7 +99,7 @@ class TestInAPod:
     """The image's program with what Istio's template gives it."""
 
     @pytest.mark.parametrize("backend", BACKENDS)
-    @pytest.mark.parametrize("start", [["istio-iptables"], ["pilot-agent", "istio-iptables"]])
+    @pytest.mark.parametrize("start", STARTS, ids=" ".join)
     @pytest.mark.parametrize("read_only", [False, True], ids=["writable", "read-only"])
     def test_installs(self, root: Path, start: list[str], backend: str, *, read_only: bool) -> None:
         """With NET_ADMIN and NET_RAW alone, it installs the text that a dry run prints here."""
