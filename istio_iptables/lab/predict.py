@@ -7,6 +7,7 @@ receiver's rules, to a listener of Envoy, which makes another connection, and so
 from __future__ import annotations
 
 from collections import Counter
+from socket import IPPROTO_UDP
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.lab.clients import Kind
@@ -202,6 +203,16 @@ def _delivered(
     return _Arrival(node, taken_to or packet.destination_port or 0, source, places, taken_to)
 
 
+def _zone(outcome: Outcome) -> str:
+    """The zone of connection tracking that a packet is in: the first that a rule gives it."""
+    for step in outcome.steps:
+        target = step.rule.target if step.rule else None
+        zone = target.option("--zone") if target and target.name == "CT" else None
+        if zone is not None:
+            return zone.values[0]
+    return "0"
+
+
 class _Wires:
     """What carries a connection: the wires between nodes, and the rules at their ends."""
 
@@ -233,9 +244,35 @@ class _Wires:
             packet = outcome.packet
             if outcome.end is End.DELIVERED:
                 return _delivered(node, packet, outcome, source, places)
+            if protocol == IPPROTO_UDP:
+                places += self._answered(node, packet, interface, _zone(outcome))
         elif interface == "lo":
             return _Arrival(node, start.port, source)
         return self._received(node, packet, source, places)
+
+    def _answered(self, node: Node, packet: Packet, interface: str, zone: str) -> tuple[Place, ...]:
+        """The nat rules that the answer to a datagram meets: none, unless it is in another zone.
+
+        The kernel knows an answer by the zone of the question. With DNS capture, raw puts the
+        two in different ones where the question was not redirected after all, and nat is asked
+        about the answer as about a first packet.
+        """
+        answer = packet._replace(
+            source=packet.destination,
+            source_port=packet.destination_port,
+            destination=packet.source,
+            destination_port=packet.source_port,
+            in_interface=interface,
+            out_interface="",
+            uid=None,
+            gid=None,
+            mark=0,
+            zone=0,
+        )
+        outcome, places, _ = self._through(node, answer)
+        if outcome is None or _zone(outcome) == zone:
+            return ()
+        return tuple(place for place in places if place.table == "nat")
 
     def _received(
         self, sender: Node, packet: Packet, source: str, places: tuple[Place, ...]

@@ -6,7 +6,7 @@ import pytest
 
 from istio_iptables.lab.bootstrap import MAX_CONNECTIONS
 from istio_iptables.netfilter.model import Family
-from tests.lab.labs import BACKENDS, Asked, places, result, run
+from tests.lab.labs import BACKENDS, MODES, Asked, places, result, run
 
 pytestmark = pytest.mark.kernel
 
@@ -97,3 +97,33 @@ def test_what_is_not_captured_is_predicted_too(flags: dict[str, str]) -> None:
     assert outcome.as_predicted
     listeners = [each.counts.listeners for each in outcome.results]
     assert any(not taken for taken in listeners)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"istio_inbound_ports": "8080,15021"},
+        {"istio_service_cidr": "10.77.0.0/24,fd77::/64"},
+        {"istio_service_cidr": "", "istio_outbound_ports": "9000,9100"},
+        {"capture_all_dns": "true", "drop_invalid": "true"},
+        {"proxy_uid": "1337,1338", "proxy_gid": "1337,2000"},
+        {"istio_service_exclude_cidr": "10.0.0.0/8,fd00::/8", "istio_exclude_interfaces": "eth+"},
+        {"inbound_tunnel_port": "8080"},
+    ],
+    ids="-".join,
+)
+def test_other_flags(mode: str, flags: dict[str, str]) -> None:
+    """Whatever is captured, and whatever is not, goes as the rules of the flags predict."""
+    outcome = run(Asked(mode), flags)
+    assert [each.differences for each in outcome.results if each.differences] == []
+
+
+def test_capturing_loopback_under_tproxy_is_a_loop() -> None:
+    """A captured loopback network drops the rule that spares Envoy as uid 0: it captures itself."""
+    flags = {"istio_service_cidr": "127.0.0.0/8,10.0.0.0/8"}
+    outcome = run(Asked("TPROXY"), flags, only=["client-app"])
+    looped = result(outcome, "client-app", Family.IPV4)
+    assert looped.expected.loops
+    assert looped.differences
+    assert looped.seen[0].problem
