@@ -21,10 +21,10 @@ __all__ = [
     "addresses",
     "has_loopback_address",
     "is_local_default",
-    "mark_rules",
     "nft_is_empty",
     "nft_rules",
     "nft_tables",
+    "policy_rules",
 ]
 
 _NETLINK_NETFILTER = 12
@@ -194,26 +194,29 @@ def _numbers(data: bytes, position: int) -> dict[int, int]:
     }
 
 
-def mark_rules(family: int) -> tuple[tuple[MarkRule, int], ...]:
-    """The policy rules of one address family (AF_INET, AF_INET6) that go by the whole mark alone.
+def policy_rules(family: int) -> tuple[tuple[MarkRule | None, int], ...]:
+    """The policy rules of one address family (AF_INET, AF_INET6), each with its priority.
 
-    Each with its priority: the kernel takes the same rule any number of times, at different ones.
+    A rule that goes by anything but the whole mark is None. The kernel takes the same rule any
+    number of times, at the same priority or others.
     """
     found = []
     # struct fib_rule_hdr: family, destination and source lengths, tos, table, ..., action, flags.
     for content in _answers(_RTM_GETRULE, struct.pack("=12B", family, *(0,) * 11)):
+        if content[0] != family:
+            continue
         parts = _numbers(content, 12)
         asked = {kind for kind, _ in _attributes(content, 12)}
+        rule = None
         if (
-            content[0] == family
-            and content[7] == _FR_ACT_TO_TBL
+            content[7] == _FR_ACT_TO_TBL
             and not content[8] & _FIB_RULE_INVERT
             and parts.get(_FRA_FWMARK)
             and parts.get(_FRA_FWMASK, _WHOLE) == _WHOLE
             and not asked & _FRA_OTHER
         ):
             rule = MarkRule(parts[_FRA_FWMARK], parts.get(_FRA_TABLE, content[4]))
-            found.append((rule, parts.get(_FRA_PRIORITY, 0)))
+        found.append((rule, parts.get(_FRA_PRIORITY, 0)))
     return tuple(found)
 
 

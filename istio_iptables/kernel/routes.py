@@ -27,6 +27,8 @@ __all__ = [
     "remove_route",
 ]
 
+#: Of the rule that leads to the main table.
+_MAIN_PRIORITY = 32766
 _RTPROT_BOOT = 3
 _SCOPE_HOST = 254
 _EXISTS = 17
@@ -44,7 +46,20 @@ def has_route(route: PolicyRoute) -> bool:
 def _priorities(route: PolicyRoute) -> list[int]:
     """The priorities at which the policy rule of *route* is there; mostly one or none."""
     wanted = netlink.MarkRule(route.mark, route.table)
-    return [number for rule, number in netlink.mark_rules(route.family.number) if rule == wanted]
+    return [number for rule, number in netlink.policy_rules(route.family.number) if rule == wanted]
+
+
+def _free_priority(family: Family) -> int:
+    """Before every other rule but the first, as `ip rule add` puts it (pyroute2: at 32000).
+
+    Rules like ours do not count, so that a replace ends where a first install does.
+    """
+    others = [
+        number
+        for rule, number in netlink.policy_rules(family.number)
+        if number and not (rule and netlink.is_local_default(family.number, rule.table))
+    ]
+    return max(min(others, default=_MAIN_PRIORITY) - 1, 1)
 
 
 def has_address(address: InterfaceAddress) -> bool:
@@ -63,8 +78,8 @@ def left_routes(marks: Iterable[int]) -> tuple[PolicyRoute, ...]:
         return ()
     found = []
     for family in Family:
-        for rule in dict.fromkeys(rule for rule, _ in netlink.mark_rules(family.number)):
-            if rule.mark in wanted and rule.table not in _KERNEL_TABLES:
+        for rule in dict.fromkeys(rule for rule, _ in netlink.policy_rules(family.number)):
+            if rule and rule.mark in wanted and rule.table not in _KERNEL_TABLES:
                 ours = netlink.is_local_default(family.number, rule.table)
                 if ours is None or ours:
                     found.append(PolicyRoute(family, rule.mark, rule.table))
@@ -110,8 +125,8 @@ def add_route(route: PolicyRoute) -> None:
     """Add the route and then the rule that leads to it; what is there already stays as it is."""
     steps: list[Callable[[Any], object]] = [lambda ip: ip.route("add", **_route_words(route))]
     if not _priorities(route):
-        # Without a priority, as `ip rule add`, the kernel picks one; pyroute2's own is 32000.
-        steps.append(lambda ip: ip.rule("add", **_rule_words(route, None)))
+        words = _rule_words(route, _free_priority(route.family))
+        steps.append(lambda ip: ip.rule("add", **words))
     _change(f"add the route '{' '.join(route.commands[1])}'", *steps, fine=frozenset({_EXISTS}))
 
 
@@ -127,7 +142,7 @@ def _delete_rule(words: dict[str, Any], ip: IPRoute) -> None:
     ip.rule("del", **words)
 
 
-def _rule_words(route: PolicyRoute, priority: int | None) -> dict[str, Any]:
+def _rule_words(route: PolicyRoute, priority: int) -> dict[str, Any]:
     number = route.family.number
     return {"family": number, "fwmark": route.mark, "table": route.table, "priority": priority}
 

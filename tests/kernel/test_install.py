@@ -204,3 +204,16 @@ def test_the_program_as_a_process() -> None:
     assert process(CLI, "-b", "x").status == 2
     assert process(CLI, "--cleanup-only").status == 0
     assert state().legacy == ({}, {})
+
+
+@pytest.mark.parametrize("theirs", [[], ["100"], ["100", "32000"]], ids=" ".join)
+def test_the_policy_rule_stands_where_ip_puts_it(theirs: list[str]) -> None:
+    """At the priority that `ip rule add` takes, before the rules that are there already."""
+    for number in theirs:
+        command("ip", "rule", "add", "from", "10.0.0.0/8", "pref", number, "lookup", "main")
+    with_ours = []
+    for way in (("ip", "rule", "add", "fwmark", "1337", "lookup", "133"), (CLI, *TPROXY)):
+        command(*way)
+        with_ours.append(state(backends=()).rules[0])
+        command("ip", "rule", "del", "fwmark", "1337", "lookup", "133")
+    assert with_ours[0] == with_ours[1]
