@@ -123,7 +123,7 @@ TRACE = "trace=setsockopt,sendto,vfork,clone,clone3"
 
 #: From this boundary on, counted from the last, something may have changed: before that, children
 #: read the rules and try the new ones.
-_CHANGING = {"legacy": 99, "nft": 18}
+_CHANGING = {"legacy": 99, "nft": 16}
 
 
 def boundaries(log: str, backend: str) -> list[tuple[str, int]]:
