@@ -174,15 +174,19 @@ def _copied(source: int | None, mask: int, old: int | None, replaced: int) -> in
 
 
 def _ct(target: Target, packet: Packet, _hook: str, _world: World) -> Effect | None:
+    """How the packet is to be tracked; only the first such target is heard."""
+    zone = target.option("--zone")
+    value = number(zone.values[0]) if zone is not None and len(zone.values) == 1 else None
+    if zone is not None and value is None:
+        return None
+    if packet.settled:
+        return Effect(Next.CONTINUE, target.name, packet)
+    packet = packet._replace(settled=True)
     if target.name == "NOTRACK" or target.option("--notrack"):
         changed = packet._replace(state="UNTRACKED")
         return Effect(Next.CONTINUE, target.name, changed, "not tracked")
-    zone = target.option("--zone")
-    if zone is None:
-        return Effect(Next.CONTINUE, target.name, packet)
-    value = number(zone.values[0]) if len(zone.values) == 1 else None
     if value is None:
-        return None
+        return Effect(Next.CONTINUE, target.name, packet)
     return Effect(Next.CONTINUE, target.name, packet._replace(zone=value), f"zone {value}")
 
 

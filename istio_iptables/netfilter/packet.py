@@ -39,6 +39,8 @@ class Packet(NamedTuple):
     state: str = "NEW"
     #: The zone of connection tracking that raw has put it in.
     zone: int = 0
+    #: Whether a CT target, or the connection it has, decided about tracking: the first one does.
+    settled: bool = False
 
     @property
     def endpoints(self) -> tuple[str, str]:

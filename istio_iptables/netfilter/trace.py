@@ -2,7 +2,8 @@
 
 A rule that can't be decided is followed both ways, so a trace has one outcome or several; each
 says on which answers it rests. nat is asked once a connection and direction, as in the kernel:
-a packet that comes back over loopback has been through it.
+a packet that comes back over loopback has been through it. Connections are taken to be tracked:
+the kernel does so as soon as one rule redirects or asks for a state, and nat means nothing before.
 """
 
 from __future__ import annotations
@@ -143,14 +144,26 @@ class _Journeys:
         if way.end is not None or way.next_interface is not None:
             yield way._replace(packet=packet._replace(out_interface=way.next_interface))
             return
+        for routed, local in self._local_or_not(way):
+            there = packet._replace(out_interface=_LO if local else None)
+            yield routed._replace(packet=there)
+
+    def _local_or_not(self, way: Way) -> Iterator[tuple[Way, bool]]:
+        """Whether the packet's destination is this machine; both when that can't be known."""
+        packet = way.packet
+        local = self._world.is_local(packet.destination, packet.family)
+        if local is not None:
+            yield way, local
+            return
         text = f"{packet.destination or 'the new destination'} is an address of this machine"
         for answer in (True, False):
-            there = packet._replace(out_interface=_LO if answer else None)
-            yield way.assuming("", text, answer=answer)._replace(packet=there)
+            yield way.assuming("", text, answer=answer), answer
 
     def _comes_back(self, way: Way) -> Iterator[Way]:
         """The second journey of a packet that was sent to this machine itself."""
-        packet = way.packet._replace(in_interface=_LO, out_interface="", uid=None, gid=None)
+        packet = way.packet._replace(
+            in_interface=_LO, out_interface="", uid=None, gid=None, settled=True
+        )
         # Its connection is the one it left with, which has been through nat.
         way = way._replace(packet=packet, journey=2, destination_done=True, source_done=True)
         for arrived in self._hook(way, "PREROUTING"):
@@ -159,7 +172,8 @@ class _Journeys:
     def incoming(self, start: Way) -> Iterator[Way]:
         """From an interface to a process here, or through to another machine."""
         if start.packet.in_interface == _LO:
-            start = start._replace(destination_done=True, source_done=True)
+            packet = start.packet._replace(settled=True)
+            start = start._replace(packet=packet, destination_done=True, source_done=True)
         for arrived in self._hook(start, "PREROUTING"):
             if arrived.end is not None:
                 yield arrived
@@ -176,16 +190,11 @@ class _Journeys:
         if self._world.is_routed_home(packet):
             yield way._replace(by_mark=True), True
             return
-        local = self._world.is_local(packet.destination, packet.family)
-        if local is None and (way.taken_by == "REDIRECT" or not way.translated):
+        if way.taken_by == "REDIRECT" or not (way.translated or self._world.addresses):
             # Where the addresses aren't known, what arrives was sent to this machine.
-            local = True
-        if local is not None:
-            yield way, local
-            return
-        text = f"{packet.destination or 'the new destination'} is an address of this machine"
-        for answer in (True, False):
-            yield way.assuming("", text, answer=answer), answer
+            yield way, True
+        else:
+            yield from self._local_or_not(way)
 
     def _to_process(self, way: Way) -> Iterator[Way]:
         for delivered in self._hook(way, "INPUT"):
@@ -228,6 +237,9 @@ class _Journeys:
         if table == "mangle" and packet.mark != before.packet.mark:
             if self._world.is_routed_home(packet):
                 return way._replace(next_interface=_LO, by_mark=True)
+            if self._world.is_routed_home(before.packet):
+                # It has lost the mark that led it here; where it goes now, only routing knows.
+                return way._replace(next_interface=None, by_mark=False)
         elif table == "nat" and packet.destination != before.packet.destination:
             local = self._world.is_local(packet.destination, packet.family)
             return way._replace(next_interface=_LO if local else None)

@@ -129,9 +129,8 @@ def _traced(ruleset: Ruleset) -> str:
     """The text that loads *ruleset* with what makes the kernel tell, and nothing else."""
     tables = {table.name: table for table in ruleset.tables}
     empty = parse(_EMPTY, ruleset.family)
-    text = render(
-        Ruleset(ruleset.family, tuple(tables.get(each.name, each) for each in empty.tables))
-    )
+    names = {each.name: each for each in empty.tables} | tables
+    text = render(Ruleset(ruleset.family, tuple(names.values())))
     lines = text.split("\n")
     first = next(
         number for number, line in enumerate(lines) if line.startswith("-A") or line == "COMMIT"

@@ -404,8 +404,9 @@ def test_untracked_packets_are_not_redirected() -> None:
 
 
 def test_zones_are_remembered() -> None:
-    """CT without a zone changes nothing."""
-    assert way("raw OUTPUT -j CT --zone 2\nraw OUTPUT -j CT").packet.zone == 2
+    """The first CT target is the one that counts, as the kernel showed."""
+    assert way("raw OUTPUT -j CT --zone 2\nraw OUTPUT -j CT --notrack").packet[12:14] == ("NEW", 2)
+    assert way("raw OUTPUT -j CT\nraw OUTPUT -j CT --zone 2").packet.zone == 0
 
 
 def test_redirect_of_what_has_no_ports_is_unknown() -> None:

@@ -1,0 +1,175 @@
+"""A trace of rules that are nobody's in particular, against the kernel's own.
+
+Every match and target that the trace claims to decide, in chains that jump and go to each other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Chain, Family, Rule, Ruleset, Table
+from istio_iptables.netfilter.packet import Packet, World
+from istio_iptables.netfilter.plan import Plan, PolicyRoute
+from istio_iptables.netfilter.savefile import parse, parse_rule, render
+from istio_iptables.netfilter.trace import Outcome, trace
+from tests.kernel.netns import BACKENDS
+from tests.kernel.test_trace_kernel import completed, received, sent
+from tests.kernel.tracing import ADDRESSES, FIRST_PORT, Kernel, Place, predicted
+
+pytestmark = pytest.mark.kernel
+
+PAIRS = int(os.environ.get("ISTIO_IPTABLES_TRACE_PAIRS", "240"))
+PACKETS = 6
+MARK = 0x37
+
+CONDITIONS = [
+    "",
+    "",
+    "-p tcp",
+    "! -p udp",
+    "-p tcp -m tcp --dport 80",
+    "-p tcp -m tcp ! --dport 80:443",
+    "-p udp -m udp --dport 53",
+    "-p tcp -m multiport --dports 53,8000:9000",
+    "-p udp -m multiport ! --dports 80,443",
+    "-p tcp -m multiport --ports 15006,15008",
+    "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN",
+    f"-m mark --mark {MARK:#x}",
+    "-m mark ! --mark 0x1/0x3",
+    "-m connmark --mark 0x4/0x4",
+    "-m conntrack --ctstate NEW",
+    "-m conntrack ! --ctstate RELATED,ESTABLISHED",
+    "-m conntrack --ctstate INVALID",
+    "-m conntrack --ctstate DNAT",
+    "-m state --state NEW,UNTRACKED",
+    "-m addrtype --dst-type LOCAL",
+    "-m addrtype ! --src-type LOCAL",
+    '-m comment --comment "a b"',
+]
+ADDRESS = {
+    Family.IPV4: ["-d 127.0.0.0/8", "! -d 10.244.0.0/16", "-s 10.244.0.2/32", "-d 1.2.0.0/16"],
+    Family.IPV6: ["-d ::1/128", "! -d fd00:10::/32", "-s fd00:10:244::2/128", "-d 2001:db8::/32"],
+}
+OWNERS = ["-m owner --uid-owner 1000", "-m owner ! --gid-owner 1337-1400", "-o lo", "-o net+"]
+TARGETS = {
+    "raw": ["-j ACCEPT", "-j CT --notrack", "-j CT --zone 3", "-j RETURN", "-j A", "-g B", ""],
+    "mangle": [
+        "-j ACCEPT",
+        "-j RETURN",
+        "-j A",
+        "-g B",
+        f"-j MARK --set-mark {MARK:#x}",
+        "-j MARK --set-xmark 0x3/0xf",
+        "-j MARK --or-mark 0x4",
+        "-j CONNMARK --save-mark",
+        "-j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff",
+        "-j CONNMARK --set-xmark 0x4/0x4",
+        "",
+        "-j DROP",
+    ],
+    "nat": ["-j ACCEPT", "-j RETURN", "-j A", "-g B", ""],
+    "filter": ["-j ACCEPT", "-j RETURN", "-j A", "-g B", "-j DROP", ""],
+}
+#: Connections are tracked only where a rule asks for it; any mesh's does.
+TRACKING = (parse_rule("-p dccp -m conntrack --ctstate NEW"),)
+
+
+@st.composite
+def rules(draw: st.DrawFn, family: Family, table: str, chain: str) -> Rule:
+    """A rule that the kernel takes in this chain."""
+    conditions = [*CONDITIONS, *ADDRESS[family]]
+    if chain in {"OUTPUT", "POSTROUTING"}:
+        conditions += OWNERS
+    condition = draw(st.sampled_from(conditions))
+    targets = [
+        each
+        for each in TARGETS[table]
+        # Chains lead to later ones only, and both are called from everywhere.
+        if not (chain == "A" and "-j A" in each) and not (chain == "B" and each[3:] in {"A", "B"})
+    ]
+    if table == "nat" and chain in {"PREROUTING", "OUTPUT"} and condition.startswith("-p tcp"):
+        targets += ["-j REDIRECT --to-ports 80", "-j REDIRECT --to-ports 15006"]
+    if table == "raw":
+        condition = condition if "conntrack" not in condition and "-m st" not in condition else ""
+    return parse_rule(f"{condition} {draw(st.sampled_from(targets))}".strip())
+
+
+@st.composite
+def rulesets(draw: st.DrawFn, family: Family) -> Ruleset:
+    """Rules in every hook of every table, and two chains of each."""
+    found = []
+    for name in ("raw", "mangle", "nat", "filter"):
+        chains = [
+            Chain(
+                chain,
+                "ACCEPT" if chain in BUILT_IN_CHAINS[name] else None,
+                (
+                    *draw(st.lists(rules(family, name, chain), max_size=4)),
+                    *(TRACKING if chain == "FORWARD" else ()),
+                ),
+            )
+            for chain in (*BUILT_IN_CHAINS[name], "A", "B")
+        ]
+        found.append(Table(name, tuple(chains)))
+    return Ruleset(family, tuple(found))
+
+
+def agrees(outcome: Outcome, path: list[Place]) -> bool:
+    """Whether the way is the kernel's, rules that may have matched left out of both."""
+    open_ones = {
+        (step.table, step.chain, step.number) for step in outcome.steps if not step.certain
+    }
+    return [each for each in predicted(outcome) if each not in open_ones] == [
+        each for each in path if each not in open_ones
+    ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_rules_are_followed_as_the_kernel_follows_them(backend: str) -> None:
+    """All that is decided is decided alike, and what is not has the kernel's way among its ways."""
+    ports = itertools.cycle(range(FIRST_PORT, 65536))
+    compared: Counter[str] = Counter()
+    routes = tuple(PolicyRoute(family, MARK, 155) for family in Family)
+    world = World(ADDRESSES, routes)
+    with Kernel(backend) as kernel:
+
+        @settings(
+            max_examples=PAIRS // PACKETS + 1,
+            deadline=None,
+            derandomize=PAIRS < 1000,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            # Shrinking sends so many packets that their ports, and connections, come again.
+            phases=(Phase.generate,),
+        )
+        @given(
+            # As text, which is what a report of a failure can show.
+            st.tuples(*(rulesets(family).map(render) for family in Family)),
+            st.lists(st.one_of(sent(), received()), min_size=PACKETS, max_size=PACKETS),
+        )
+        def compare(texts: tuple[str, ...], drawn: list[Packet]) -> None:
+            plan = Plan(tuple(map(parse, texts, Family)), routes)
+            packets = [
+                completed(
+                    each._replace(state=each.state.replace("ESTABLISHED", "NEW")), next(ports), plan
+                )
+                for each in drawn
+            ]
+            said = kernel.send(plan, packets)
+            for packet, path in zip(packets, said.paths, strict=True):
+                assert path is not None
+                ways = trace(said.rulesets[packet.family], packet, world).outcomes
+                # Of what can't be known (the flags of an invalid packet), one answer is right.
+                assert any(agrees(each, path) for each in ways), packet
+                compared.update(("pairs", "certain" if len(ways) == 1 else "uncertain"))
+
+        compare()
+    print(backend, dict(compared))
+    assert compared["pairs"] >= PAIRS
+    assert compared["certain"] > 0.8 * compared["pairs"]
