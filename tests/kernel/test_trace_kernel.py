@@ -158,7 +158,7 @@ def received(draw: st.DrawFn) -> Packet:
         family,
         protocol,
         draw(st.sampled_from(FAR[family][:3])),
-        draw(st.sampled_from((here, here, here, FAR[family][1]))),
+        draw(st.sampled_from((here, here, here, FAR[family][3]))),
         destination_port=draw(st.sampled_from((80, *PORTS))),
         in_interface=interface,
         state=draw(st.sampled_from(states)),

@@ -28,6 +28,7 @@ AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 TCP, UDP = 6, 17
 SYN, ACK, FIN = 2, 16, 1
 NETLINK_NETFILTER = 12
+QUIET_SECONDS = 0.004
 HEADER = struct.Struct("=IHHII")
 
 
@@ -129,11 +130,19 @@ class Netlink:
         return found
 
     def waiting(self) -> list[tuple[int, bytes]]:
-        """All messages that have come."""
+        """All messages that have come, and those that come right behind them.
+
+        On a busy machine the kernel may put off what arrives, and with it the end of its way.
+        """
         found: list[tuple[int, bytes]] = []
-        while select.select([self.socket], [], [], 0)[0]:
+        while select.select([self.socket], [], [], QUIET_SECONDS)[0]:
             found += self.messages()
         return found
+
+    def drain(self) -> None:
+        """Forget the messages that have come."""
+        while select.select([self.socket], [], [], 0)[0]:
+            self.socket.recv(1 << 20)
 
 
 Step = list[Any]
@@ -430,7 +439,7 @@ def main(backend: str) -> None:
         for asked in request["packets"]:
             hang_up(listening)
             try:
-                sent = sender.send(asked, trace.steps)
+                sent = sender.send(asked, trace.link.drain)
             except OSError as error:
                 paths.append(f"{error}")
                 continue
