@@ -292,16 +292,26 @@ def joined(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@contextlib.contextmanager
+def adopting() -> Iterator[None]:
+    """Orphans become children of this process for a while, and no longer: nobody else reaps them."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
 def wait_for_group(group: int) -> None:
     """Wait until every process of a group has ended, those that lost their parent too."""
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    with contextlib.suppress(ChildProcessError):
+    with adopting(), contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-group, 0)
 
 
 def kill_group(group: int) -> None:
     """SIGKILL to every process of a group, and wait for their end."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
-    wait_for_group(group)
+    with adopting():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+        wait_for_group(group)
