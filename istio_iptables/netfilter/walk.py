@@ -244,6 +244,7 @@ class Walk:
             certain,
         )
         way = way._replace(packet=done.packet, steps=(*way.steps, step), misses=())
-        if done.to_port is not None:
+        # The socket that TPROXY gave the packet stays its socket, whatever nat writes into it.
+        if done.to_port is not None and way.taken_by != "TPROXY":
             way = way._replace(taken_by=done.verdict, to_port=done.to_port)
         return way._replace(translated=True) if done.translated else way

@@ -473,6 +473,19 @@ def test_tproxy_hands_a_packet_to_a_listener_and_keeps_its_addresses() -> None:
     assert way(rule, far, POD).end is End.FORWARDED
 
 
+def test_the_listener_that_tproxy_found_stays_when_nat_redirects() -> None:
+    """A packet with a socket goes to it: a REDIRECT behind TPROXY only changes its address."""
+    outcome = way(
+        """
+        mangle PREROUTING -p tcp -j TPROXY --on-port 15006 --tproxy-mark 0x539/0xffffffff
+        nat PREROUTING -p tcp -j REDIRECT --to-ports 15001
+        """,
+        COMING,
+        POD,
+    )
+    assert (outcome.taken_by, outcome.to_port) == ("TPROXY", 15006)
+
+
 def test_unreadable_tproxy_is_unknown() -> None:
     """Its mark decides where the packet goes."""
     rule = "mangle PREROUTING -p tcp -j TPROXY --on-port 15006 --tproxy-mark x"
