@@ -77,6 +77,10 @@ ONLY_OURS = [
     ("-p tcp -m tcp -j RETURN", "-p tcp -j RETURN"),
     ("-p all -j RETURN", "-j RETURN"),
     ("-i + -o eth0 -j RETURN", "-o eth0 -j RETURN"),
+    (
+        "-p tcp --tcp-flags ALL NONE -j DROP",
+        "-p tcp -m tcp --tcp-flags FIN,SYN,RST,PSH,ACK,URG NONE -j DROP",
+    ),
     # The older match is a part of the newer one.
     (
         "-m state --state RELATED,ESTABLISHED -j ACCEPT",

@@ -63,6 +63,7 @@ AGENT = "captured by the agent's DNS resolver on port 15053"
         (DNS, "--proto udp", AGENT),
         (DNS, "--dst :53", AGENT),
         (DNS, "--proto udp --uid 1337", "goes out by eth0 untouched"),
+        (DOCUMENTED, "--dst 127.0.0.1:80 --ctstate ESTABLISHED", "reaches 127.0.0.1:80 here untouched; nat asks only a connection's first packet, and this one follows that"),
         (TPROXY, "--in", f"{IN} with both addresses kept (TPROXY)"),
         (TPROXY, "--in --iface lo", "reaches 10.244.0.2:80 here untouched"),
         (TPROXY, "--in --ctstate established", "delivered here by its mark 0x539, to the socket of Envoy that has the connection"),
@@ -218,6 +219,25 @@ def test_strangers_rules_have_their_words(tmp_path: Path, rules: str, verdict: s
     path = tmp_path / "saved"
     path.write_text(f"*nat\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n{rules}\nCOMMIT\n")
     assert explain("--rules", str(path)).out.splitlines()[-1] == verdict
+
+
+def test_where_an_unknown_target_sends_a_packet_is_not_known(tmp_path: Path) -> None:
+    """It is said which one it is."""
+    path = tmp_path / "saved"
+    path.write_text("*filter\n:OUTPUT ACCEPT\n-A OUTPUT -j LOG\n-A OUTPUT -j NFQUEUE\nCOMMIT\n")
+    document = answer("--rules", str(path))
+    assert [each["rule"] for each in document["path"]] == [1, 2]
+    assert [each["verdict"] for each in document["outcomes"]] == [
+        "where NFQUEUE sends it can't be known from here",
+        "goes out by eth0 untouched",
+    ]
+
+
+def test_a_connection_with_a_past_has_two_ways() -> None:
+    """It was opened by such a packet, or this one is an answer."""
+    out = explain(*DOCUMENTED, "--ctstate", "ESTABLISHED").out
+    assert "  if such a packet opened the connection, and was sent to 127.0.0.1:15001\n" in out
+    assert "  unless such a packet opened the connection\n" in out
 
 
 def test_tproxy_without_its_route_is_seen(tmp_path: Path) -> None:

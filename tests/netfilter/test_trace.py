@@ -200,6 +200,12 @@ def test_a_circle_of_jumps_comes_to_an_end() -> None:
         ("-p 6", True),
         ("! -p udp", True),
         ("-p whatever", None),
+        ("-d 1.2.3.4/99", False),
+        ("-d 1.2.3.256", None),
+        ("-d 1.2.3.4444", None),
+        ("-m multiport --dports 80", True),
+        ("-p tcp -m multiport --dports 80:x", None),
+        ("-m conntrack ! --ctstate DNAT", True),
         ("-f", False),
         ("! -f", True),
         ("-p tcp -m tcp --dport 80", True),
@@ -335,6 +341,38 @@ def test_a_target_that_can_not_be_read_is_unknown(target: str) -> None:
     """It is not taken for one that does nothing."""
     table = "raw" if target.startswith("CT") else "mangle"
     assert len(ways(f"{table} OUTPUT -j {target}").outcomes) == 2
+
+
+def test_what_an_unknown_address_or_interface_decides_is_unknown() -> None:
+    """Of a packet that was changed in ways that can't be followed."""
+    lost = TCP._replace(source=None, out_interface=None)
+    assert matches("-s 10.0.0.0/8", lost) is None
+    assert matches("-o eth0", lost) is None
+    assert matches("-m mark --mark 5", TCP._replace(mark=None)) is None
+    assert matches("-p tcp -m multiport --dports 80", TCP._replace(protocol=1)) is False
+    assert matches("-m conntrack --ctproto 6", TCP._replace(state="INVALID")) is None
+
+
+def test_dnat_is_a_state_of_what_was_translated() -> None:
+    """A redirected packet has it behind nat."""
+    rules = "nat OUTPUT -p tcp -j REDIRECT --to-ports 1\nmangle INPUT -m conntrack --ctstate DNAT -j DROP"
+    assert way(rules).end is End.DROPPED
+
+
+def test_a_connections_mark_is_changed_through_a_mask() -> None:
+    """What the mask does not cover stays."""
+    outcome = way("mangle OUTPUT -j CONNMARK --set-xmark 0x4/0xf", TCP._replace(connmark=0xF3))
+    assert outcome.packet.connmark == 0xF4
+
+
+def test_a_packet_that_loses_its_mark_is_routed_anew() -> None:
+    """It was on its way home because of the mark."""
+    world = World(POD.addresses, (PolicyRoute(Family.IPV4, 5, 100),))
+    packet = TCP._replace(mark=5, out_interface="lo")
+    outcome = way("mangle OUTPUT -j MARK --set-mark 6", packet, world)
+    assert (outcome.end, outcome.packet.out_interface) == (End.SENT, None)
+    home = way("mangle OUTPUT -j MARK --set-mark 6", packet._replace(destination="10.0.0.2"), world)
+    assert home.end is End.DELIVERED
 
 
 def test_a_mark_can_bring_a_packet_home() -> None:
