@@ -1,15 +1,13 @@
-"""What continuous integration adds to passing tests: none was skipped, and the core is covered.
+"""What continuous integration adds to passing tests: none was skipped.
 
 Loaded by .ci/test; without CI=true it only reports.
 """
 
 from __future__ import annotations
 
-import io
 import os
 from typing import TYPE_CHECKING
 
-import coverage
 import pytest
 
 if TYPE_CHECKING:
@@ -17,10 +15,6 @@ if TYPE_CHECKING:
 
 #: Node ids of tests that may be skipped where CI runs, each with a reason beside it.
 EXPECTED_SKIPS: frozenset[str] = frozenset()
-
-#: The parts that decide about rules, and how much of their branches tests have to reach.
-CORE = ("*/builder/*", "*/settings/*", "*/netfilter/*")
-CORE_PERCENT = 98
 
 _failures = pytest.StashKey[list[str]]()
 _skipped = pytest.StashKey[list[str]]()
@@ -54,30 +48,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Judge when all tests have run, and coverage (whose wrapper is inside ours) has its data."""
+    """Judge when all tests have run."""
     result = yield
     failures = session.config.stash[_failures]
     failures += (
         f"skipped: {name}" for name in session.config.stash[_skipped] if name not in EXPECTED_SKIPS
     )
-    # Part of the tests can't be held to reach all of the core.
-    if _in_ci() and session.config.args == session.config.getini("testpaths"):
-        failures += _thin_coverage()
     if _in_ci() and failures:
         session.testsfailed += 1
     return result
-
-
-def _thin_coverage() -> list[str]:
-    measured = coverage.Coverage()
-    try:
-        measured.load()
-        percent = measured.report(include=list(CORE), file=io.StringIO())
-    except coverage.CoverageException as error:
-        return [f"coverage: {error}"]
-    if percent >= CORE_PERCENT:
-        return []
-    return [f"coverage of {' '.join(CORE)}: {percent:.2f} %, and {CORE_PERCENT} are asked for"]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
