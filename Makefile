@@ -19,6 +19,7 @@ lint: setup ## ruff, its formatter and mypy
 
 bench: setup ## measure whole processes beside Python, click and iptables-restore (N=20)
 	@.venv/bin/python tests/bench/bench.py --runs $(or $(N),20)
+	@.venv/bin/python tests/bench/explain.py $(or $(N),20)
 
 golden: setup ## rewrite what differs in golden/, and show it
 	@.venv/bin/python -m tests.golden --write
