@@ -41,7 +41,7 @@ def _serve(ports: tuple[int, ...]) -> int:
         listener.setsockopt(socket.SOL_IP, _IP_TRANSPARENT, 1)
         listener.bind(("0.0.0.0", port))  # noqa: S104 - in a namespace of the test
         listener.listen(512)
-        listener.setblocking(False)
+        listener.settimeout(0)
         waiting.register(listener, selectors.EVENT_READ, port)
     while True:
         for key, _ in waiting.select():

@@ -13,7 +13,6 @@ import fcntl
 import os
 import re
 import shutil
-import signal
 import socket
 import struct
 import subprocess
@@ -35,6 +34,7 @@ __all__ = [
     "PATH",
     "Finished",
     "State",
+    "adopting",
     "command",
     "forked",
     "install",
@@ -294,7 +294,7 @@ def joined(child: int) -> int:
 
 @contextlib.contextmanager
 def adopting() -> Iterator[None]:
-    """Orphans become children of this process for a while, and no longer: nobody else reaps them."""
+    """Orphans are children of this process meanwhile, to be waited for; left so, they'd stay zombies."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         yield
@@ -303,15 +303,7 @@ def adopting() -> Iterator[None]:
 
 
 def wait_for_group(group: int) -> None:
-    """Wait until every process of a group has ended, those that lost their parent too."""
-    with adopting(), contextlib.suppress(ChildProcessError):
+    """Wait until every process of a group has ended; orphans too, if they are adopted."""
+    with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-group, 0)
-
-
-def kill_group(group: int) -> None:
-    """SIGKILL to every process of a group, and wait for their end."""
-    with adopting():
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
-        wait_for_group(group)

@@ -21,6 +21,7 @@ from tests.kernel.sandbox import (
     CLI,
     PATH,
     State,
+    adopting,
     forked,
     install,
     needs,
@@ -32,9 +33,10 @@ from tests.kernel.sandbox import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box", "orphans")]
 
 #: Two that share no more than they have to, so that any mixture of them shows.
 PAIR = ("everything", "documented")
@@ -43,6 +45,13 @@ PAIR = ("everything", "documented")
 MOMENTS = 100
 
 Texts = dict[Family, dict[str, str]]
+
+
+@pytest.fixture
+def orphans() -> Iterator[None]:
+    """What a killed program leaves running can be waited for."""
+    with adopting():
+        yield
 
 
 @cache
