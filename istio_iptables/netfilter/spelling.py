@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SPELL_MATCH", "SPELL_TARGET"]
 
-_FULL = f"{WHOLE_MARK:#x}"
 _PORTS_LAST = 65535
 
 
