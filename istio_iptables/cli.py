@@ -15,6 +15,7 @@ from istio_iptables.configured import PROGRAM, configured, effective, tell
 from istio_iptables.errors import ExitStatus, IstioIptablesError, UsageProblems
 from istio_iptables.netfilter import formats
 from istio_iptables.netfilter.model import Family
+from istio_iptables.text import write_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Istio's pods start it as a subcommand of the image's pilot-agent.
         del given[0]
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # both are text files
+        # A letter that the terminal's encoding lacks is shown as its number.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # both are text files
     try:
         status = root.main(args=given, prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
@@ -149,7 +151,7 @@ def _print(plan: Plan, config: Config, values: Mapping[str, Value]) -> None:
             "annotated": formats.annotated,
         }[config.format]
         text = render(plan)
-    sys.stdout.write(text)
+    write_exactly(text)
 
 
 def _show_version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click calls it so

@@ -9,6 +9,7 @@ from istio_iptables.errors import UsageProblems
 from istio_iptables.kernel.host import Host
 from istio_iptables.settings.config import Config, configure
 from istio_iptables.settings.sources import Value, gather
+from istio_iptables.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ PROGRAM = "istio-iptables"
 def tell(kind: str, lines: Iterable[str]) -> None:
     """Write each line to stderr, behind the program's name and what kind of line it is."""
     for line in lines:
-        print(f"{PROGRAM}: {kind}: {line}", file=sys.stderr)
+        print(f"{PROGRAM}: {kind}: {printable(line)}", file=sys.stderr)
 
 
 def configured(
@@ -53,8 +54,8 @@ def configured(
 
 
 def effective(value: Value, config: Config) -> str:
-    """The text of a setting in force: what was given, or what its default came to."""
+    """The text of a setting in force: what was given, or what it came to if that names nobody."""
     name = value.setting.name
-    if value.given or value.text or name not in {"proxy_uid", "proxy_gid"}:
+    if value.text.strip(", ") or name not in {"proxy_uid", "proxy_gid"}:
         return value.text
     return ",".join(map(str, config.proxy_uids if name == "proxy_uid" else config.proxy_gids))

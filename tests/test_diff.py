@@ -187,8 +187,10 @@ def test_a_bad_line_is_named(saved: Callable[[str], str]) -> None:
 
 
 def test_a_golden_file_is_compared_byte_for_byte(saved: Callable[[str], str]) -> None:
-    """Nothing is printed when it is the same."""
-    assert run(["diff", *IPV4, "--golden", saved(planned())]) == Result(0, "", "")
+    """One line when it is the same, as for other files."""
+    path = saved(planned())
+    line = f"{path} is as planned (IPv4)\n"
+    assert run(["diff", *IPV4, "--golden", path]) == Result(0, line, "")
 
 
 def test_the_golden_cases_are_what_the_plan_says() -> None:

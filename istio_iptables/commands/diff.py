@@ -15,6 +15,7 @@ from istio_iptables.netfilter.drift import beside, differences
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import Plan
 from istio_iptables.ours import recognise
+from istio_iptables.text import printable
 
 if TYPE_CHECKING:
     from istio_iptables.commands.material import Asked
@@ -92,14 +93,15 @@ def _titles(families: tuple[Family, ...]) -> str:
 
 
 def _print(comparison: _Comparison) -> None:
-    lines = [line for difference in comparison.found for line in difference.lines]
+    for difference in comparison.found:
+        sys.stdout.writelines(f"{printable(line)}\n" for line in difference.lines)
     count = len(comparison.found)
     if count:
         counted = "1 difference" if count == 1 else f"{count} differences"
-        lines.append(f"{comparison.what} differs from the plan: {counted}")
+        line = f"{comparison.what} differs from the plan: {counted}"
     else:
-        lines.append(f"{comparison.what} is as planned ({_titles(comparison.families)})")
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+        line = f"{comparison.what} is as planned ({_titles(comparison.families)})"
+    sys.stdout.write(f"{printable(line)}\n")
 
 
 def _print_json(comparison: _Comparison) -> None:
@@ -134,9 +136,7 @@ def _with_golden(given: Asked, path: str, *, as_json: bool) -> ExitStatus:
 
     plan = given.plan
     expected, printed = read_text(path), formats.save(plan)
-    compared = unified_diff(
-        expected.splitlines(keepends=True), printed.splitlines(keepends=True), path, "the plan"
-    )
+    compared = unified_diff(_lines(expected), _lines(printed), path, "the plan")
     lines = [
         line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
         for line in (compared if expected != printed else ())
@@ -145,11 +145,21 @@ def _with_golden(given: Asked, path: str, *, as_json: bool) -> ExitStatus:
         import json  # no other format needs it
 
         sys.stdout.write(json.dumps({"same": not lines, "diff": "".join(lines)}, indent=2) + "\n")
+    elif lines:
+        shown = "".join(lines).removesuffix("\n").split("\n")
+        sys.stdout.writelines(f"{printable(line)}\n" for line in shown)
     else:
-        sys.stdout.write("".join(lines))
+        titles = _titles(tuple(each.family for each in plan.rulesets))
+        sys.stdout.write(f"{printable(path)} is as planned ({titles})\n")
     if lines:
         tell("info", (f"{path} differs from the plan (+ is the plan's)",))
     return ExitStatus.FAILED if lines else ExitStatus.DONE
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text with their ends; Python's splitlines also parts at other letters."""
+    *lines, last = text.split("\n")
+    return [*(f"{line}\n" for line in lines), *([last] if last else [])]
 
 
 command = SettingsCommand(

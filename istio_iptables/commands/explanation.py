@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_iptables.netfilter.canonical import canonical
+from istio_iptables.text import printable
 from istio_iptables.verdict import Verdict, judge
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Explanation:
         if len(outcomes) > 1:
             lines.append("")
         lines.append(self.verdict.text)
-        return "".join(f"{line}\n" for line in lines)
+        return "".join(f"{printable(line)}\n" for line in lines)
 
     def _step_lines(self, step: Step, unknown: set[str], *, near: bool) -> Iterator[str]:
         if near:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.builder import build
 from istio_iptables.commandline import flags_given, split_extra
 from istio_iptables.configured import configured
 from istio_iptables.errors import CannotTell, SaveFileError
-from istio_iptables.netfilter.documents import rulesets
+from istio_iptables.netfilter.documents import decoded, read
 from istio_iptables.netfilter.model import Family
 from istio_iptables.settings.options import (
     DNS,
@@ -22,6 +23,9 @@ from istio_iptables.settings.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
     import click
 
     from istio_iptables.netfilter.model import Ruleset
@@ -62,27 +66,58 @@ def asked(ctx: click.Context, *, either_family: bool) -> Asked:
     return Asked(config, build(config))
 
 
+#: A golden file is what a dry run prints; a larger one is something else.
+_LARGEST_TEXT = 1 << 24
+
+
 def read_text(path: str) -> str:
     """The text of a file, or of stdin for ``-``; raises CannotTell if it can't be read."""
-    try:
-        if path == "-":
-            return sys.stdin.buffer.read().decode(errors="surrogateescape")
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:  # noqa: PTH123 - pathlib costs 5 ms
-            return file.read()
-    except OSError as error:
-        message = f"can't read {path}: {error.strerror}"
-        raise CannotTell(message) from error
+    with _opened(path) as file:
+        content = file.read(_LARGEST_TEXT + 1)
+    if len(content) > _LARGEST_TEXT:
+        message = f"{_name(path)}: is larger than {_LARGEST_TEXT >> 20} MiB: this is no golden file"
+        raise CannotTell(message)
+    return content.decode(errors="surrogateescape")
 
 
 def read_rules(path: str, family: str | None) -> tuple[Ruleset, ...]:
     """The rulesets of a file of iptables-save's text; raises CannotTell with the bad line."""
-    try:
-        found = rulesets(read_text(path), Family(family) if family else None)
-    except SaveFileError as error:
-        name = "stdin" if path == "-" else path
-        message = f"{name}: {error.lines[0]}"
-        raise CannotTell(message) from error
+    with _opened(path) as file:
+        try:
+            found = read(decoded(file.readline), Family(family) if family else None)
+        except SaveFileError as error:
+            message = f"{_name(path)}: {error.lines[0]}"
+            raise CannotTell(message) from error
     if not any(ruleset.tables for ruleset in found):
-        message = f"{'stdin' if path == '-' else path}: holds no table of iptables-save"
+        message = (
+            f"{_name(path)}: holds no table of iptables-save, which prints none where it lacks"
+            " NET_ADMIN, and none of the rules that the other backend has: try"
+            " iptables-legacy-save and iptables-nft-save"
+        )
         raise CannotTell(message)
     return found
+
+
+def _name(path: str) -> str:
+    return "stdin" if path == "-" else path
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    """The file, or stdin for ``-``; raises CannotTell when it can't be opened or read."""
+    try:
+        if path != "-":
+            with open(path, "rb") as file:  # noqa: PTH123 - pathlib costs 5 ms
+                yield file
+        elif sys.stdin is None:
+            message = "can't read stdin: it is closed"
+            raise CannotTell(message)
+        else:
+            yield sys.stdin.buffer
+    except OSError as error:
+        message = f"can't read {_name(path)}: {error.strerror}"
+        raise CannotTell(message) from error
+    except ValueError as error:
+        # A NUL byte can't be in a name.
+        message = f"can't read {_name(path)}: {error}"
+        raise CannotTell(message) from error

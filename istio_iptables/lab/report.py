@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from istio_iptables.lab.verdict import place_text
+from istio_iptables.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +36,8 @@ def text(outcome: Outcome) -> str:
         f"{outcome.scenario}, {outcome.mode}, {outcome.backend}: {good} of {len(outcome.results)}"
         f" paths as predicted, in {outcome.seconds:.1f} s"
     )
-    return "\n".join(lines) + "\n"
+    # Addresses, names and paths are what other programs answered.
+    return "".join(f"{printable(line)}\n" for line in lines)
 
 
 def _path(result: Result) -> Iterator[str]:
@@ -205,4 +207,4 @@ def kept(up: Up, nodes: tuple[Node, ...]) -> str:
         if node.proxy:
             socket = up.sockets[node.name]
             lines.append(f"  {'':<9} ... curl --unix-socket {socket} http://envoy/stats")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{printable(line)}\n" for line in lines)

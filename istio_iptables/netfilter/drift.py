@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["Difference", "Kind", "Ours", "beside", "differences", "everything"]
 
 
+#: How rules end that are nobody's jump or mark, however they are spelt.
+_VERDICTS = ("-j ACCEPT", "-j DROP")
+
+
 class Kind(Enum):
     """What is different about a rule; the value is the word for it in text and JSON."""
 
@@ -148,7 +152,19 @@ class _Comparison:
     def _plain_spelling(self, chain: Chain) -> Chain:
         if not is_built_in(self._table, chain.name):
             return chain
-        return chain._replace(rules=tuple(canonical(rule, self._family) for rule in chain.rules))
+        return chain._replace(rules=tuple(map(self._plainly_spelt, chain.rules)))
+
+    def _plainly_spelt(self, rule: Rule) -> Rule:
+        """The rule in its one spelling; the very same one if it is in it already.
+
+        A ruleset may have a million rules, so that none is held twice, and those that end at a
+        verdict, which are no jumps and set no marks, are not read at all.
+        """
+        text = rule.text
+        if text.endswith(_VERDICTS):
+            return rule
+        spelt = canonical(rule, self._family)
+        return rule if spelt.text == text else spelt
 
     def found(self) -> Iterator[Difference]:
         """The differences of all chains: built-in ones first, as iptables-save has them."""
@@ -179,19 +195,25 @@ class _Comparison:
         numbers = set(self._ours.shared.get(name, ()))
         if wanted_rules:
             keys = {self._key(rule) for rule in wanted_rules}
-            numbers |= {n for n, rule in enumerate(rules) if self._key(rule) in keys}
+            # Only rules with the same target can be the same: the others need not be read.
+            targets = {rule.target.name if rule.target else "" for rule in wanted_rules}
+            numbers |= {
+                number
+                for number, rule in enumerate(rules)
+                if any(name in rule.text for name in targets) and self._key(rule) in keys
+            }
         yield from self._rules(name, rules, sorted(numbers), wanted_rules)
         if live is None or not numbers or not wanted_rules:
             return
         policy = wanted.policy if wanted else None
         if policy is not None and live.policy is not None and live.policy != policy:
             yield self._stranger(name, f":{name} {live.policy}", None, f"the policy was {policy}")
-        last = max(numbers)
-        for number, rule in enumerate(rules[:last]):
-            if number not in numbers:
-                after = min(each for each in numbers if each > number)
-                detail = f"stands before our rule {after + 1}: {_text(name, rules[after])}"
-                yield self._stranger(name, _text(name, rule), number + 1, detail)
+        start = 0
+        for after in sorted(numbers):
+            detail = f"stands before our rule {after + 1}: {_text(name, rules[after])}"
+            for number in range(start, after):
+                yield self._stranger(name, _text(name, rules[number]), number + 1, detail)
+            start = after + 1
 
     def _stranger(self, chain: str, text: str, number: int | None, detail: str) -> Difference:
         return Difference(

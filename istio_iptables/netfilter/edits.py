@@ -196,12 +196,22 @@ def restore_lines(table: str, steps: Iterable[Edit]) -> list[str]:
         elif step.action is Action.DELETE_CHAIN:
             lines.append(f"-X {step.chain}")
         elif step.action is Action.APPEND:
-            lines.append(f"-A {step.chain} {step.rule.text}")
+            lines.append(f"-A {step.chain} {_one_line(step.rule)}")
         elif step.action is Action.INSERT:
-            lines.append(f"-I {step.chain} {step.position} {step.rule.text}")
-        elif step.by_text:
+            lines.append(f"-I {step.chain} {step.position} {_one_line(step.rule)}")
+        elif step.by_text and "\n" not in step.rule.text:
             lines.append(f"-D {step.chain} {step.rule.text}")
         else:
             lines.append(f"-D {step.chain} {step.position}")
     lines.append("COMMIT")
     return lines
+
+
+def _one_line(rule: Rule) -> str:
+    """The text of a rule on one line: a comment's line ends become blanks.
+
+    iptables takes a line end in a comment and iptables-save prints it, but iptables-restore reads
+    each line by itself, and what follows would be a command of its own. Only a rule that somebody
+    else put into a chain of ours has one, and only to put it back is it written.
+    """
+    return rule.text.replace("\n", " ")

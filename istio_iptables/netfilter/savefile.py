@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
+import re
+from functools import lru_cache
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from istio_iptables.errors import SaveFileError
 from istio_iptables.netfilter.model import (
@@ -17,8 +20,12 @@ from istio_iptables.netfilter.model import (
     Target,
     Term,
 )
+from istio_iptables.text import clipped, excerpt
 
-__all__ = ["parse", "parse_rule", "render", "render_table"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["Reader", "parse", "parse_rule", "render", "render_table"]
 
 
 def render(ruleset: Ruleset) -> str:
@@ -46,44 +53,120 @@ def render_table(table: Table) -> list[str]:
 
 
 def parse(text: str, family: Family) -> Ruleset:
-    """The Ruleset that *text* describes; ``render`` of it gives *text* again.
+    """The Ruleset that *text* describes; rules keep their text word for word.
 
-    Rules keep their text word for word. Raises SaveFileError, which names the line, when
-    *text* is not what iptables-save prints.
+    ``render`` of it gives *text* again, but for comments inside a table, which are passed over,
+    and for chains' counters, which are printed if they were left out. Raises SaveFileError, which
+    names the line, when *text* is not what iptables-save prints.
     """
-    tables: list[Table] = []
-    comments: list[str] = []
-    current: _TableReader | None = None
-    number = 0
-    lines = text.removesuffix("\n").split("\n") if text else []
-    for number, line in enumerate(lines, start=1):
-        if current is None:
-            if line.startswith("*"):
-                current = _TableReader(_table_name(line, number, tables), tuple(comments))
-                comments.clear()
-            elif not line.strip() or line.startswith("#"):
-                comments.append(line)
-            else:
-                raise SaveFileError(number, f"expected a table such as *nat, found {line!r}")
+    reader = Reader()
+    for line in text.removesuffix("\n").split("\n") if text else ():
+        reader.take(line)
+    return reader.ruleset(family)
+
+
+#: No option takes a text with more line ends: a comment has at most 255 bytes.
+_MOST_LINES = 256
+
+#: How many rules are remembered, since files repeat them.
+_MOST_KNOWN = 1024
+
+
+class Reader:
+    """Makes a ruleset of the lines of a text, one by one: a file may be larger than memory."""
+
+    def __init__(self, before: int = 0) -> None:
+        #: The line that was read last; a text may be part of a file, behind *before* others.
+        self.number = before
+        self._tables: list[Table] = []
+        self._comments: list[str] = []
+        self._table: _TableReader | None = None
+        # A rule whose quoted comment goes on in the next line: iptables-save prints a line end.
+        self._rule: list[str] = []
+
+    @property
+    def between_tables(self) -> bool:
+        """Whether the next line belongs to no table."""
+        return self._table is None
+
+    @property
+    def in_quotes(self) -> bool:
+        """Whether the next line goes on with a quoted text, in which every letter counts."""
+        return bool(self._rule)
+
+    def take(self, line: str) -> None:
+        """Read one line, without its end."""
+        self.number += 1
+        table = self._table
+        if table is None:
+            self._outside(line)
+        elif self._rule:
+            self._go_on(table, line)
         elif line == "COMMIT":
-            tables.append(current.finish())
-            current = None
+            self._tables.append(table.finish())
+            self._table = None
         elif line.startswith(":"):
-            current.add_chain(line, number)
+            table.add_chain(line, self.number)
         elif line.strip() and not line.startswith("#"):
-            current.add_rule(line, number)
-    if current is not None:
-        raise SaveFileError(number, f"table {current.name} has no COMMIT")
-    return Ruleset(family, tuple(tables), tuple(comments))
+            if '"' in line and is_open(line):
+                self._rule.append(line)
+            else:
+                table.add_rule(line, self.number)
+
+    def _outside(self, line: str) -> None:
+        if line.startswith("*"):
+            name = line[1:].strip()
+            if not name:
+                raise SaveFileError(self.number, "a table without a name")
+            if any(table.name == name for table in self._tables):
+                raise SaveFileError(self.number, f"table {clipped(name)} is here a second time")
+            self._table = _TableReader(name, tuple(self._comments))
+            self._comments.clear()
+        elif not line.strip() or line.startswith("#"):
+            self._comments.append(line)
+        else:
+            raise SaveFileError(
+                self.number, f"expected a table such as *nat, found {excerpt(line)}{_known(line)}"
+            )
+
+    def _go_on(self, table: _TableReader, line: str) -> None:
+        """Take a line of a rule that began in an earlier one."""
+        self._rule.append(line)
+        if len(self._rule) > _MOST_LINES:
+            self._refuse_open()
+        if not is_open(line, inside=True):
+            first = self.number - len(self._rule) + 1
+            rule, self._rule = "\n".join(self._rule), []
+            table.add_rule(rule, first)
+
+    def _refuse_open(self) -> NoReturn:
+        raise SaveFileError(self.number - len(self._rule) + 1, "a double quote is not closed")
+
+    def ruleset(self, family: Family) -> Ruleset:
+        """What the lines described, all of them read."""
+        if self._rule:
+            self._refuse_open()
+        if self._table is not None:
+            raise SaveFileError(self.number, f"table {clipped(self._table.name)} has no COMMIT")
+        return Ruleset(family, tuple(self._tables), tuple(self._comments))
 
 
-def _table_name(line: str, number: int, tables: list[Table]) -> str:
-    name = line[1:].strip()
-    if not name:
-        raise SaveFileError(number, "a table without a name")
-    if any(table.name == name for table in tables):
-        raise SaveFileError(number, f"table {name} is here a second time")
-    return name
+#: How the outputs start that are mistaken for iptables-save's, and what they are.
+_OTHER_TEXTS = (
+    (("-P ", "-N ", "-A "), "this is what iptables -S prints; what is read here is iptables-save"),
+    (("Chain ",), "this is what iptables -L prints; what is read here is iptables-save"),
+    (("table ",), "this is what nft list ruleset prints; what is read here is iptables-nft-save"),
+    (
+        ("iptables", "ip6tables"),
+        "this is an error of iptables, and no rules: does it have NET_ADMIN?",
+    ),
+    (("{", "[", "---", "apiVersion:", "kind:"), "this is JSON or YAML, and no rules"),
+)
+
+
+def _known(line: str) -> str:
+    """What *line* is the start of, if that can be told."""
+    return next((f" ({what})" for starts, what in _OTHER_TEXTS if line.startswith(starts)), "")
 
 
 class _TableReader:
@@ -94,56 +177,79 @@ class _TableReader:
         self._comments = comments
         self._heads: dict[str, Chain] = {}
         self._rules: dict[str, list[Rule]] = {}
+        self._known: dict[str, Rule] = {}
 
     def add_chain(self, line: str, number: int) -> None:
         """Take ``:NAME POLICY [packets:bytes]``; the counters may be missing."""
-        name, policy, counters, *rest = (*line[1:].split(), "", "", "")[:4]
+        name, policy, counters, *rest = (*_split(line[1:]), "", "", "")[:4]
         if not name or not policy or any(rest):
-            raise SaveFileError(number, f"expected :CHAIN POLICY [packets:bytes], found {line!r}")
-        if name in self._heads:
-            raise SaveFileError(number, f"chain {name} is declared a second time")
+            raise SaveFileError(
+                number, f"expected :CHAIN POLICY [packets:bytes], found {excerpt(line)}"
+            )
+        if name in self._rules:
+            raise SaveFileError(number, f"chain {clipped(name)} is declared a second time")
         self._heads[name] = Chain(
             name,
             None if policy == "-" else policy,
-            counters=_counters(counters, number) if counters else Counters(),
+            counters=_counters(counters, number) if counters else _NO_COUNTERS,
         )
         self._rules[name] = []
 
     def add_rule(self, line: str, number: int) -> None:
         """Take ``-A CHAIN …``, with or without counters before it."""
-        counters = None
+        bracket = ""
         if line.startswith("["):
             bracket, _, line = line.partition(" ")
-            counters = _counters(bracket, number)
+            _counters(bracket, number)
         append, _, rest = line.partition(" ")
         chain, _, text = rest.partition(" ")
         if append != "-A" or not chain:
-            raise SaveFileError(number, f"expected -A CHAIN and a rule, found {line!r}")
-        if chain not in self._rules:
-            raise SaveFileError(number, f"chain {chain} was not declared")
-        try:
-            rule = parse_rule(text)
-        except ValueError as error:
-            raise SaveFileError(number, str(error)) from None
-        self._rules[chain].append(rule if counters is None else rule._replace(counters=counters))
+            raise SaveFileError(number, f"expected -A CHAIN and a rule, found {excerpt(line)}")
+        rules = self._rules.get(chain)
+        if rules is None:
+            raise SaveFileError(number, f"chain {clipped(chain)} was not declared")
+        rule = None if bracket else self._known.get(text)
+        if rule is None:
+            try:
+                rule = _read(text, bracket)
+            except ValueError as error:
+                raise SaveFileError(number, str(error)) from None
+            if not bracket:
+                if len(self._known) == _MOST_KNOWN:
+                    self._known.clear()
+                self._known[text] = rule
+        rules.append(rule)
 
     def finish(self) -> Table:
         """The table, all of its lines taken."""
-        chains = tuple(
-            head._replace(rules=tuple(self._rules[name])) for name, head in self._heads.items()
-        )
-        return Table(self.name, chains, self._comments)
+        heads, rules = self._heads, self._rules
+        # One chain after the other: there is no moment at which all of them are here twice.
+        for name in heads:
+            if rules[name]:
+                heads[name] = heads[name]._replace(rules=tuple(rules.pop(name)))
+        return Table(self.name, tuple(heads.values()), self._comments)
+
+
+_NO_COUNTERS = Counters()
+
+#: The kernel counts in 64 bits.
+_MOST_DIGITS = 20
 
 
 def _counters(text: str, number: int) -> Counters:
     packets, _, size = text[1:-1].partition(":")
     if text[:1] + text[-1:] != "[]" or not (_is_count(packets) and _is_count(size)):
-        raise SaveFileError(number, f"expected counters such as [0:0], found {text!r}")
-    return Counters(int(packets), int(size))
+        raise SaveFileError(number, f"expected counters such as [0:0], found {excerpt(text)}")
+    return _NO_COUNTERS if text == "[0:0]" else Counters(int(packets), int(size))
 
 
 def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdigit() and (text == "0" or text[0] != "0")
+    return (
+        text.isascii()
+        and text.isdigit()
+        and (text == "0" or text[0] != "0")
+        and len(text) <= _MOST_DIGITS
+    )
 
 
 _FRAGMENT = "-f"
@@ -185,25 +291,154 @@ def parse_rule(text: str) -> Rule:
 
     Raises ValueError with the reason when the words make no rule.
     """
-    return _RuleReader(text).read()
+    return _read(text)
+
+
+def _read(text: str, bracket: str = "") -> Rule:
+    """The rule of *text*, with the counters that stood in brackets before it."""
+    content = (text, bracket) if bracket else (text,)
+    if not text or _PLAIN(f" {text}"):
+        return _PlainRule(content)
+    _parts(text)
+    return _ReadRule(content)
+
+
+_WORD = r"""(?![-!])[^\s"'\\]+"""
+_QUOTED = r'"(?:[^"\\]|\\.)*+"'
+_NO_OPTION = "|".join(name for name in _LONG_NAMES if name.startswith("--"))
+_OPTION = (
+    rf"(?: !)? (?!(?:{_NO_OPTION})(?: |$))--[^\s\"'\\]+"
+    rf"(?: (?:{_WORD}|{_QUOTED})(?![^ ]))*+"
+)
+
+#: Most rules are of this form, in which nothing can be wrong: their parts need not be read to
+#: know that, which is half of the time that a large file takes.
+_PLAIN = re.compile(
+    rf"(?: (?:! )?-[sdiop] {_WORD})*+"
+    rf"(?: -m {_WORD}(?:{_OPTION})*+)*+"
+    rf"(?: -[jg] {_WORD}(?:{_OPTION})*+)?",
+    re.ASCII | re.DOTALL,
+).fullmatch
+
+
+def _part(number: int) -> Any:  # noqa: ANN401 - a property of any type
+    """A property of a rule that is read from its text."""
+
+    def read(rule: Rule) -> object:
+        return _parts(rule.text)[number]
+
+    return property(read)
+
+
+def _term(number: int) -> Any:  # noqa: ANN401 - a property of any type
+    """A condition on the header that is read from the start of a plain rule's text."""
+
+    def read(rule: Rule) -> Term | None:
+        return _header(rule.text)[number]
+
+    return property(read)
+
+
+class _ReadRule(Rule):
+    """A rule that keeps its text alone; its parts are read when somebody asks.
+
+    A file may have millions of rules, whose parts would take twenty times its size. The tuple
+    holds the text, and the counters' text if there were any.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, content: tuple[str, ...]) -> _ReadRule:  # noqa: PYI034 - never inherited from
+        return tuple.__new__(cls, content)
+
+    text = verbatim = property(itemgetter(0))
+    source = _part(0)
+    destination = _part(1)
+    in_interface = _part(2)
+    out_interface = _part(3)
+    protocol = _part(4)
+    fragment = _part(5)
+    matches = _part(6)
+    target = _part(7)
+    reason = property(lambda _: "")
+    inserted = property(lambda _: False)
+
+    @property
+    def counters(self) -> Counters | None:
+        """The counters that stood before the rule."""
+        _, *bracket = tuple.__iter__(self)
+        return _counters(str(*bracket), 0) if bracket else None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((*_parts(self.text), "", False, self.counters, self.text))
+
+    def __repr__(self) -> str:
+        return repr(Rule(*self))
+
+    def _replace(self, **changes: Any) -> Rule:  # type: ignore[override]  # noqa: ANN401
+        return Rule(*self)._replace(**changes)
+
+
+class _PlainRule(_ReadRule):
+    """A rule of the plain form: its conditions on the header can be read without the rest.
+
+    They are what most rules are passed over for.
+    """
+
+    __slots__ = ()
+
+    source = _term(0)
+    destination = _term(1)
+    in_interface = _term(2)
+    out_interface = _term(3)
+    protocol = _term(4)
+    fragment = property(lambda _: None)
+
+    @property
+    def target(self) -> Target | None:
+        """The target; one without options ends the text."""
+        text = self.text
+        found = None if '"' in text else _TARGET(text)
+        return _parts(text)[7] if found is None else Target(found[2], (), found[1] == "g")
+
+
+_TERM = r"(?:(! )?-{} ([^ ]+) ?)?"
+_TARGET = re.compile("(?:^| )-([jg]) ([^ ]+)$").search
+_TERMS = re.compile("".join(map(_TERM.format, "sdiop")) + "(?=$|-[mjg])").match
+
+
+@lru_cache(maxsize=16)
+def _header(text: str) -> Sequence[Term | None]:
+    """The conditions of a plain rule on the header, in the order of Rule's fields.
+
+    A rule is asked for all of them, one after the other.
+    """
+    found = _TERMS(text)
+    if found is None:
+        # In another order than iptables-save's.
+        return _parts(text)[:5]
+    words = found.groups()
+    return [
+        None if value is None else Term(value, negated is not None)
+        for negated, value in zip(words[::2], words[1::2], strict=True)
+    ]
 
 
 class _RuleReader:
     """Collects the parts of one rule while its words go by."""
 
     def __init__(self, text: str) -> None:
-        self._text = text
-        if '"' in text or "'" in text or "\\" in text:
+        if '"' in text:
             self._words, self._quoted = _split_quoted(text)
         else:
-            self._words, self._quoted = text.split(), frozenset[int]()
+            self._words, self._quoted = _split(text), frozenset[int]()
         self._position = 0
         self._terms: dict[str, Term] = {}
         self._matches: list[tuple[str, list[Option]]] = []
         self._target: tuple[str, list[Option], bool] | None = None
 
-    def read(self) -> Rule:
-        """The rule that the words make."""
+    def read(self) -> _Parts:
+        """The parts that the words make."""
         words, quoted, negated = self._words, self._quoted, False
         while self._position < len(words):
             word = words[self._position]
@@ -229,16 +464,15 @@ class _RuleReader:
             message = "'!' at the end"
             raise ValueError(message)
         term, target = self._terms.get, self._target
-        return Rule(
-            source=term("source"),
-            destination=term("destination"),
-            in_interface=term("in_interface"),
-            out_interface=term("out_interface"),
-            protocol=term("protocol"),
-            fragment=term("fragment"),
-            matches=tuple(Match(name, tuple(options)) for name, options in self._matches),
-            target=None if target is None else Target(target[0], tuple(target[1]), target[2]),
-            verbatim=self._text,
+        return (
+            term("source"),
+            term("destination"),
+            term("in_interface"),
+            term("out_interface"),
+            term("protocol"),
+            term("fragment"),
+            tuple(Match(name, tuple(options)) for name, options in self._matches),
+            None if target is None else Target(target[0], tuple(target[1]), target[2]),
         )
 
     def _add_part(self, word: str, *, negated: bool) -> None:
@@ -255,11 +489,11 @@ class _RuleReader:
         elif word in {"-j", "-g"}:
             value = self._value(word)
             if self._target is not None:
-                message = f"a second target: {value}"
+                message = f"a second target: {clipped(value)}"
                 raise ValueError(message)
             self._target = (value, [], word == "-g")
         else:
-            message = f"unexpected {word!r}"
+            message = f"unexpected {excerpt(word)}"
             raise ValueError(message)
 
     def _negated_inside(self) -> bool:
@@ -302,7 +536,8 @@ class _RuleReader:
             return self._target[1]
         if not self._matches:
             if "protocol" not in self._terms:
-                message = f"{self._words[self._position - 1]} belongs to no match or target"
+                word = clipped(self._words[self._position - 1])
+                message = f"{word} belongs to no match or target"
                 raise ValueError(message)
             self._matches.append((self._terms["protocol"].value, []))
         return self._matches[-1][1]
@@ -312,35 +547,77 @@ def _starts_option(word: str) -> bool:
     return word.startswith("--") or word in _STARTS
 
 
+def _split(text: str) -> list[str]:
+    """The words between blanks and tabs, as iptables-restore reads them.
+
+    Python's own split also parts at letters that may be in a chain's name, such as U+2028.
+    """
+    if text.isprintable():
+        return text.split()
+    return [word for word in text.replace("\t", " ").split(" ") if word]
+
+
+#: Where a quoted text starts: iptables-save writes the quote at the start of a word. Inside a
+#: word it is a letter, as in the name of a chain.
+_START = re.compile(r'(?<![^ \t])"')
+#: The rest of a quoted text, with the quote at its end.
+_REST = re.compile(r'(?:[^"\\]|\\.)*+"', re.DOTALL)
+
+
+def is_open(text: str, *, inside: bool = False) -> bool:
+    """Whether a quoted text is open at the end of *text*; *inside*: at its start one is."""
+    position = 0
+    while True:
+        if not inside:
+            start = _START.search(text, position)
+            if start is None:
+                return False
+            position = start.end()
+        rest = _REST.match(text, position)
+        if rest is None:
+            return True
+        position, inside = rest.end(), False
+
+
 def _split_quoted(text: str) -> tuple[list[str], frozenset[int]]:
     """The words of *text*, and the numbers of those in double quotes.
 
     iptables-save quotes with double quotes and puts a backslash before quotes and backslashes.
     """
     words: list[str] = []
-    inside: set[int] = set()
-    word: list[str] = []
-    started = in_quotes = escaped = False
-    for letter, following in zip_longest(text, text[1:]):
-        if escaped:
-            word.append(letter)
-            escaped = False
-        elif letter == "\\" and in_quotes and following is not None:
-            escaped = True
-        elif letter == '"':
-            in_quotes = not in_quotes
-            if in_quotes:
-                inside.add(len(words))
-            started = True
-        elif letter.isspace() and not in_quotes:
-            if word or started:
-                words.append("".join(word))
-            word, started = [], False
-        else:
-            word.append(letter)
-    if in_quotes:
-        message = "a double quote is not closed"
-        raise ValueError(message)
-    if word or started:
-        words.append("".join(word))
-    return words, frozenset(inside)
+    quoted: set[int] = set()
+    position = 0
+    while start := _START.search(text, position):
+        words += _split(text[position : start.start()])
+        rest = _REST.match(text, start.end())
+        if rest is None:
+            message = "a double quote is not closed"
+            raise ValueError(message)
+        tail = _TAIL.match(text, rest.end())
+        position = tail.end() if tail else rest.end()
+        quoted.add(len(words))
+        inside = _ESCAPED.sub(r"\1", text[start.end() : rest.end() - 1])
+        words.append(inside + text[rest.end() : position])
+    return words + _split(text[position:]), frozenset(quoted)
+
+
+_TAIL = re.compile(r"[^ \t]*")
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+
+
+_Parts = tuple[
+    Term | None,
+    Term | None,
+    Term | None,
+    Term | None,
+    Term | None,
+    Term | None,
+    tuple[Match, ...],
+    Target | None,
+]
+
+
+@lru_cache(maxsize=1 << 15)
+def _parts(text: str) -> _Parts:
+    """The parts of a rule by its text, kept for as many rules as most machines have."""
+    return _RuleReader(text).read()

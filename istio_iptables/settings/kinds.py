@@ -27,6 +27,9 @@ MAX_ID = 2**32 - 2
 _MAX_PORT = 65535
 _MAX_INTERFACE_BYTES = 15
 _MAX_NUMBER = 2**32 - 1
+#: No number that is accepted has as many digits, or is as large.
+_MOST_DIGITS = 19
+_TOO_LARGE = 10**_MOST_DIGITS
 
 _IPV4_BYTES = 4
 #: IPv4 loopback is 127.0.0.0/8: its first byte, and the length of the prefix.
@@ -100,9 +103,13 @@ def _refuse_star(kind: Kind) -> NoReturn:
 
 
 def _number(text: str) -> int | None:
-    """A decimal number without sign, blanks or leading zeros, else None."""
+    """A decimal number without sign, blanks or leading zeros, else None.
+
+    One that is larger than anything here may be is not read out: Python refuses thousands of
+    digits with an error of its own.
+    """
     if text.isascii() and text.isdigit() and (text[0] != "0" or text == "0"):
-        return int(text)
+        return int(text) if len(text) <= _MOST_DIGITS else _TOO_LARGE
     return None
 
 
@@ -135,7 +142,7 @@ def _ports(text: str, _: Names) -> PortRange:
     if number is not None and 1 <= number <= _MAX_PORT:
         return PortRange(number, number)
     _refuse_option(text)
-    dashed = re.fullmatch(r"(\d+)-(\d+)", text, re.ASCII)
+    dashed = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text, re.ASCII)
     if dashed:
         reason = f"is not a port: write a range as {dashed[1]}:{dashed[2]}"
         raise _Refused(reason)
@@ -264,7 +271,11 @@ def _positive(text: str, _: Names) -> int:
 
 
 _GO_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
-_GO_PART = r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)"
+_GO_PART = r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)"
+#: Go's durations end here: nanoseconds in 64 bits.
+_MAX_SECONDS = (2**63 - 1) / 1e9
+#: A socket can't wait for longer (milliseconds in 31 bits): whoever asks for more waits so long.
+_LONGEST_WAIT = (2**31 - 1) // 1000
 
 
 def _duration(text: str, _: Names) -> float:
@@ -275,7 +286,10 @@ def _duration(text: str, _: Names) -> float:
     if not seconds > 0:
         reason = "is no time at all: the duration has to be longer than nothing"
         raise _Refused(reason)
-    return seconds
+    if seconds > _MAX_SECONDS:
+        reason = "is too long: a duration ends at 292 years"
+        raise _Refused(reason)
+    return min(seconds, _LONGEST_WAIT)
 
 
 def _text(text: str, _: Names) -> str:

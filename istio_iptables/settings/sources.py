@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.settings.kinds import FALSE, TRUE, Names, parse
 from istio_iptables.settings.options import SETTINGS, Kind, Setting
+from istio_iptables.text import excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -71,7 +72,7 @@ def gather(
             if text is None:
                 continue
             if setting.kind is Kind.FLAG and text not in TRUE and text not in FALSE:
-                warnings.append(f"{variable}: {text!r} is not a boolean and is ignored")
+                warnings.append(f"{variable}: {excerpt(text)} is not a boolean and is ignored")
             else:
                 value = Value(setting, text, Origin.ENVIRONMENT, variable)
         if setting.name in flags:
@@ -90,5 +91,5 @@ def typed(values: Mapping[str, Value], names: Names) -> tuple[dict[str, object],
         fields[name], faults = parse(value.setting.kind, value.text, names)
         for fault in faults:
             item = f", item {fault.item}" if fault.item else ""
-            problems.append(f"{value.label}{item}: {fault.text!r} {fault.reason}")
+            problems.append(f"{value.label}{item}: {excerpt(fault.text)} {fault.reason}")
     return fields, problems

@@ -1,0 +1,44 @@
+"""Text on its way out: to people, whose terminals obey what is in it, or byte for byte to programs."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["clipped", "excerpt", "printable", "write_exactly"]
+
+#: How much of somebody's text a message quotes.
+_MOST_LETTERS = 120
+
+
+def printable(text: str) -> str:
+    """*text* as one line that shows what is in it: control characters and their like are escaped.
+
+    Rules, comments and names come from files and from others' rules. Written as they are, they
+    could clear the terminal, or forge a line of this program's.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:  # noqa: PLR2004 - how Python keeps a byte that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return ascii(letter)[1:-1]
+
+
+def clipped(text: str) -> str:
+    """*text*, cut where a message has enough of it."""
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
+
+
+def excerpt(text: str) -> str:
+    """*text* in quotes, cut where a message has enough of it."""
+    return repr(text) if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]!r}..."
+
+
+def write_exactly(text: str) -> None:
+    """Write *text*, which is a format, to stdout: the bytes it has, whatever a terminal can show."""
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]  # a text file
+    sys.stdout.write(text)
