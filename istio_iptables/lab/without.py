@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_iptables.errors import UsageProblems
+from istio_iptables.text import excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["Left", "left_out", "without"]
 
 Left = frozenset[tuple[str, str, int]]
+
+
+#: No chain has more rules than a number of so many digits.
+_MOST_DIGITS = 9
 
 
 def left_out(plan: Plan, texts: Sequence[str]) -> Left:
@@ -28,7 +33,9 @@ def left_out(plan: Plan, texts: Sequence[str]) -> Left:
         words = text.split()
         place = (words[0], words[1], int(words[2])) if _well_formed(words) else None
         if place is None or not _is_there(plan, place):
-            problems.append(f"--without: {text!r}: there is no such rule: TABLE CHAIN NUMBER")
+            problems.append(
+                f"--without: {excerpt(text)}: there is no such rule: TABLE CHAIN NUMBER"
+            )
         else:
             left.add(place)
     if problems:
@@ -47,7 +54,10 @@ def without(plan: Plan, left: Left) -> Plan:
 
 
 def _well_formed(words: Sequence[str]) -> bool:
-    return len(words) == len(("table", "chain", "number")) and words[2].isdecimal()
+    # Digits of other scripts are digits to Python too, and thousands of them an error.
+    return len(words) == len(("table", "chain", "number")) and (
+        words[2].isascii() and words[2].isdecimal() and len(words[2]) <= _MOST_DIGITS
+    )
 
 
 def _is_there(plan: Plan, place: tuple[str, str, int]) -> bool:

@@ -153,12 +153,21 @@ class Reader:
 
 #: How the outputs start that are mistaken for iptables-save's, and what they are.
 _OTHER_TEXTS = (
-    (("-P ", "-N ", "-A "), "this is what iptables -S prints; what is read here is iptables-save"),
-    (("Chain ",), "this is what iptables -L prints; what is read here is iptables-save"),
-    (("table ",), "this is what nft list ruleset prints; what is read here is iptables-nft-save"),
+    (
+        ("-P ", "-N ", "-A "),
+        "this is what iptables -S or ip6tables -S prints: use iptables-save or ip6tables-save",
+    ),
+    (
+        ("Chain ",),
+        "this is what iptables -L or ip6tables -L prints: use iptables-save or ip6tables-save",
+    ),
+    (
+        ("table ",),
+        "this is what nft list ruleset prints: use iptables-nft-save or ip6tables-nft-save",
+    ),
     (
         ("iptables", "ip6tables"),
-        "this is an error of iptables, and no rules: does it have NET_ADMIN?",
+        "this is an error of iptables, and no rules: had it NET_ADMIN?",
     ),
     (("{", "[", "---", "apiVersion:", "kind:"), "this is JSON or YAML, and no rules"),
 )
@@ -203,6 +212,8 @@ class _TableReader:
             _counters(bracket, number)
         append, _, rest = line.partition(" ")
         chain, _, text = rest.partition(" ")
+        if "\t" in append or "\t" in chain:
+            append, chain, text = (*_TABBED.split(line, 2), "", "")[:3]
         if append != "-A" or not chain:
             raise SaveFileError(number, f"expected -A CHAIN and a rule, found {excerpt(line)}")
         rules = self._rules.get(chain)
@@ -231,6 +242,8 @@ class _TableReader:
 
 
 _NO_COUNTERS = Counters()
+#: What iptables-restore takes for the blank behind -A and a chain.
+_TABBED = re.compile("[ \t]+")
 
 #: The kernel counts in 64 bits.
 _MOST_DIGITS = 20

@@ -287,6 +287,7 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
             not (tproxy and config.inbound_ports),
             "only TPROXY with -b needs a route (-m)",
         ),
+        ("only", config.only == "ipv6" and not config.ipv6, "IPv6 is off: nothing is printed"),
         ("iptables_probe_port", *no_probe),
         ("probe_timeout", *no_probe),
     )

@@ -1,0 +1,167 @@
+"""docs/json.md and the JSON of the program have the same fields, in every object."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from istio_iptables.errors import KernelRefused
+from istio_iptables.lab import envoy
+from tests.kernel.netns import why_not
+from tests.program import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "json.md"
+
+#: The fields whose objects have a table, by the title of their own; a field of many names (a
+#: setting's, a condition's) stands for each of its objects.
+DRY_RUN = {
+    "settings": "field of a setting",
+    "families": "field of a family",
+    "tables": "field of a table",
+    "chains": "field of a chain",
+    "rules": "field of a rule",
+    "source": "field of a condition",
+    "destination": "field of a condition",
+    "in_interface": "field of a condition",
+    "out_interface": "field of a condition",
+    "protocol": "field of a condition",
+    "matches": "field of a match or target",
+    "target": "field of a match or target",
+    "options": "field of an option",
+    "routes": "field of a route",
+    "addresses": "field of an address",
+}
+DIFF = {"differences": "field of a difference"}
+EXPLAIN = {
+    "packet": "field of a packet",
+    "path": "field of a step",
+    "outcomes": "field of an outcome",
+    "if": "field of an answer",
+    "findings": "field of a finding",
+}
+LAB = {
+    "paths": "field of a path",
+    "request": "field of a request",
+    "legs": "field of a leg",
+    "path": "field of a leg's rule",
+    "predicted": "field of what is seen",
+    "seen": "field of what is seen",
+    "rules": "field of a count",
+    "listeners": "field of a listener",
+}
+
+
+def documented(section: str) -> dict[str, set[str]]:
+    """The fields of each table of a section, by the table's title."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    (found,) = re.findall(
+        rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE
+    )
+    tables: dict[str, set[str]] = {}
+    for title, rows in re.findall(
+        r"^\| (field[^|]*) \| holds \|\n\|---\|---\|\n((?:\|.*\n)+)", found, re.MULTILINE
+    ):
+        names = [re.findall(r"`([^`]+)`", row.split("|")[1]) for row in rows.splitlines()]
+        tables[title] = {name for each in names for name in each}
+        assert sum(map(len, names)) == len(tables[title]), title
+    return tables
+
+
+def printed(value: object, title: str, titles: dict[str, str]) -> Iterator[tuple[str, set[str]]]:
+    """The fields of *value* and of every object in it, each under its table's title."""
+    if isinstance(value, list):
+        for each in value:
+            yield from printed(each, title, titles)
+    elif isinstance(value, dict):
+        yield title, set(value)
+        for name, held in value.items():
+            if name == "settings":
+                for setting in held.values():
+                    yield from printed(setting, titles[name], titles)
+            elif name in titles:
+                yield from printed(held, titles[name], titles)
+            else:
+                assert not isinstance(held, dict), name
+                assert not isinstance(held, list) or not any(
+                    isinstance(each, dict) for each in held
+                )
+
+
+def check(section: str, title: str, titles: dict[str, str], *documents: Any) -> None:
+    """Every object has the fields of its table, and every table is of an object that is there."""
+    tables = documented(section)
+    found: dict[str, set[str]] = {}
+    for each in documents:
+        for name, fields in printed(each, title, titles):
+            assert fields == tables[name], name
+            found[name] = fields
+    assert found.keys() == {title, *titles.values()}
+    assert found.keys() <= tables.keys()
+
+
+def loaded(arguments: list[str]) -> Any:
+    """The JSON that the program prints."""
+    return json.loads(run(arguments).out)
+
+
+def test_dry_run() -> None:
+    """Settings, rules, routes and addresses."""
+    arguments = ["-i", "*", "-b", "*", "-m", "TPROXY", "-c", "eth1", "--ip-family", "dual"]
+    check(
+        "The rules: `--dry-run --format json`",
+        "field",
+        DRY_RUN,
+        loaded(["-n", "--format", "json", *arguments]),
+    )
+
+
+def test_diff(tmp_path: Path) -> None:
+    """Differences, and a golden file's."""
+    path = tmp_path / "rules"
+    path.write_text("*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n")
+    check("`diff --json`", "field", DIFF, loaded(["diff", "--against", str(path), "--json"]))
+    golden = loaded(["diff", "--golden", str(path), "--json"])
+    assert set(golden) == documented("`diff --json`")["field with `--golden`"]
+
+
+def test_explain(tmp_path: Path) -> None:
+    """A packet with more than one way to go, through rules with a fault."""
+    text = run(["-n", "-i", "*", "--ip-family", "ipv4"]).out
+    text = text.replace(
+        "-A OUTPUT", "-A OUTPUT -m statistic --mode nth --every 2 -j ACCEPT\n-A OUTPUT"
+    )
+    path = tmp_path / "rules"
+    path.write_text(text)
+    asked = ["explain", "-i", "*", "--rules", str(path), "--json"]
+    check(
+        "`explain --json`",
+        "field",
+        EXPLAIN,
+        *(loaded([*asked, "--uid", uid]) for uid in ("1000", "1337")),
+    )
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_lab() -> None:
+    """A path through the lab."""
+    try:
+        envoy.find()
+    except KernelRefused as error:
+        pytest.skip(error.lines[0])
+    done = subprocess.run(
+        [sys.executable, "-m", "istio_iptables", "lab", "--path", "client-app", "--json"],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    check("`lab --json`", "field", LAB, json.loads(done.stdout))
