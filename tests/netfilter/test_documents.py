@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import tracemalloc
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ from hypothesis import strategies as st
 
 from istio_iptables.errors import SaveFileError
 from istio_iptables.netfilter.canonical import canonical
-from istio_iptables.netfilter.documents import rulesets
+from istio_iptables.netfilter.documents import decoded, read, rulesets
 from istio_iptables.netfilter.drift import differences
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.savefile import render
@@ -105,3 +109,93 @@ def test_any_text_is_read_or_refused_with_its_line(lines: list[str]) -> None:
     else:
         line = 1
     assert 1 <= line <= text.count("\n") + 1
+
+
+# Files, byte by byte.
+
+PLAIN = NAT.replace("COMMIT", '-A OUTPUT -m comment --comment "a b" -j ACCEPT\nCOMMIT')
+
+
+def lines_of(content: bytes) -> list[str]:
+    """The lines of a file."""
+    return list(decoded(io.BytesIO(content).readline))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PLAIN.encode(),
+        PLAIN[:-1].encode(),
+        PLAIN.replace("\n", "\r\n").encode(),
+        PLAIN[:-1].replace("\n", "\r\n").encode(),
+        PLAIN.encode("utf-8-sig"),
+        PLAIN.replace("\n", "\r\n").encode("utf-8-sig"),
+        PLAIN.replace("COMMIT\n", "COMMIT\r\n").encode(),
+    ],
+)
+def test_line_ends_and_byte_order_marks_are_no_part_of_the_rules(content: bytes) -> None:
+    """Of Windows and of kubectl exec -t; a file without a line end at its end is whole too."""
+    assert read(lines_of(content)) == rulesets(PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (gzip.compress(PLAIN.encode()), "compressed (gzip)"),
+        (PLAIN.encode("utf-16"), "UTF-16"),
+        (PLAIN.encode("utf-16-le"), "UTF-16"),
+        (b"\x7fELF\x02\x01\x01\0\0", "binary"),
+        (b"x" * (1 << 21), "too long for a rule"),
+    ],
+)
+def test_other_files_are_named_after_their_first_line(content: bytes, reason: str) -> None:
+    """And not quoted."""
+    with pytest.raises(SaveFileError) as caught:
+        lines_of(content)
+    assert caught.value.line == 1
+    assert reason in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_bytes_that_are_no_utf_8_are_kept() -> None:
+    """As the kernel has them."""
+    content = b"*nat\n:OUTPUT ACCEPT [0:0]\n:\xe9t\xe9 - [0:0]\n-A OUTPUT -j \xe9t\xe9\nCOMMIT\n"
+    (found,) = read(lines_of(content))
+    assert render(found).encode(errors="surrogateescape") == content
+
+
+def test_a_stream_without_end_is_refused_at_its_first_bad_line() -> None:
+    """Nothing behind it is read."""
+    with pytest.raises(SaveFileError) as caught:
+        read(repeat("y"))
+    assert caught.value.line == 1
+
+
+@pytest.mark.parametrize("counters", ["", "[{0}:{0}] "])
+def test_a_large_file_takes_no_more_than_five_times_its_size(counters: str) -> None:
+    """Every rule another one, in a chain of its own and in a built-in one."""
+    count = 30_000
+    heads = ["*filter", ":OUTPUT ACCEPT [0:0]", ":MINE - [0:0]"]
+    rules = (
+        f"{counters.format(number)}-A {chain} -d 10.0.{number >> 8}.{number & 255}/32 -p tcp"
+        f' -m tcp --dport {number + 1} -m comment --comment "rule {number}" -j ACCEPT'
+        for chain in ("OUTPUT", "MINE")
+        for number in range(count)
+    )
+    text = "\n".join([*heads, *rules, "COMMIT", ""]).encode()
+    tracemalloc.start()
+    try:
+        (found,) = read(decoded(io.BytesIO(text).readline))
+        assert not differences((found,), (), lambda _: Nothing())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.rule_count == 2 * count
+    assert peak < 5 * len(text)
+
+
+class Nothing:
+    """No rule of a table is to be compared."""
+
+    own_chains: tuple[str, ...] = ()
+    shared: dict[str, dict[int, object]] = {}  # noqa: RUF012 - nobody changes it

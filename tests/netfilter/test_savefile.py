@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from istio_iptables.errors import SaveFileError
+from istio_iptables.netfilter import model
 from istio_iptables.netfilter.model import (
     Counters,
     Family,
@@ -59,6 +61,16 @@ class TestRoundTrip:
         """A rule's text gives its parts back: terms, matches, options and the target."""
         again = parse_rule(rule.text)
         assert tuple(again._replace(verbatim="")) == tuple(rule)
+
+    @given(rules, st.sampled_from((" ", "  ", "\t")))
+    def test_the_parts_of_a_rule_are_the_same_one_by_one(self, rule: Rule, blank: str) -> None:
+        """A rule that is asked for one part gives the one that all of them together have."""
+        text = rule.text.replace(" ", blank) if '"' not in rule.text else rule.text
+        alone = parse_rule(text)
+        for name, part in zip(Rule._fields, alone, strict=True):
+            assert getattr(alone, name) == part, name
+        assert alone == rule or blank != " "
+        assert eval(repr(alone), vars(model)) == alone  # noqa: S307 - our own text
 
     @given(rules)
     def test_counters_and_comments_are_kept(self, rule: Rule) -> None:
@@ -152,6 +164,65 @@ def test_parts(text: str, rule: Rule) -> None:
     assert tuple(read._replace(verbatim="")) == tuple(rule._replace(verbatim=""))
 
 
+#: What iptables takes for a comment and iptables-save prints as it is.
+COMMENTS = [
+    "a\nb",
+    "COMMIT\n*nat\n:OUTPUT ACCEPT [0:0]\n# x",
+    "\n",
+    "a\n\nb\n",
+    "a\\\nb",
+    'a"\n"b',
+    "a\rb\x0c\x0b\x1c\x85\u2028q\t",
+    "\udce9t\udce9",
+    "\n-A MINE -j DROP\n",
+]
+
+
+@pytest.mark.parametrize("comment", COMMENTS)
+def test_a_comment_may_hold_anything(comment: str) -> None:
+    """A rule with a line end in its comment is one rule, and nothing in a comment is a line."""
+    escaped = comment.replace("\\", "\\\\").replace('"', '\\"')
+    text = SAVED.replace(
+        "-A MINE\n", f'[7:8] -A MINE -m comment --comment "{escaped}" -j DROP\n-A MINE\n'
+    )
+    ruleset = parse(text, Family.IPV4)
+    assert render(ruleset) == text
+    rule = ruleset.tables[0].chains[-1].rules[1]
+    assert rule.counters == Counters(7, 8)
+    assert rule.matches == (Match("comment", (Option("--comment", (comment,)),)),)
+    assert rule.target == Target("DROP")
+
+
+@pytest.mark.parametrize(
+    "name", ['a"b', "a\u2028b", "a\x85b", "\udce9t\udce9", "a\x1b[3Jb", "a'b", "a\\b"]
+)
+def test_a_chain_may_have_any_name_without_blanks(name: str) -> None:
+    """iptables-save prints it without quotes, whatever is in it."""
+    text = SAVED.replace("MINE", name)
+    ruleset = parse(text, Family.IPV4)
+    assert render(ruleset) == text
+    assert [chain.name for chain in ruleset.tables[0].chains][-1] == name
+    assert ruleset.tables[0].chains[0].rules[0].target == Target(name)
+
+
+def test_tabs_are_blanks() -> None:
+    """As to iptables-restore."""
+    text = (
+        SAVED.replace(" -j", "\t-j").replace("-A MINE", "-A\tMINE").replace(":MINE -", ":MINE\t-")
+    )
+    assert parse(text, Family.IPV4).tables[0].chains[-1].rules[0].target == Target("RETURN")
+    assert parse(SAVED.replace("-A MINE -m", "-A MINE\t-m"), Family.IPV4) == parse(
+        SAVED, Family.IPV4
+    )
+
+
+def test_equal_rules_are_the_same_one() -> None:
+    """A file may repeat a rule a million times."""
+    text = SAVED.replace("-A MINE\n", "-A MINE -j LOG\n" * 3)
+    first, *others = parse(text, Family.IPV4).tables[0].chains[-1].rules[1:]
+    assert all(each is first for each in others)
+
+
 BAD: list[tuple[str, int, str]] = [
     ("hello\n", 1, "expected a table such as *nat, found 'hello'"),
     ("*\nCOMMIT\n", 1, "a table without a name"),
@@ -163,6 +234,9 @@ BAD: list[tuple[str, int, str]] = [
     ("*nat\n:A - [0:]\nCOMMIT\n", 2, "expected counters such as [0:0], found '[0:]'"),
     ("*nat\n:A - 0:0\nCOMMIT\n", 2, "expected counters"),
     ("*nat\n:A - [0:0]\n[x:0] -A A\nCOMMIT\n", 3, "expected counters"),
+    (f"*nat\n:A - [{'9' * 5000}:0]\nCOMMIT\n", 2, "expected counters such as [0:0], found '[999"),
+    ("*nat\n:A - [\u0661:0]\nCOMMIT\n", 2, "expected counters"),
+    ("*nat\n:A - [0:0]\n[1_0:0] -A A\nCOMMIT\n", 3, "expected counters"),
     ("*nat\n-A A -j RETURN\nCOMMIT\n", 2, "chain A was not declared"),
     ("*nat\n:A - [0:0]\n-I A -j RETURN\nCOMMIT\n", 3, "expected -A CHAIN and a rule"),
     ("*nat\n:A - [0:0]\n-A\nCOMMIT\n", 3, "expected -A CHAIN and a rule"),
@@ -175,6 +249,21 @@ BAD: list[tuple[str, int, str]] = [
     ('*nat\n:A - [0:0]\n-A A "--dport"\nCOMMIT\n', 3, "unexpected '--dport'"),
     ("*nat\n:A - [0:0]\n-A A --dport 80\nCOMMIT\n", 3, "--dport belongs to no match or target"),
     ('*nat\n:A - [0:0]\n-A A -m comment --comment "x\nCOMMIT\n', 3, "a double quote is not closed"),
+    (
+        '*nat\n:A - [0:0]\n-A A -j B\n-A A -m comment --comment "x\n' + "\n" * 300,
+        4,
+        "a double quote is not closed",
+    ),
+    ('*nat\n:A - [0:0]\n-A A -m comment --comment "x\ny" -j\nCOMMIT\n', 3, "-j has no value"),
+    ('*nat\n:A - [0:0]\n-A A -m comment --comment "x\ny" -j B\n-A C\nCOMMIT\n', 5, "chain C was"),
+    ("*nat\n:A - [0:0]\n-A B" + "b" * 1000 + "\n", 3, f"chain B{'b' * 119}... was not declared"),
+    ("-P INPUT ACCEPT\n", 1, "this is what iptables -S or ip6tables -S prints: use iptables-save"),
+    ("-N ISTIO_OUTPUT\n-A ISTIO_OUTPUT -j RETURN\n", 1, "this is what iptables -S"),
+    ("Chain INPUT (policy ACCEPT 0 packets, 0 bytes)\n", 1, "this is what iptables -L"),
+    ("table ip nat {\n", 1, "this is what nft list ruleset prints: use iptables-nft-save"),
+    ("iptables-save v1.8.9 (nf_tables): Could not fetch\n", 1, "this is an error of iptables"),
+    ('{"nftables": []}\n', 1, "this is JSON or YAML"),
+    ("apiVersion: v1\n", 1, "this is JSON or YAML"),
 ]
 
 
