@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
@@ -15,7 +16,6 @@ from tests.program import Result, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 FLAGS = ["-i", "*", "-b", "*", "-d", "15090"]
 IPV4 = [*FLAGS, "--ip-family", "ipv4"]
@@ -95,6 +95,35 @@ def test_rules_come_from_stdin() -> None:
         assert against("-").out == "stdin is as planned (IPv4)\n"
 
 
+def test_a_closed_stdin_is_told() -> None:
+    """As a shell's <&- leaves it."""
+    with mock.patch.object(sys, "stdin", None):
+        result = against("-")
+    assert (result.status, result.errors) == (2, ["can't read stdin: it is closed"])
+
+
+def test_rules_that_windows_or_a_terminal_wrote(saved: Callable[[str], str]) -> None:
+    """Line ends of both, and a byte order mark, are no difference."""
+    path = saved("")
+    for text in (planned().replace("\n", "\r\n"), "\ufeff" + planned()):
+        Path(path).write_bytes(text.encode())
+        assert against(path).status == 0
+
+
+def test_many_rules_before_ours_are_told_in_no_time(saved: Callable[[str], str]) -> None:
+    """Each with the rule of ours that it stands before."""
+    foreign = "".join(f"-A OUTPUT -d 10.0.{n >> 8}.{n & 255} -j LOG\n" for n in range(20_000))
+    ours = "".join(f"-A OUTPUT -s 10.0.{n >> 8}.{n & 255} -j ISTIO_OUTPUT\n" for n in range(20_000))
+    text = planned().replace("-A OUTPUT -j", f"{foreign}{ours}-A OUTPUT -j")
+    result = against(saved(text), "--json")
+    found = json.loads(result.out)["differences"]
+    strangers = [each for each in found if each["kind"] == "stranger"]
+    assert len(strangers) == 20_000
+    assert {*strangers[-1]["details"]} == {
+        "stands before our rule 20001: -A OUTPUT -s 10.0.0.0 -j ISTIO_OUTPUT"
+    }
+
+
 def test_differences_are_told_in_the_order_of_the_rules(saved: Callable[[str], str]) -> None:
     """Exit status 1; a missing rule with its reason."""
     text = planned()
@@ -160,7 +189,19 @@ def test_programs_get_the_differences(saved: Callable[[str], str]) -> None:
     ("arguments", "problem"),
     [
         (["--against", "/does/not/exist"], "can't read /does/not/exist: No such file or directory"),
-        (["--against", "/dev/null"], "/dev/null: holds no table of iptables-save"),
+        (
+            ["--against", "/dev/null"],
+            (
+                "/dev/null: holds no table of iptables-save, which prints none where it lacks"
+                " NET_ADMIN, and none of the rules that the other backend has: try"
+                " iptables-legacy-save and iptables-nft-save"
+            ),
+        ),
+        (["--against", "/dev/zero"], "/dev/zero: line 1: a NUL byte"),
+        (["--against", "/"], "can't read /: Is a directory"),
+        (["--against", "a\0b"], "can't read a\\x00b: embedded null byte"),
+        (["--golden", "/"], "can't read /: Is a directory"),
+        (["--golden", "/dev/zero"], "/dev/zero: is larger than 16 MiB"),
         (["--golden", "/does/not/exist"], "can't read /does/not/exist: No such file or directory"),
         (["--against", "x", "--golden", "y"], "--against: the other side is one"),
         (["--network-namespace", "/does/not/exist"], "can't open the network namespace"),

@@ -70,6 +70,8 @@ ACCEPTED: list[tuple[Kind, str, object]] = [
     (Kind.DURATION, "500ms", 0.5),
     (Kind.DURATION, "1.5h", 5400.0),
     (Kind.DURATION, "+.5s", 0.5),
+    # A socket can't wait for longer than 24 days.
+    (Kind.DURATION, "1000h", 2147483),
     (Kind.FLAG, "T", True),
     (Kind.FLAG, "False", False),
     (Kind.BACKEND, "", ""),
@@ -176,6 +178,73 @@ def test_control_characters_are_refused_in_every_kind(kind: Kind, letter: str) -
     """A newline in a list would be a rule of its own to iptables-restore, so nothing takes one."""
     (reason,) = reasons(kind, f"80{letter}")
     assert "control character" in reason
+
+
+#: What has one number, and lists of them.
+_NUMBERS = (Kind.PORT, Kind.PORTS, Kind.UIDS, Kind.GIDS, Kind.NUMBER, Kind.PORTS_OR_ALL)
+_DIGITS = "9" * 5000
+
+
+@pytest.mark.parametrize("kind", _NUMBERS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        _DIGITS,
+        "1" + "0" * 19,
+        "1_0",
+        "\u0661\u0662",
+        "\u00b2",
+        "+5",
+        "-5",
+        "1e3",
+        "0b1",
+        "0o7",
+        "\uff11",
+    ],
+)
+def test_what_only_python_takes_for_a_number_is_none(kind: Kind, text: str) -> None:
+    """Thousands of digits, underscores, signs, other scripts."""
+    (reason,) = reasons(kind, text)
+    assert "is not a" in reason or "neither a number" in reason or "looks like an option" in reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"10.0.0.0/{_DIGITS}",
+        f"{_DIGITS}.0.0.0/8",
+        "10.0.0.0/\u00b2",
+        "10.0.0.0/1_0",
+        "10.0.0.0/+8",
+        f"fd00::/{_DIGITS}",
+    ],
+)
+@pytest.mark.parametrize("kind", [Kind.CIDR, Kind.CIDRS, Kind.CIDRS_OR_ALL])
+def test_what_only_python_takes_for_a_length_is_none(kind: Kind, text: str) -> None:
+    """The same behind an address."""
+    (reason,) = reasons(kind, text)
+    assert "is not a" in reason
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        (f"{_DIGITS}s", "too long"),
+        (f"0.{_DIGITS}h{_DIGITS}h", "too long"),
+        ("9223372037s", "too long"),
+        ("1e5s", "is not a duration"),
+        ("infs", "is not a duration"),
+        ("nan", "is not a duration"),
+        ("1_0s", "is not a duration"),
+        ("\u0661s", "is not a duration"),
+        # A reader that tries every way to split the digits would need hours.
+        ("9" * 100_000, "is not a duration"),
+    ],
+)
+def test_durations_have_an_end(text: str, fragment: str) -> None:
+    """As Go's."""
+    (reason,) = reasons(Kind.DURATION, text)
+    assert fragment in reason
 
 
 def test_every_bad_item_is_named_with_its_number() -> None:
