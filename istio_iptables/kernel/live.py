@@ -12,7 +12,21 @@ from istio_iptables.netfilter.model import Family, Ruleset
 if TYPE_CHECKING:
     from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
 
-__all__ = ["LiveState", "read"]
+__all__ = ["LiveState", "NativeChain", "read"]
+
+
+class NativeChain(NamedTuple):
+    """A base chain of nftables with rules in it, which the kernel asks and iptables does not show."""
+
+    #: ``ip``, ``ip6``, ``inet`` or ``netdev``.
+    family: str
+    table: str
+    chain: str
+    #: Its type: ``nat``, ``filter`` or ``route``.
+    kind: str
+    #: ``PREROUTING``, ``INPUT``, ``FORWARD``, ``OUTPUT``, ``POSTROUTING`` or ``INGRESS``.
+    hook: str
+    priority: int
 
 
 class LiveState(NamedTuple):
@@ -27,6 +41,10 @@ class LiveState(NamedTuple):
     #: The routes and addresses of the plan that was asked about which are there.
     routes: tuple[PolicyRoute, ...]
     addresses: tuple[InterfaceAddress, ...]
+    #: Chains at the hooks of our tables that iptables does not show.
+    native_chains: tuple[NativeChain, ...] = ()
+    #: Tables that could not be read, such as ``IPv4 filter (nft)``.
+    unreadable: tuple[str, ...] = ()
 
 
 def read(plan: Plan, *, namespace: str = "", backend: str = "") -> LiveState:
