@@ -210,7 +210,7 @@ def test_too_many_ways_are_said_to_be_more(tmp_path: Path) -> None:
     ("rules", "verdict"),
     [
         ("-A OUTPUT -p tcp -j REDIRECT --to-ports 99", "is redirected to port 99, where nobody of the mesh is known"),
-        ("-A OUTPUT -p tcp -j DNAT --to-destination 127.0.0.1:9", "reaches 127.0.0.1:9 here untouched"),
+        ("-A OUTPUT -p tcp -j DNAT --to-destination 127.0.0.1:9", "reaches 127.0.0.1:9 here instead of 192.0.2.1:80"),
         ("-A POSTROUTING -j SNAT --to-source 9.9.9.9", "goes out by eth0 changed, from 9.9.9.9:40000 to 192.0.2.1:80"),
     ],
 )  # fmt: skip

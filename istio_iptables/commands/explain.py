@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from istio_iptables.commandline import SettingsCommand
+from istio_iptables.commands.escape import escape
 from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules
 from istio_iptables.commands.question import question
+from istio_iptables.commands.unseen import passed, unseen
 from istio_iptables.configured import tell
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
 from istio_iptables.loops import APPLICATIONS, findings
@@ -19,6 +21,7 @@ from istio_iptables.netfilter.trace import trace
 
 if TYPE_CHECKING:
     from istio_iptables.commands.material import Asked
+    from istio_iptables.commands.unseen import Unseen
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.netfilter.plan import PolicyRoute
     from istio_iptables.settings.config import Config
@@ -33,9 +36,12 @@ class _Subject(NamedTuple):
 
     rulesets: tuple[Ruleset, ...]
     routes: tuple[PolicyRoute, ...]
-    addresses: tuple[str, ...] | None
+    #: The addresses of each interface; None if they aren't known.
+    addresses: dict[str, tuple[str, ...]] | None
     #: Where the rules are from, for people.
     source: str
+    #: Chains that the kernel asks as well, and whose rules aren't known.
+    unseen: tuple[Unseen, ...] = ()
 
 
 @click.pass_context
@@ -51,15 +57,9 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     family = Family(options["family"]) if options["family"] else None
     if family is None and len(subject.rulesets) == 1:
         family = subject.rulesets[0].family
-    world = World(None if subject.addresses is None else {"": subject.addresses}, subject.routes)
+    world = World(subject.addresses, subject.routes)
     asked_packet = {name: options[name] for name in _PACKET_OPTIONS}
-    about = question(
-        asked_packet,
-        incoming=options["incoming"],
-        world=world,
-        family=family,
-        pods=subject.addresses or (),
-    )
+    about = question(asked_packet, incoming=options["incoming"], world=world, family=family)
     packet = about.packet
     world = world._replace(here=_own_addresses(packet))
     ruleset = next((each for each in subject.rulesets if each.family is packet.family), None)
@@ -73,7 +73,21 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     faults = findings(subject.rulesets, subject.routes, given.config, people)
     from istio_iptables.commands import explanation
 
-    telling = explanation.Explanation(about, found, given.config, given.plan, faults)
+    own = escape(found, ruleset, world, given.config)
+    if own is not None and own[:3] not in {each[:3] for each in faults}:
+        faults += (own,)
+    native = {
+        each.line
+        for outcome in found.outcomes
+        for each in passed(outcome, subject.unseen)
+        if each.name.startswith("nftables")
+    }
+    if native:
+        chains = ", ".join(sorted(native))
+        tell("warning", (f"the kernel asks chains as well that are not followed: {chains}",))
+    telling = explanation.Explanation(
+        explanation.Answer(about, found, given.config, given.plan, ruleset, faults, subject.unseen)
+    )
     if options["as_json"]:
         import json  # no other format needs it
 
@@ -105,21 +119,26 @@ def _subject(given: Asked, rules: str | None, family: str | None, *, live: bool)
     if not live:
         return _Subject(plan.rulesets, plan.routes, None, "the plan")
     from istio_iptables.kernel import live as kernel
-    from istio_iptables.kernel import netlink
+    from istio_iptables.kernel import netlink, routes
     from istio_iptables.kernel.namespace import entered
 
     config = given.config
     try:
         state = kernel.read(plan, namespace=config.network_namespace, backend=config.backend)
         with entered(config.network_namespace):
-            addresses = netlink.addresses()
+            addresses = netlink.interface_addresses()
+            there = routes.delivering_routes()
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     if state.other_rulesets:
         tell(
             "warning", ("there are rules in the kernel's other store too; these are not followed",)
         )
-    return _Subject(state.rulesets, state.routes, addresses, f"the live rules ({state.backend})")
+    if state.unreadable:
+        tables = ", ".join(state.unreadable)
+        tell("warning", (f"tables that can't be read are not followed: {tables}",))
+    source = f"the live rules ({state.backend})"
+    return _Subject(state.rulesets, there, addresses, source, unseen(state))
 
 
 def _option(name: str, about: str, metavar: str) -> click.Option:

@@ -20,6 +20,7 @@ __all__ = [
     "MarkRule",
     "addresses",
     "has_loopback_address",
+    "interface_addresses",
     "is_local_default",
     "nft_is_empty",
     "nft_rules",
@@ -54,6 +55,8 @@ _WHOLE = 0xFFFFFFFF
 
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
+#: Flags of an address that the link is being asked about, and of one used nevertheless.
+_TENTATIVE, _OPTIMISTIC = 0x40, 0x04
 #: Of a table its name; of what a table holds, the table's name.
 _NFTA_NAME = _NFTA_TABLE = 1
 _NFTA_CHAIN_NAME = 3
@@ -113,6 +116,29 @@ def addresses() -> tuple[str, ...]:
         message = f"can't read the addresses of the namespace: {error.strerror}"
         raise KernelRefused(message) from error
     return tuple(found)
+
+
+def interface_addresses() -> dict[str, tuple[str, ...]]:
+    """All addresses of each interface, loopback and link-local ones too, in the kernel's order.
+
+    IPv6 addresses that are still looked for on the link are left out: they are nobody's yet.
+    Raises KernelRefused if the kernel does not answer.
+    """
+    found: dict[str, list[str]] = {}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for content in _answers(_RTM_GETADDR, struct.pack("=BBBBi", family, 0, 0, 0, 0)):
+            # struct ifaddrmsg, as above.
+            if content[0] != family or content[2] & (_TENTATIVE | _OPTIMISTIC) == _TENTATIVE:
+                continue
+            parts = dict(_attributes(content, 8))
+            packed = parts.get(_IFA_LOCAL) or parts.get(_IFA_ADDRESS, b"")
+            try:
+                name = socket.if_indextoname(struct.unpack_from("=i", content, 4)[0])
+            except OSError:
+                # It has gone meanwhile, and its address with it.
+                continue
+            found.setdefault(name, []).append(socket.inet_ntop(family, packed))
+    return {name: tuple(addresses) for name, addresses in found.items()}
 
 
 def _is_local_only(packed: bytes) -> bool:
