@@ -314,7 +314,8 @@ def _state(option: Option, situation: Situation) -> bool | None:
 
 
 def _connection_protocol(option: Option, situation: Situation) -> bool | None:
-    if situation.packet.early_state:
+    if situation.packet.early_state or situation.packet.is_error:
+        # Of a connection to be it isn't known yet; an error has that of the packet it is about.
         return None
     wanted = protocol_number("".join(option.values))
     return None if wanted is None else (wanted == situation.packet.protocol) is not option.negated

@@ -194,6 +194,8 @@ def told(draw: st.DrawFn) -> Packet:
         in_interface="eth0" if arrives else "",
         uid=1000 if arrives else None,
         gid=1000 if arrives else None,
+        # It is that of the connection of the other packet, which rules may have marked.
+        connmark=None,
         state="RELATED",
     )
 

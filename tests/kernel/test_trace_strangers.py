@@ -229,4 +229,4 @@ def test_any_rules_are_followed_as_the_kernel_follows_them(backend: str) -> None
         compare()
     print(backend, dict(compared))
     assert compared["pairs"] >= 0.85 * PAIRS
-    assert compared["certain"] > 0.8 * compared["pairs"]
+    assert compared["certain"] > 0.7 * compared["pairs"]
