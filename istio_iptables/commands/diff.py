@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from istio_iptables.commandline import SettingsCommand
-from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules, read_text
+from istio_iptables.commands.material import (
+    CAPTURE_SETTINGS,
+    asked,
+    read_rules,
+    read_text,
+    require_namespace,
+)
 from istio_iptables.configured import tell
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
 from istio_iptables.netfilter.drift import beside, differences
@@ -49,6 +55,8 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         )
     if golden is not None:
         return _with_golden(asked(ctx, either_family=False), golden, as_json=options["as_json"])
+    if against is None:
+        require_namespace(ctx)
     given = asked(ctx, either_family=against is not None)
     if against is None:
         comparison = _with_live(given)

@@ -80,7 +80,6 @@ def install(
     """
     tell = _once(tell)
     with entered(where.namespace), locked(tell, pod_only=where.pod_lock):
-        require_mapped(plan)
         _retrying(lambda: _install(plan, choose(where.backend), tell, replace=replace))
 
 
@@ -119,6 +118,7 @@ def _retrying(work: Callable[[], None]) -> None:
 
 
 def _install(plan: Plan, choice: Choice, tell: Callable[[str], None], *, replace: bool) -> None:
+    require_mapped(plan)
     tell(f"backend {choice.backend.name}: {choice.reason}")
     live = _read(choice.backend, plan)
     changes = _changes(choice.backend, live, plan)

@@ -40,7 +40,7 @@ class LiveState(NamedTuple):
     backend: str
     reason: str
     rulesets: tuple[Ruleset, ...]
-    #: Rules in the other backend, which the kernel applies as well; mostly empty.
+    #: Rules in the other backend, which the kernel applies as well; mostly none.
     other_rulesets: tuple[Ruleset, ...]
     #: The routes and addresses of the plan that was asked about which are there.
     routes: tuple[PolicyRoute, ...]
@@ -82,7 +82,7 @@ def _read(plan: Plan, forced: str) -> LiveState:
         choice.backend.name,
         choice.reason,
         tuple(reading.in_force for reading in chosen),
-        tuple(reading.in_force for reading in others),
+        tuple(reading.in_force for reading in others if reading.in_force.rule_count),
         tuple(route for route in plan.routes if routes.has_route(route)),
         tuple(address for address in plan.addresses if routes.has_address(address)),
         _native_chains(),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from istio_iptables.errors import KernelRefused, SaveFileError
 from istio_iptables.kernel import netlink, nftables
 from istio_iptables.kernel.backend import Fault, Reading, has_our_chains, refuse
-from istio_iptables.kernel.programs import run
+from istio_iptables.kernel.programs import ProgramFailed, run
 from istio_iptables.netfilter.edits import restore_lines
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS, TABLES, Family, Match, Ruleset, Target
 from istio_iptables.netfilter.savefile import parse
@@ -61,7 +61,7 @@ class Nft:
             try:
                 found = _read_table(family, name, doubtful.get(name, {}))
             except KernelRefused as error:
-                reason = _why_unread(what, error, ours=ours)
+                reason = _why_unread(family, name, error, ours=ours)
                 faults.append(Fault(family, name, self.name, reason, ours, unread=True))
                 continue
             tables.append(found)
@@ -110,12 +110,16 @@ class Nft:
             nft.table("del", name=table)
 
 
-def _why_unread(what: str, error: KernelRefused, *, ours: bool) -> str:
+def _why_unread(family: Family, name: str, error: KernelRefused, *, ours: bool) -> str:
     """Why a table can't be read, and what helps, which is no second copy in the other backend."""
-    why = "; ".join(error.lines)
-    if ours:
-        return f"{what} holds chains of ours, and can't be read: {why}"
-    return f"{what} can't be read: {why}; use --force-iptables-binary legacy, or remove them"
+    table = f"the {family.title} table {name} (nft)"
+    reason = f"{table}{' holds chains of ours and' if ours else ''} can't be read: "
+    reason += "; ".join(error.lines)
+    if isinstance(error, ProgramFailed):
+        shown = f"'nft -a list table {nftables.FAMILIES[family.number]} {name}' lists its rules"
+        other = "" if ours else "use --force-iptables-binary legacy, or "
+        reason += f": {other}remove what iptables can't show ({shown})"
+    return reason
 
 
 def _read_table(family: Family, name: str, doubtful: dict[str, list[nftables.Shown]]) -> Table:
@@ -129,7 +133,7 @@ def _read_table(family: Family, name: str, doubtful: dict[str, list[nftables.Sho
     if found is None:
         # Then it prints a comment in place of the table.
         message = "it holds rules that iptables can't show"
-        raise KernelRefused(message)
+        raise ProgramFailed(message)
     if not doubtful:
         return found
     return found._replace(

@@ -11,7 +11,7 @@ from istio_iptables.errors import KernelRefused
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["run"]
+__all__ = ["ProgramFailed", "run"]
 
 #: Where the programs of root are: cron, su and sudo may leave these out of PATH.
 _FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
@@ -19,10 +19,15 @@ _FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _MOST_LINES = 3
 
 
+class ProgramFailed(KernelRefused):
+    """A program ran, and could not do what was asked."""
+
+
 def run(command: Sequence[str], stdin: str = "") -> str:
     """What *command* prints on stdout, given *stdin*.
 
-    Raises KernelRefused with the program's own words if it is missing or fails.
+    Raises ProgramFailed with the program's own words if it fails, and KernelRefused if it can't
+    be run.
     """
     program, *arguments = command
     try:
@@ -39,7 +44,7 @@ def run(command: Sequence[str], stdin: str = "") -> str:
         raise KernelRefused(message) from error
     if done.returncode:
         message = f"{' '.join(command)} {_failure(done.returncode)}: {_words(done.stderr)}"
-        raise KernelRefused(message)
+        raise ProgramFailed(message)
     return done.stdout.decode(errors="surrogateescape")
 
 
