@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.builder import build
 from istio_iptables.commandline import flags_given, split_extra
-from istio_iptables.configured import configured
+from istio_iptables.configured import configured, tell
 from istio_iptables.errors import CannotTell, KernelRefused, SaveFileError
 from istio_iptables.netfilter.documents import rulesets
 from istio_iptables.netfilter.model import Family
@@ -60,7 +60,12 @@ def asked(ctx: click.Context, *, either_family: bool) -> Asked:
         flags.setdefault("ip_family", "dual")
     # Nothing is installed here, so what is unknown about the machine is assumed, and said.
     flags["dry_run"] = "true"
-    config, _ = configured(flags, split_extra(ctx.args), os.environ)
+    try:
+        config, _ = configured(flags, split_extra(ctx.args), os.environ)
+    except KernelRefused as error:
+        raise CannotTell(*error.lines) from error
+    if config.dns_servers_file:
+        tell("info", (f"the DNS servers are those of {config.dns_servers_file} (--resolv-conf)",))
     return Asked(config, build(config))
 
 

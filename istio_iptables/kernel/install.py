@@ -16,7 +16,7 @@ from istio_iptables.kernel import routes
 from istio_iptables.kernel.backend import choose, in_other_backend
 from istio_iptables.kernel.lock import locked
 from istio_iptables.kernel.namespace import entered
-from istio_iptables.kernel.usernamespace import require_mapped
+from istio_iptables.kernel.usernamespace import require_plan_mapped
 from istio_iptables.netfilter.edits import edits, undo
 from istio_iptables.netfilter.model import Family, Ruleset, Table
 from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
@@ -118,7 +118,7 @@ def _retrying(work: Callable[[], None]) -> None:
 
 
 def _install(plan: Plan, choice: Choice, tell: Callable[[str], None], *, replace: bool) -> None:
-    require_mapped(plan)
+    require_plan_mapped(plan)
     tell(f"backend {choice.backend.name}: {choice.reason}")
     live = _read(choice.backend, plan)
     changes = _changes(choice.backend, live, plan)

@@ -7,30 +7,35 @@ from typing import TYPE_CHECKING
 from istio_iptables.errors import KernelRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from istio_iptables.netfilter.plan import Plan
 
-__all__ = ["require_mapped"]
+__all__ = ["require_mapped", "require_plan_mapped"]
 
-_MAPS = {"--uid-owner": ("uid", "/proc/self/uid_map"), "--gid-owner": ("gid", "/proc/self/gid_map")}
+_MAPS = {"uid": "/proc/self/uid_map", "gid": "/proc/self/gid_map"}
 
 
-def require_mapped(plan: Plan) -> None:
-    """Raise KernelRefused with a line for each uid and gid of the plan that is not mapped here.
+def require_plan_mapped(plan: Plan) -> None:
+    """Raise KernelRefused with a line for each uid and gid in the plan's rules that is not mapped.
 
     The kernel's own answer to a rule with such an id is "Invalid argument".
     """
+    require_mapped(_ids(plan, "--uid-owner"), _ids(plan, "--gid-owner"))
+
+
+def require_mapped(uids: Iterable[int], gids: Iterable[int]) -> None:
+    """Raise KernelRefused with a line for each id that this user namespace does not map."""
     lines = []
-    for option, (kind, path) in _MAPS.items():
+    for (kind, path), ids in zip(_MAPS.items(), (uids, gids), strict=True):
         ranges = _mapped(path)
-        if ranges is None:
-            continue
-        lines += [
-            f"{kind} {number}: not mapped in this user namespace ({path}), so no rule can name it"
-            for number in sorted(set(_ids(plan, option)))
-            if not any(number in each for each in ranges)
-        ]
+        if ranges is not None:
+            lines += [
+                f"{kind} {number} is not mapped in this user namespace ({path}): the kernel knows"
+                " no such user or group here"
+                for number in sorted(set(ids))
+                if not any(number in each for each in ranges)
+            ]
     if lines:
         raise KernelRefused(*lines)
 
