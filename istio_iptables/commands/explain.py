@@ -9,7 +9,7 @@ import click
 
 from istio_iptables.commandline import SettingsCommand
 from istio_iptables.commands.escape import escape
-from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules
+from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules, require_namespace
 from istio_iptables.commands.question import question
 from istio_iptables.commands.unseen import passed, unseen
 from istio_iptables.configured import tell
@@ -51,6 +51,8 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         raise UsageProblems(["--in, --out: a packet goes one way: give one of them"])
     if rules is not None and (live or options["network_namespace"]):
         raise UsageProblems(["--rules: the rules are the file's, or live ones: give one of them"])
+    if rules is None:
+        require_namespace(ctx)
     # Somebody else's rules: the family of the plan must not depend on this machine.
     given = asked(ctx, either_family=rules is not None)
     subject = _subject(given, rules, options["family"], live=live or _has_namespace(given.config))
@@ -130,6 +132,7 @@ def _subject(given: Asked, rules: str | None, family: str | None, *, live: bool)
             there = routes.delivering_routes()
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
+    tell("warning", state.warnings)
     if state.other_rulesets:
         tell(
             "warning", ("there are rules in the kernel's other store too; these are not followed",)
