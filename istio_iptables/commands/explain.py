@@ -17,13 +17,14 @@ from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsagePr
 from istio_iptables.loops import APPLICATIONS, findings
 from istio_iptables.netfilter.model import Family, Ruleset
 from istio_iptables.netfilter.packet import World
-from istio_iptables.netfilter.trace import trace
+from istio_iptables.netfilter.trace import End, trace
 
 if TYPE_CHECKING:
     from istio_iptables.commands.material import Asked
     from istio_iptables.commands.unseen import Unseen
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.netfilter.plan import PolicyRoute
+    from istio_iptables.netfilter.trace import Trace
     from istio_iptables.settings.config import Config
 
 __all__ = ["command"]
@@ -88,7 +89,17 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         chains = ", ".join(sorted(native))
         tell("warning", (f"the kernel asks chains as well that are not followed: {chains}",))
     telling = explanation.Explanation(
-        explanation.Answer(about, found, given.config, given.plan, ruleset, faults, subject.unseen)
+        explanation.Answer(
+            about,
+            found,
+            given.config,
+            given.plan,
+            ruleset,
+            tuple(each for each in subject.rulesets if each.family is not packet.family),
+            faults,
+            subject.unseen,
+            _remarks(found, subject, given.config),
+        )
     )
     if options["as_json"]:
         import json  # no other format needs it
@@ -99,6 +110,32 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         text = telling.text(near=options["near"])
     sys.stdout.write(text)
     return ExitStatus.DONE
+
+
+def _remarks(found: Trace, subject: _Subject, config: Config) -> tuple[str, ...]:
+    """What keeps a captured packet, or the answers to it, from arriving; live rules only."""
+    if subject.addresses is None:
+        return ()
+    from istio_iptables.kernel.listeners import listens
+    from istio_iptables.kernel.namespace import entered
+
+    said = []
+    for outcome in found.outcomes:
+        if outcome.end is not End.DELIVERED or outcome.to_port is None:
+            continue
+        packet = outcome.packet
+        with entered(config.network_namespace):
+            if listens(packet.protocol, outcome.to_port, packet.family) is False:
+                said.append(
+                    f"nothing listens on {packet.protocol_name} port {outcome.to_port} here"
+                )
+        marks = {route.mark for route in subject.routes if route.family is packet.family}
+        if outcome.taken_by == "TPROXY" and packet.mark is not None and packet.mark not in marks:
+            said.append(
+                f"no policy route delivers packets with the mark {packet.mark:#x} here: what the"
+                " application answers to Envoy does not arrive"
+            )
+    return tuple(dict.fromkeys(said))
 
 
 def _own_addresses(packet: Packet) -> tuple[str, ...]:

@@ -38,7 +38,9 @@ class Answer(NamedTuple):
     trace: Trace
     config: Config
     plan: Plan
+    #: Of the packet's family, and of the other one.
     ruleset: Ruleset
+    others: tuple[Ruleset, ...] = ()
     findings: tuple[Finding, ...] = ()
     #: Chains that the kernel asks as well, and whose rules aren't known.
     unseen: tuple[Unseen, ...] = ()
@@ -56,7 +58,7 @@ class Explanation:
         self._unseen = [passed(outcome, answer.unseen) for outcome in trace.outcomes]
         judged = [judge(outcome, config) for outcome in trace.outcomes]
         self._verdicts = list(map(_conditional, judged, self._unseen))
-        self._about = Notes(answer.ruleset)
+        self._about = Notes(answer.ruleset, answer.others)
         why = [
             note
             for outcome, verdict in zip(trace.outcomes, judged, strict=True)

@@ -10,7 +10,7 @@ from istio_iptables.netfilter.numbers import protocol_number
 from istio_iptables.ours import recognise
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from istio_iptables.netfilter.model import Chain, Rule, Ruleset
     from istio_iptables.netfilter.packet import Packet
@@ -26,8 +26,9 @@ _MOST_NAMES = 4
 class Notes:
     """What is to be said about the rules of one family beside those that matched."""
 
-    def __init__(self, ruleset: Ruleset) -> None:
+    def __init__(self, ruleset: Ruleset, others: Iterable[Ruleset] = ()) -> None:
         self._ruleset = ruleset
+        self._others = tuple(others)
         self._chains: Mapping[str, Mapping[str, Chain]] = {
             table.name: {chain.name: chain for chain in table.chains} for table in ruleset.tables
         }
@@ -66,7 +67,9 @@ class Notes:
         packet = outcome.start or outcome.packet
         title = self._ruleset.family.title
         if not any(self._ours.values()):
-            return (f"no rules of ours here ({title})",)
+            found = [each.family.title for each in self._others if _has_ours(each)]
+            alone = f"; there are some for {found[0]}, and --dual-stack makes both" if found else ""
+            return (f"no rules of ours here ({title}){alone}",)
         outgoing = packet.in_interface == ""
         entry = f"{CHAIN_PREFIX}{'OUTPUT' if outgoing else 'INBOUND'}"
         if not self._leads_to(entry):
@@ -108,6 +111,10 @@ class Notes:
         names = ", ".join(servers[:_MOST_NAMES]) + (", ..." if servers[_MOST_NAMES:] else "")
         text = f"DNS capture is on for the servers of resolv.conf alone ({names})"
         return (f"{text}, and {packet.destination} is not one of them",)
+
+
+def _has_ours(ruleset: Ruleset) -> bool:
+    return any(recognise(table) for table in ruleset.tables)
 
 
 def _why_not(chain: Chain, packet: Packet | None) -> str:
