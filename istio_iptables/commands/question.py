@@ -8,7 +8,14 @@ from istio_iptables.errors import UsageProblems
 from istio_iptables.loops import ELSEWHERE, POD
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.numbers import address_number, number, protocol_number
-from istio_iptables.netfilter.packet import STATES, Packet, World, is_loopback, loopback
+from istio_iptables.netfilter.packet import (
+    STATES,
+    Packet,
+    World,
+    is_link_local,
+    is_loopback,
+    loopback,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -173,16 +180,9 @@ def _usable(addresses: Iterable[str], family: Family) -> list[str]:
         for each in addresses
         if (":" in each) is (family is Family.IPV6)
         and not is_loopback(each, family)
-        and not _is_link_local(each, family)
+        and not is_link_local(each, family)
         and address_number(each, family) != _ENVOYS_OWN
     ]
-
-
-def _is_link_local(address: str, family: Family) -> bool:
-    number = address_number(address, family) or 0
-    if family is Family.IPV4:
-        return number >> 16 == 0xA9FE  # noqa: PLR2004 - 169.254.0.0/16
-    return number >> 118 == 0x3FA  # noqa: PLR2004 - fe80::/10
 
 
 def _own(world: World, family: Family, interface: str, *, link_local: bool = False) -> str:
@@ -190,7 +190,7 @@ def _own(world: World, family: Family, interface: str, *, link_local: bool = Fal
     addresses = world.addresses or {}
     if link_local:
         for each in addresses.get(interface, ()):
-            if (":" in each) is (family is Family.IPV6) and _is_link_local(each, family):
+            if (":" in each) is (family is Family.IPV6) and is_link_local(each, family):
                 return each
     # lo last: a virtual address on it is seldom what the pod is known by.
     names = sorted(addresses, key=lambda name: (name != interface, name == "lo"))
@@ -228,7 +228,7 @@ def _complete_out(packet: Packet, interface: str | None, world: World) -> Questi
         assumed.append("interface")
         interface = "lo" if here else outside
     if packet.source is None:
-        near = _is_link_local(destination, family)
+        near = is_link_local(destination, family)
         own = _own(world, family, outside if interface == "lo" else interface, link_local=near)
         own = loopback(family) if is_loopback(destination, family) else own
         # What a machine sends to an address of its own comes from that address.

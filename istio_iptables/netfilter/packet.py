@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.plan import PolicyRoute
 
-__all__ = ["STATES", "Packet", "World", "is_loopback", "is_multicast", "loopback"]
+__all__ = ["STATES", "Packet", "World", "is_link_local", "is_loopback", "is_multicast", "loopback"]
 
 #: What connection tracking can say about a packet.
 STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
@@ -117,6 +117,14 @@ class World(NamedTuple):
             if (":" in each) is (family is Family.IPV6)
         )
 
+    def interface_of(self, address: str, family: Family) -> str | None:
+        """The interface that has an address, if that is known."""
+        wanted = address_number(address, family)
+        for name, addresses in (self.addresses or {}).items():
+            if any(address_number(each, family) == wanted for each in addresses):
+                return name
+        return None
+
     def is_routed_home(self, packet: Packet) -> bool | None:
         """Whether a policy route delivers the packet locally because of its mark.
 
@@ -161,6 +169,13 @@ def _scope(address: str) -> int:
 
 _LOOPBACK_SCOPE, _LINK_SCOPE, _SITE_SCOPE = 1, 2, 5
 _NARROW = frozenset({_LOOPBACK_SCOPE, _LINK_SCOPE, _SITE_SCOPE})
+
+
+def is_link_local(address: str, family: Family) -> bool:
+    """Whether *address* is one of a link alone: 169.254.0.0/16 or fe80::/10."""
+    if family is Family.IPV4:
+        return (address_number(address, family) or 0) >> 16 == 0xA9FE  # noqa: PLR2004 - 169.254
+    return (address_number(address, family) or 0) >> 118 == 0x3FA  # noqa: PLR2004 - fe80::/10
 
 
 def _is_mapped(address: str) -> bool:

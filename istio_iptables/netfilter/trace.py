@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.netfilter.packet import is_multicast
+from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.packet import is_link_local, is_multicast
 from istio_iptables.netfilter.walk import MAX_STEPS, Assumption, End, Step, Translation, Walk, Way
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ _HOOKS = {
 }
 _DESTINATION_HOOKS = frozenset({"PREROUTING", "OUTPUT"})
 _LO = "lo"
+#: What leads out of a pod when nothing says how that is called.
+_OUTSIDE = "eth0"
+_TCP = 6
 #: States of packets that may be the first of their connection: only those does nat see.
 _FIRST = frozenset({"NEW", "RELATED"})
 
@@ -136,7 +140,9 @@ class _Journeys:
 
     def outgoing(self, start: Way) -> Iterator[Way]:
         """From a process here to the network, or over loopback to a process here."""
-        start = start._replace(next_interface=start.packet.out_interface)
+        start = start._replace(
+            next_interface=start.packet.out_interface, bound_to=self._bound_to(start.packet)
+        )
         for sent in self._hook(start, "OUTPUT"):
             for way in self._rerouted(sent):
                 for left in self._hook(way, "POSTROUTING"):
@@ -145,20 +151,53 @@ class _Journeys:
                     else:
                         yield _ended(left, End.SENT)
 
+    def _bound_to(self, packet: Packet) -> str:
+        """The interface that a socket is bound to because it speaks to a link-local address.
+
+        Only in IPv6, where such an address is nothing without an interface.
+        """
+        destination = packet.destination
+        if (
+            packet.family is not Family.IPV6
+            or destination is None
+            or not is_link_local(destination, packet.family)
+        ):
+            return ""
+        if packet.out_interface != _LO:
+            return packet.out_interface or _OUTSIDE
+        return self._world.interface_of(destination, packet.family) or _OUTSIDE
+
+    def _bound_or_not(self, way: Way) -> Iterator[tuple[Way, bool]]:
+        """Whether the new route has to lead out of one interface; UDP need not be bound to it."""
+        if not way.bound_to or way.packet.protocol == _TCP:
+            yield way, bool(way.bound_to)
+            return
+        text = f"its socket is bound to {way.bound_to}"
+        for answer in (True, False):
+            yield way.assuming("", text, answer=answer), answer
+
     def _rerouted(self, way: Way) -> Iterator[Way]:
         """The way behind OUTPUT, where what changed the packet may have changed its route."""
         packet = way.packet
         if way.end is not None or way.next_interface is not None:
             yield way._replace(packet=packet._replace(out_interface=way.next_interface))
             return
-        for asked, by_mark in self._by_mark_or_not(way):
-            if by_mark:
-                home = packet._replace(out_interface=_LO)
-                yield asked._replace(packet=home, by_mark=True)
+        for sent, bound in self._bound_or_not(way):
+            if bound:
+                # Loopback is another interface, whatever the new destination or mark.
+                near = is_link_local(packet.destination or "", packet.family)
+                local = near and self._world.is_local(packet.destination, packet.family)
+                there = packet._replace(out_interface=_LO if local else way.bound_to)
+                yield sent._replace(packet=there, by_mark=False)
                 continue
-            for routed, local in self._local_or_not(asked._replace(by_mark=False)):
-                there = packet._replace(out_interface=_LO if local else None)
-                yield routed._replace(packet=there)
+            for asked, by_mark in self._by_mark_or_not(sent):
+                if by_mark:
+                    home = packet._replace(out_interface=_LO)
+                    yield asked._replace(packet=home, by_mark=True)
+                    continue
+                for routed, local in self._local_or_not(asked._replace(by_mark=False)):
+                    there = packet._replace(out_interface=_LO if local else None)
+                    yield routed._replace(packet=there)
 
     def _by_mark_or_not(self, way: Way) -> Iterator[tuple[Way, bool]]:
         """Whether a policy route delivers the packet here; both when its mark isn't known."""
@@ -260,14 +299,14 @@ class _Journeys:
             return way
         home = self._world.is_routed_home(packet)
         if table == "mangle" and packet.mark != before.packet.mark:
-            if home:
+            if home and not way.bound_to:
                 return way._replace(next_interface=_LO, by_mark=True)
-            if home is None or self._world.is_routed_home(before.packet) is not False:
+            if home is not False or self._world.is_routed_home(before.packet) is not False:
                 # It may have lost the mark that led it here; where it goes, only routing knows.
                 return way._replace(next_interface=None, by_mark=False)
         elif table == "nat" and packet.destination != before.packet.destination:
             local = self._world.is_local(packet.destination, packet.family)
-            if local or home:
+            if (local or home) and not way.bound_to:
                 return way._replace(next_interface=_LO, by_mark=bool(home))
             return way._replace(next_interface=None)
         return way

@@ -451,6 +451,25 @@ def test_a_redirected_packet_comes_back_over_loopback() -> None:
     assert {step.journey for step in outcome.steps} == {1, 2}
 
 
+def test_what_is_redirected_from_a_link_local_destination_is_lost() -> None:
+    """Its socket is bound to the link's interface, and loopback is another one, as tried."""
+    rule = "nat OUTPUT -j REDIRECT --to-ports 15001"
+    packet = TCP._replace(family=Family.IPV6, source="fe80::2", destination="fe80::9")
+    outcome = way(rule.replace("-j", "-p tcp -j"), packet, POD)
+    assert (outcome.end, outcome.taken_by) == (End.SENT, "REDIRECT")
+    assert (outcome.packet.destination, outcome.packet.out_interface) == ("::1", "eth0")
+    own = World({"eth0": ("fe80::2",)})
+    outcome = way(
+        rule.replace("-j", "-p tcp -j"),
+        packet._replace(destination="fe80::2", out_interface="lo"),
+        own,
+    )
+    assert outcome.packet.out_interface == "eth0"
+    # A UDP socket need not be bound.
+    found = ways(rule.replace("-j", "-p udp -j"), packet._replace(protocol=17), POD).outcomes
+    assert [each.end for each in found] == [End.SENT, End.DELIVERED]
+
+
 def test_an_arriving_packet_is_redirected_to_its_interface() -> None:
     """The address is the interface's, of the right family."""
     rules = "nat PREROUTING -p tcp -j REDIRECT --to-ports 15006"
