@@ -56,7 +56,7 @@ def _unreadable(text: str) -> Iterable[Unseen]:
     for table in (each for each in TABLES if each in text.split()):
         for hook in BUILT_IN_CHAINS[table]:
             kind = "nat" if table == "nat" else "filter"
-            name = f"table {text}, which can't be read,"
+            name = f"the unreadable table {text}"
             yield Unseen(families, name, kind, hook, _priority(table, hook))
 
 

@@ -184,6 +184,17 @@ def test_rules_in_the_other_backend_make_the_verdict_conditional(backend: str) -
     assert out.endswith(f"{OUT}, unless {other} chain nat OUTPUT decides otherwise\n")
 
 
+def test_a_table_that_can_not_be_read_makes_the_verdict_conditional() -> None:
+    """A native one under iptables' own name: what it does is unknown, and not nothing."""
+    install("legacy", *DOCUMENTED)
+    chain = "chain INPUT { type filter hook input priority 0; ct state vmap { invalid : drop }; }"
+    command("nft", f"table ip filter {{ {chain}; }}")
+    result = explain("--in")
+    assert result.out.endswith("unless the unreadable table IPv4 filter (nft) decides otherwise\n")
+    assert any("IPv4 filter (nft)" in each for each in result.warnings)
+    assert "unless" not in explain("--in", "--dst", "fd00:9::2").out
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_application_as_the_proxys_user_is_warned_of_without_flags(backend: str) -> None:
     """The rules say who the proxy's users are."""
