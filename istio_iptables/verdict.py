@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["Verdict", "judge"]
 
 
+#: Targets that drop nothing: a packet ends behind them for want of a route.
+_SENDS_ON = frozenset({"DNAT", "NETMAP"})
+
+
 class Verdict(NamedTuple):
     """An outcome in words, and for programs."""
 
@@ -28,9 +32,7 @@ def judge(outcome: Outcome, config: Config) -> Verdict:
     """What *outcome* means in a mesh with these settings."""
     packet = outcome.packet
     if outcome.end is End.DROPPED:
-        last = outcome.steps[-1]
-        number = "policy" if last.number is None else last.number
-        return Verdict(f"dropped by {last.table} {last.chain} {number}")
+        return Verdict(_dropped(outcome))
     if outcome.end is End.UNKNOWN:
         if len(outcome.steps) > MAX_STEPS:
             return Verdict(f"matches more than {MAX_STEPS} rules, and is not followed further")
@@ -45,6 +47,16 @@ def judge(outcome: Outcome, config: Config) -> Verdict:
             captured="inbound",
         )
     return Verdict(_left_alone(outcome))
+
+
+def _dropped(outcome: Outcome) -> str:
+    """The words for a packet that comes nowhere."""
+    last = outcome.steps[-1]
+    place = f"{last.table} {last.chain} {'policy' if last.number is None else last.number}"
+    if last.verdict in _SENDS_ON:
+        source, destination = outcome.packet.endpoints
+        return f"dropped behind {place}: no route leads from {source} to {destination}"
+    return f"dropped by {place}"
 
 
 def _left_alone(outcome: Outcome) -> str:

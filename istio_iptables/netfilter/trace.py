@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.netfilter.model import Family
-from istio_iptables.netfilter.packet import is_link_local, is_multicast
+from istio_iptables.netfilter.packet import is_link_local, is_loopback, is_multicast
 from istio_iptables.netfilter.walk import MAX_STEPS, Assumption, End, Step, Translation, Walk, Way
 
 if TYPE_CHECKING:
@@ -286,7 +286,29 @@ class _Journeys:
         walk = Walk(hook=hook, table=table, chains=chains, world=self._world, misses=self._misses)
         for after in walk.ways(_early(way) if table == "raw" else way):
             late = after._replace(packet=after.packet._replace(early_state=""))
-            yield from self._tables(self._settled(way, late, hook, table), hook, rest)
+            settled = self._settled(way, late, hook, table)
+            for routed in self._with_a_route(way, settled) if table == "nat" else (settled,):
+                yield from self._tables(routed, hook, rest)
+
+    def _with_a_route(self, before: Way, way: Way) -> Iterator[Way]:
+        """The way behind nat, where a packet of this machine may have no route any more.
+
+        From 127.0.0.0/8 none leads to another machine, but for the setting route_localnet.
+        """
+        packet = way.packet
+        source, destination = packet.source, packet.destination
+        if (
+            packet.family is Family.IPV4
+            and packet.in_interface == ""
+            and destination != before.packet.destination
+            and source is not None
+            and is_loopback(source, packet.family)
+            and not self._world.is_local(destination, packet.family)
+        ):
+            text = f"a route leads from {source} to {destination or 'the new destination'}"
+            yield way.assuming("", text, answer=False)._replace(end=End.DROPPED)
+            way = way.assuming("", text, answer=True)
+        yield way
 
     def _settled(self, before: Way, way: Way, hook: str, table: str) -> Way:
         """What the kernel does behind a table: nat is done; what was changed is routed anew."""

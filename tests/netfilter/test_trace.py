@@ -560,6 +560,16 @@ def test_where_a_new_destination_is_may_be_unknown() -> None:
     assert home.end is End.DELIVERED
 
 
+def test_what_comes_from_loopback_leaves_by_a_setting_alone() -> None:
+    """The kernel drops what nat sends from 127.0.0.1 to another machine, as tried."""
+    packet = TCP._replace(source="127.0.0.1", destination="127.0.0.1", out_interface="lo")
+    found = ways("nat OUTPUT -p tcp -j DNAT --to-destination 10.9.9.9", packet, POD).outcomes
+    assert [each.end for each in found] == [End.DROPPED, End.SENT]
+    assert found[0].assumptions[0].text == "a route leads from 127.0.0.1 to 10.9.9.9"
+    home = way("nat OUTPUT -p tcp -j DNAT --to-destination 10.0.0.2", packet, POD)
+    assert home.end is End.DELIVERED
+
+
 def test_source_nat_is_told() -> None:
     """MASQUERADE takes an address that isn't known here."""
     assert way("nat POSTROUTING -j SNAT --to-source 9.9.9.9").packet.source == "9.9.9.9"
