@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.builder import AGENT_DNS_PORT
-from istio_iptables.netfilter.trace import End
+from istio_iptables.netfilter.trace import MAX_STEPS, End
 
 if TYPE_CHECKING:
     from istio_iptables.netfilter.trace import Outcome
     from istio_iptables.settings.config import Config
 
 __all__ = ["Verdict", "judge"]
+
+
+#: Targets that drop nothing: a packet ends behind them for want of a route.
+_SENDS_ON = frozenset({"DNAT", "NETMAP"})
 
 
 class Verdict(NamedTuple):
@@ -28,13 +32,13 @@ def judge(outcome: Outcome, config: Config) -> Verdict:
     """What *outcome* means in a mesh with these settings."""
     packet = outcome.packet
     if outcome.end is End.DROPPED:
-        last = outcome.steps[-1]
-        number = "policy" if last.number is None else last.number
-        return Verdict(f"dropped by {last.table} {last.chain} {number}")
+        return Verdict(_dropped(outcome))
     if outcome.end is End.UNKNOWN:
+        if len(outcome.steps) > MAX_STEPS:
+            return Verdict(f"matches more than {MAX_STEPS} rules, and is not followed further")
         target = outcome.steps[-1].verdict if outcome.steps else ""
         return Verdict(f"where {target} sends it can't be known from here")
-    if outcome.taken_by and outcome.to_port is not None:
+    if outcome.taken_by and packet.has_ports:
         return _taken(outcome, outcome.to_port, config)
     if outcome.by_mark and packet.mark == config.tproxy_mark:
         return Verdict(
@@ -45,25 +49,49 @@ def judge(outcome: Outcome, config: Config) -> Verdict:
     return Verdict(_left_alone(outcome))
 
 
+def _dropped(outcome: Outcome) -> str:
+    """The words for a packet that comes nowhere."""
+    last = outcome.steps[-1]
+    place = f"{last.table} {last.chain} {'policy' if last.number is None else last.number}"
+    if last.verdict in _SENDS_ON:
+        source, destination = outcome.packet.endpoints
+        return f"dropped behind {place}: no route leads from {source} to {destination}"
+    return f"dropped by {place}"
+
+
 def _left_alone(outcome: Outcome) -> str:
     """The words for a packet that nobody of the mesh takes."""
-    packet = outcome.packet
+    packet, start = outcome.packet, outcome.start or outcome.packet
     source, destination = packet.endpoints
+    asked_source, asked = start.endpoints
     kept = ""
     if packet.state == "ESTABLISHED":
         kept = "; nat asks only a connection's first packet, and this one follows that"
+    elif packet.is_error:
+        kept = (
+            "; nat asks no rule about an ICMP error, which follows the connection that it is about"
+        )
     if outcome.end is End.FORWARDED:
-        return f"is forwarded to {destination}, not captured{kept}"
+        instead = "" if destination == asked else f" instead of {asked}"
+        return f"is forwarded to {destination}{instead}, not captured{kept}"
     if outcome.end is End.DELIVERED:
+        if destination != asked:
+            return f"reaches {destination} here instead of {asked}{kept}"
+        if source != asked_source:
+            return (
+                f"reaches {destination} here changed, from {source} instead of {asked_source}{kept}"
+            )
         return f"reaches {destination} here untouched{kept}"
     by = f" by {packet.out_interface}" if packet.out_interface else ""
-    if any(step.change and step.table == "nat" for step in outcome.steps):
+    if (source, destination) != start.endpoints:
         return f"goes out{by} changed, from {source} to {destination}{kept}"
     return f"goes out{by} untouched{kept}"
 
 
-def _taken(outcome: Outcome, port: int, config: Config) -> Verdict:
+def _taken(outcome: Outcome, port: int | None, config: Config) -> Verdict:
     """A packet that REDIRECT or TPROXY handed to a local port."""
+    if port is None:
+        return Verdict("is redirected to a port that can't be known from here")
     if outcome.end is not End.DELIVERED:
         return Verdict(f"is handed to port {port} by {outcome.taken_by}, but no route delivers it")
     came = any(

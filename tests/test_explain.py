@@ -210,8 +210,17 @@ def test_too_many_ways_are_said_to_be_more(tmp_path: Path) -> None:
     ("rules", "verdict"),
     [
         ("-A OUTPUT -p tcp -j REDIRECT --to-ports 99", "is redirected to port 99, where nobody of the mesh is known"),
-        ("-A OUTPUT -p tcp -j DNAT --to-destination 127.0.0.1:9", "reaches 127.0.0.1:9 here untouched"),
+        ("-A OUTPUT -p tcp -j DNAT --to-destination 127.0.0.1:9", "reaches 127.0.0.1:9 here instead of 192.0.2.1:80"),
+        ("-A OUTPUT -p tcp -j REDIRECT --to-ports 1000-2000", "is redirected to a port that can't be known from here"),
+        ("-A OUTPUT -p tcp -j REDIRECT --to-ports 80-90", "is redirected to port 80, where nobody of the mesh is known"),
+        ("-A OUTPUT -p tcp -j REDIRECT --to-ports 80-90 --random", "is redirected to a port that can't be known from here"),
+        ("-A OUTPUT -p tcp -j DNAT --to-destination 127.0.0.1:80-90", "reaches 127.0.0.1:80 here instead of 192.0.2.1:80"),
+        ("-A OUTPUT -p tcp -j DNAT --to-destination 127.0.0.1:8-9", "reaches 127.0.0.1 here instead of 192.0.2.1:80"),
+        ("-A OUTPUT -p tcp -j NETMAP --to 127.0.0.0/8", "reaches 127.0.2.1:80 here instead of 192.0.2.1:80"),
         ("-A POSTROUTING -j SNAT --to-source 9.9.9.9", "goes out by eth0 changed, from 9.9.9.9:40000 to 192.0.2.1:80"),
+        ("-A POSTROUTING -j SNAT --to-source 9.9.9.9:7", "goes out by eth0 changed, from 9.9.9.9:7 to 192.0.2.1:80"),
+        ("-A POSTROUTING -j NETMAP --to 9.9.0.0/16", "goes out by eth0 changed, from 9.9.0.2:40000 to 192.0.2.1:80"),
+        ("-A OUTPUT -j DNAT --to-destination 192.0.2.1:80", "goes out by eth0 untouched"),
     ],
 )  # fmt: skip
 def test_strangers_rules_have_their_words(tmp_path: Path, rules: str, verdict: str) -> None:
@@ -219,6 +228,56 @@ def test_strangers_rules_have_their_words(tmp_path: Path, rules: str, verdict: s
     path = tmp_path / "saved"
     path.write_text(f"*nat\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n{rules}\nCOMMIT\n")
     assert explain("--rules", str(path)).out.splitlines()[-1] == verdict
+
+
+def test_an_icmp_error_meets_no_rule_of_nat(tmp_path: Path) -> None:
+    """It is translated as its connection is; other packets of the protocol are asked about."""
+    path = tmp_path / "saved"
+    path.write_text("*nat\n:OUTPUT ACCEPT\n-A OUTPUT -j DNAT --to-destination 10.9.0.77\nCOMMIT\n")
+    last = "goes out by eth0 untouched; nat asks no rule about an ICMP error, which follows the connection that it is about"
+    out = explain("--rules", str(path), "--proto", "icmp", "--ctstate", "RELATED").out
+    assert out.splitlines()[-1] == last
+    for options in (("--proto", "icmp"), ("--proto", "udp", "--ctstate", "RELATED")):
+        assert "nat OUTPUT 1 " in explain("--rules", str(path), *options).out
+
+
+def test_what_comes_before_connection_tracking_sees_no_connection(tmp_path: Path) -> None:
+    """raw: INVALID is what everything is there, and what has been taken out of tracking is not."""
+    path = tmp_path / "saved"
+    for condition, drops in (
+        ("-m conntrack --ctstate INVALID", True),
+        ("-m conntrack ! --ctstate INVALID", False),
+        ("-m state --state INVALID", True),
+        ("-m conntrack --ctstate NEW", False),
+        ("-m connmark --mark 0", False),
+        ("-m connmark ! --mark 1", False),
+        ("-m conntrack --ctproto 6", False),
+    ):
+        path.write_text(f"*raw\n:OUTPUT ACCEPT\n-A OUTPUT {condition} -j DROP\nCOMMIT\n")
+        verdict = "dropped by raw OUTPUT 1" if drops else "goes out by eth0 untouched"
+        assert explain("--rules", str(path)).out.endswith(f"\n{verdict}\n"), condition
+    path.write_text(
+        "*raw\n:OUTPUT ACCEPT\n-A OUTPUT -j CT --notrack\n"
+        "-A OUTPUT -m conntrack --ctstate INVALID -j DROP\n"
+        "-A OUTPUT -m conntrack --ctstate UNTRACKED\nCOMMIT\n"
+    )
+    assert [each["rule"] for each in answer("--rules", str(path))["path"]] == [1, 3, None]
+    assert "state INVALID (before connection tracking)" in _misses(path)
+
+
+def _misses(path: Path) -> str:
+    path.write_text("*raw\n:OUTPUT ACCEPT\n-A OUTPUT -m conntrack --ctstate NEW\nCOMMIT\n")
+    return explain("--rules", str(path), "-v").out
+
+
+def test_a_packet_that_matches_thousands_of_rules_is_not_lost_in_a_target(tmp_path: Path) -> None:
+    """Accounting rules; and what is too much is said without a name."""
+    path = tmp_path / "saved"
+    path.write_text("*filter\n:OUTPUT ACCEPT\n" + "-A OUTPUT\n" * 2000 + "COMMIT\n")
+    assert explain("--rules", str(path)).out.endswith("goes out by eth0 untouched\n")
+    path.write_text("*filter\n:OUTPUT ACCEPT\n" + "-A OUTPUT\n" * 5001 + "COMMIT\n")
+    last = explain("--rules", str(path)).out.splitlines()[-1]
+    assert last == "matches more than 5000 rules, and is not followed further"
 
 
 def test_where_an_unknown_target_sends_a_packet_is_not_known(tmp_path: Path) -> None:
@@ -263,6 +322,161 @@ def test_rules_of_another_family_are_missed() -> None:
     result = explain(*DOCUMENTED, "--dst", "2001:db8::1")
     assert "there are no IPv6 rules in the plan" in result.warnings
     assert result.out.endswith("goes out by eth0 untouched\n")
+
+
+# Why a packet is not captured.
+
+
+@pytest.mark.parametrize(
+    ("flags", "packet", "expected"),
+    [
+        (DOCUMENTED, "--proto udp --dst 9.9.9.9:123", [
+            "nat ISTIO_OUTPUT 9 -A ISTIO_OUTPUT -j ISTIO_REDIRECT",
+            "    => came back without effect: the rules of ISTIO_REDIRECT are for tcp",
+        ]),
+        (DOCUMENTED, "--proto udp", ["note: DNS capture is off: no rule captures port 53 over udp"]),
+        ([*DOCUMENTED[:1], "10.0.0.0/8", *DOCUMENTED[2:]], "--dst 9.9.9.9:53",
+         ["note: DNS capture is off: no rule captures port 53 over tcp"]),
+        (DOCUMENTED[2:], "", ["    => came back without effect: no rule of ISTIO_OUTPUT matched"]),
+        (DOCUMENTED, "--dst 2001:db8::1",
+         ["note: no rules of ours here (IPv6); there are some for IPv4, and --dual-stack makes both"]),
+        (["-i", "*", "--ip-family", "ipv4"], "--in",
+         ["note: no rule jumps to ISTIO_INBOUND: what arrives is not captured (IPv4)"]),
+    ],
+)  # fmt: skip
+def test_what_is_not_captured_is_explained(
+    flags: list[str], packet: str, expected: list[str]
+) -> None:
+    """By the last rule that it met, or in a note before the verdict."""
+    lines = explain(*flags, *packet.split()).out.splitlines()
+    for line in expected:
+        assert line in lines
+    assert lines[-1] in {"goes out by eth0 untouched", "reaches 10.244.0.2:80 here untouched"}
+
+
+@pytest.mark.parametrize("packet", ["", "--uid 1337 --proto udp", "--dst 127.0.0.1:53 --proto udp"])
+def test_what_is_explained_already_has_no_note(packet: str) -> None:
+    """A captured packet, and those that a rule of ours lets go on purpose."""
+    assert "note:" not in explain(*DOCUMENTED, *packet.split()).out
+
+
+def test_dns_servers_that_are_not_captured_are_told(tmp_path: Path) -> None:
+    """Those of resolv.conf alone are."""
+    saved = run(["-n", *DNS]).out
+    path = tmp_path / "saved"
+    path.write_text(
+        saved.replace("-A ISTIO_OUTPUT_DNS -p", "-A ISTIO_OUTPUT_DNS -d 10.96.0.10/32 -p")
+    )
+    note = (
+        "DNS capture is on for the servers of resolv.conf alone (10.96.0.10), and 8.8.8.8 is not"
+        " one of them"
+    )
+    document = answer("--rules", str(path), "--proto", "udp", "--dst", "8.8.8.8:53")
+    assert document["notes"] == [note]
+    assert answer("--rules", str(path), "--proto", "udp", "--dst", "10.96.0.10:53")["notes"] == []
+
+
+def test_rules_without_ours_are_said_to_be_so_once(tmp_path: Path) -> None:
+    """However many ways the packet has."""
+    path = tmp_path / "saved"
+    path.write_text(
+        "*filter\n:OUTPUT ACCEPT\n-A OUTPUT -m set --match-set s dst -j MARK --set-mark 1\nCOMMIT\n".replace(
+            "filter", "mangle"
+        )
+    )
+    assert explain("--rules", str(path)).out.count("note: no rules of ours here (IPv4)\n") == 1
+
+
+def test_chains_of_ours_that_nothing_leads_to_are_told(tmp_path: Path) -> None:
+    """Somebody deleted the jump."""
+    path = tmp_path / "saved"
+    path.write_text(run(["-n", *DOCUMENTED]).out.replace("-A OUTPUT -j ISTIO_OUTPUT\n", ""))
+    out = explain("--rules", str(path)).out
+    assert "note: no rule jumps to ISTIO_OUTPUT: what the pod sends is not captured (IPv4)\n" in out
+
+
+def test_a_foreign_rule_that_decides_is_marked(tmp_path: Path) -> None:
+    """One that only counts is not, and none of ours is."""
+    path = tmp_path / "saved"
+    path.write_text(
+        run(["-n", *TPROXY]).out.replace(
+            "-A OUTPUT -j ISTIO_OUTPUT",
+            "-A OUTPUT -p tcp\n-A OUTPUT -d 9.9.9.9 -j ACCEPT\n-A OUTPUT -j ISTIO_OUTPUT",
+        )
+    )
+    lines = explain("--rules", str(path), "--dst", "9.9.9.9").out.splitlines()
+    assert "nat OUTPUT 1 -A OUTPUT -p tcp" in lines
+    assert "nat OUTPUT 2 -A OUTPUT -d 9.9.9.9 -j ACCEPT  [foreign rule]" in lines
+    for packet in (
+        "",
+        "--in",
+        "--in --ctstate ESTABLISHED",
+        "--uid 1337",
+        "--iface lo --mark 1337",
+    ):
+        steps = answer("--rules", str(path), *packet.split())["path"]
+        assert [each["text"] for each in steps if each["foreign"]] in ([], ["-A OUTPUT -p tcp"])
+
+
+# Rules that no kernel has.
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "-p tcp -m tcp --tcp-flags SYN",
+        "-p tcp -m tcp --tcp-flags",
+        "-p tcp -m tcp --tcp-flags SYN ACK FIN",
+        "-p tcp -m tcp --dport",
+        "-p tcp -m tcp --dport 1 2",
+        f"-p tcp -m tcp --dport {'9' * 5000}",
+        f"-p tcp -m tcp --dport 0x{'9' * 5000}",
+        "-p tcp -m multiport --dports",
+        "-p tcp -m multiport --dports ,",
+        "-d 1.2.3.4/\u00b2",
+        "-d 1.2.3.4/\u0663",
+        f"-d 1.2.3.4/{'9' * 5000}",
+        f"-d 2001:db8::1/{'9' * 5000}",
+        f"-p {'9' * 5000}",
+        "-m owner --uid-owner",
+        f"-m owner --uid-owner {'9' * 5000}",
+        "-m mark --mark",
+        "-m mark --mark /",
+        f"-m mark --mark 0x{'f' * 5000}",
+        "-m conntrack --ctstate",
+        "-m conntrack --ctproto",
+        "-m addrtype --dst-type",
+        "-j MARK --set-mark",
+        f"-j MARK --set-xmark {'9' * 5000}",
+        "-j CONNMARK --save-mark --nfmask",
+        "-j REDIRECT --to-ports",
+        "-j REDIRECT --to-ports 9-1",
+        f"-j REDIRECT --to-ports {'9' * 5000}",
+        f"-j REDIRECT --to-ports 0x{'9' * 5000}",
+        "-j DNAT --to-destination",
+        "-j DNAT --to-destination [",
+        f"-j DNAT --to-destination 1.2.3.4:{'9' * 5000}",
+        "-j SNAT --to-source :",
+        "-j NETMAP --to /",
+        f"-j NETMAP --to 1.2.3.4/{'9' * 5000}",
+        "-j TPROXY --on-port",
+        f"-j TPROXY --on-port 0x{'9' * 5000}",
+        "-j CT --zone",
+        f"-j CT --zone 0x{'9' * 5000}",
+    ],
+)  # fmt: skip
+def test_malformed_rules_are_unknown_and_no_error(tmp_path: Path, rule: str) -> None:
+    """Whatever stands in a file, in each table, for people and for programs."""
+    path = tmp_path / "saved"
+    for table in ("raw", "mangle", "nat"):
+        path.write_text(
+            f"*{table}\n:OUTPUT ACCEPT\n:PREROUTING ACCEPT\n"
+            f"-A OUTPUT {rule}\n-A PREROUTING {rule}\nCOMMIT\n"
+        )
+        family = "ipv6" if "::" in rule else "ipv4"
+        for direction in ("--in", "--out"):
+            explain("--rules", str(path), "-v", "--family", family, direction)
+            answer("--rules", str(path), "--family", family, direction)
 
 
 # What is wrong with a question.

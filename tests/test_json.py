@@ -46,6 +46,7 @@ EXPLAIN = {
     "path": "field of a step",
     "outcomes": "field of an outcome",
     "if": "field of an answer",
+    "unless": "field of a chain that is not followed",
     "findings": "field of a finding",
 }
 LAB = {
@@ -133,20 +134,38 @@ def test_diff(tmp_path: Path) -> None:
     assert set(golden) == documented("`diff --json`")["field with `--golden`"]
 
 
+#: A chain that iptables does not show, in a namespace of its own.
+_LIVE = """
+ip link set lo up
+nft 'add table inet x'
+nft 'add chain inet x o { type filter hook output priority -150; }'
+nft 'add rule inet x o tcp dport 9 drop'
+exec "$@"
+"""
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
 def test_explain(tmp_path: Path) -> None:
-    """A packet with more than one way to go, through rules with a fault."""
+    """Packets with more than one way to go, through rules with a fault, and a chain beside them."""
     text = run(["-n", "-i", "*", "--ip-family", "ipv4"]).out
-    text = text.replace(
-        "-A OUTPUT", "-A OUTPUT -m statistic --mode nth --every 2 -j ACCEPT\n-A OUTPUT"
-    )
+    unknown = "-A OUTPUT -m statistic --mode nth --every 2 -j ACCEPT"
     path = tmp_path / "rules"
-    path.write_text(text)
+    path.write_text(text.replace("-A OUTPUT", f"{unknown}\n-A OUTPUT"))
     asked = ["explain", "-i", "*", "--rules", str(path), "--json"]
+    program = [sys.executable, "-m", "istio_iptables", "explain", "--ip-family=ipv4", "--json"]
+    live = subprocess.run(
+        ["unshare", "--net", "sh", "-ec", _LIVE, "sh", *program, "--live"],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
     check(
         "`explain --json`",
         "field",
         EXPLAIN,
         *(loaded([*asked, "--uid", uid]) for uid in ("1000", "1337")),
+        json.loads(live.stdout),
     )
 
 

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from istio_iptables.commandline import SettingsCommand
-from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules, read_text
+from istio_iptables.commands.material import (
+    CAPTURE_SETTINGS,
+    asked,
+    read_rules,
+    read_text,
+    require_namespace,
+)
 from istio_iptables.configured import tell
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
 from istio_iptables.netfilter.drift import beside, differences
@@ -32,6 +38,13 @@ class _Comparison(NamedTuple):
     what: str
     found: tuple[Difference, ...]
     families: tuple[Family, ...]
+    #: The line about rules of ours in the other backend; "" without any.
+    elsewhere: str = ""
+
+    @property
+    def total(self) -> int:
+        """How many differences there are."""
+        return len(self.found) + bool(self.elsewhere)
 
 
 @click.pass_context
@@ -43,6 +56,8 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         )
     if golden is not None:
         return _with_golden(asked(ctx, either_family=False), golden, as_json=options["as_json"])
+    if against is None:
+        require_namespace(ctx)
     given = asked(ctx, either_family=against is not None)
     if against is None:
         comparison = _with_live(given)
@@ -52,7 +67,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         _print_json(comparison)
     else:
         _print(comparison)
-    return ExitStatus.FAILED if comparison.found else ExitStatus.DONE
+    return ExitStatus.FAILED if comparison.total else ExitStatus.DONE
 
 
 def _with_file(given: Asked, path: str, family: str | None) -> _Comparison:
@@ -77,15 +92,23 @@ def _with_live(given: Asked) -> _Comparison:
     found = differences(state.rulesets, plan.rulesets, recognise)
     found += beside(Plan((), state.routes, state.addresses), plan)
     # Rules of ours in the store that was not chosen take effect too: none is wanted there.
-    found += differences(_ours_only(state.other_rulesets), (), recognise)
+    tell("warning", state.warnings)
     where = config.network_namespace or "this namespace"
-    return _Comparison(f"{where} ({state.backend})", found, tuple(Family))
+    elsewhere = _elsewhere(state.other_rulesets, "nft" if state.backend == "legacy" else "legacy")
+    return _Comparison(f"{where} ({state.backend})", found, tuple(Family), elsewhere)
 
 
-def _ours_only(rulesets: tuple[Ruleset, ...]) -> tuple[Ruleset, ...]:
-    from istio_iptables.ours import extract
+def _elsewhere(rulesets: tuple[Ruleset, ...], backend: str) -> str:
+    """The line about rules of ours in the backend that was not chosen; "" without any."""
+    from istio_iptables.kernel.backend import in_other_backend
 
-    return tuple(extract(ruleset) for ruleset in rulesets)
+    tables = [
+        f"{ruleset.family.title} {table.name}"
+        for ruleset in rulesets
+        for table in ruleset.tables
+        if recognise(table)
+    ]
+    return in_other_backend(backend, tables) if tables else ""
 
 
 def _titles(families: tuple[Family, ...]) -> str:
@@ -95,7 +118,9 @@ def _titles(families: tuple[Family, ...]) -> str:
 def _print(comparison: _Comparison) -> None:
     for difference in comparison.found:
         sys.stdout.writelines(f"{printable(line)}\n" for line in difference.lines)
-    count = len(comparison.found)
+    if comparison.elsewhere:
+        sys.stdout.write(f"{printable(comparison.elsewhere)}\n")
+    count = comparison.total
     if count:
         counted = "1 difference" if count == 1 else f"{count} differences"
         line = f"{comparison.what} differs from the plan: {counted}"
@@ -107,8 +132,8 @@ def _print(comparison: _Comparison) -> None:
 def _print_json(comparison: _Comparison) -> None:
     import json  # no other format needs it
 
-    document = {
-        "same": not comparison.found,
+    document: dict[str, Any] = {
+        "same": not comparison.total,
         "families": [family.value for family in comparison.families],
         "differences": [
             {
@@ -125,6 +150,16 @@ def _print_json(comparison: _Comparison) -> None:
             for each in comparison.found
         ],
     }
+    if comparison.elsewhere:
+        kind, _, text = comparison.elsewhere.partition(": ")
+        nowhere = dict.fromkeys(("family", "table", "chain"))
+        nothing: dict[str, Any] = {
+            "live_rule": None,
+            "wanted_rule": None,
+            "details": [],
+            "reason": "",
+        }
+        document["differences"].append({"kind": kind, **nowhere, "text": text, **nothing})
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 

@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from istio_iptables.commandline import SettingsCommand
-from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules
+from istio_iptables.commands.escape import escape
+from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules, require_namespace
 from istio_iptables.commands.question import question
+from istio_iptables.commands.unseen import passed, unseen
 from istio_iptables.configured import tell
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
 from istio_iptables.loops import APPLICATIONS, findings
 from istio_iptables.netfilter.model import Family, Ruleset
 from istio_iptables.netfilter.packet import World
-from istio_iptables.netfilter.trace import trace
+from istio_iptables.netfilter.trace import End, trace
 
 if TYPE_CHECKING:
     from istio_iptables.commands.material import Asked
+    from istio_iptables.commands.unseen import Unseen
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.netfilter.plan import PolicyRoute
+    from istio_iptables.netfilter.trace import Trace
     from istio_iptables.settings.config import Config
 
 __all__ = ["command"]
@@ -33,9 +37,12 @@ class _Subject(NamedTuple):
 
     rulesets: tuple[Ruleset, ...]
     routes: tuple[PolicyRoute, ...]
-    addresses: tuple[str, ...] | None
+    #: The addresses of each interface; None if they aren't known.
+    addresses: dict[str, tuple[str, ...]] | None
     #: Where the rules are from, for people.
     source: str
+    #: Chains that the kernel asks as well, and whose rules aren't known.
+    unseen: tuple[Unseen, ...] = ()
 
 
 @click.pass_context
@@ -45,21 +52,17 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         raise UsageProblems(["--in, --out: a packet goes one way: give one of them"])
     if rules is not None and (live or options["network_namespace"]):
         raise UsageProblems(["--rules: the rules are the file's, or live ones: give one of them"])
+    if rules is None:
+        require_namespace(ctx)
     # Somebody else's rules: the family of the plan must not depend on this machine.
     given = asked(ctx, either_family=rules is not None)
     subject = _subject(given, rules, options["family"], live=live or _has_namespace(given.config))
     family = Family(options["family"]) if options["family"] else None
     if family is None and len(subject.rulesets) == 1:
         family = subject.rulesets[0].family
-    world = World(None if subject.addresses is None else {"": subject.addresses}, subject.routes)
+    world = World(subject.addresses, subject.routes)
     asked_packet = {name: options[name] for name in _PACKET_OPTIONS}
-    about = question(
-        asked_packet,
-        incoming=options["incoming"],
-        world=world,
-        family=family,
-        pods=subject.addresses or (),
-    )
+    about = question(asked_packet, incoming=options["incoming"], world=world, family=family)
     packet = about.packet
     world = world._replace(here=_own_addresses(packet))
     ruleset = next((each for each in subject.rulesets if each.family is packet.family), None)
@@ -73,7 +76,31 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     faults = findings(subject.rulesets, subject.routes, given.config, people)
     from istio_iptables.commands import explanation
 
-    telling = explanation.Explanation(about, found, given.config, given.plan, faults)
+    own = escape(found, ruleset, world, given.config)
+    if own is not None and own[:3] not in {each[:3] for each in faults}:
+        faults += (own,)
+    native = {
+        each.line
+        for outcome in found.outcomes
+        for each in passed(outcome, subject.unseen)
+        if each.name.startswith("nftables")
+    }
+    if native:
+        chains = ", ".join(sorted(native))
+        tell("warning", (f"the kernel asks chains as well that are not followed: {chains}",))
+    telling = explanation.Explanation(
+        explanation.Answer(
+            about,
+            found,
+            given.config,
+            given.plan,
+            ruleset,
+            tuple(each for each in subject.rulesets if each.family is not packet.family),
+            faults,
+            subject.unseen,
+            _remarks(found, subject, given.config),
+        )
+    )
     if options["as_json"]:
         import json  # no other format needs it
 
@@ -83,6 +110,32 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         text = telling.text(near=options["near"])
     sys.stdout.write(text)
     return ExitStatus.DONE
+
+
+def _remarks(found: Trace, subject: _Subject, config: Config) -> tuple[str, ...]:
+    """What keeps a captured packet, or the answers to it, from arriving; live rules only."""
+    if subject.addresses is None:
+        return ()
+    from istio_iptables.kernel.listeners import listens
+    from istio_iptables.kernel.namespace import entered
+
+    said = []
+    for outcome in found.outcomes:
+        if outcome.end is not End.DELIVERED or outcome.to_port is None:
+            continue
+        packet = outcome.packet
+        with entered(config.network_namespace):
+            if listens(packet.protocol, outcome.to_port, packet.family) is False:
+                said.append(
+                    f"nothing listens on {packet.protocol_name} port {outcome.to_port} here"
+                )
+        marks = {route.mark for route in subject.routes if route.family is packet.family}
+        if outcome.taken_by == "TPROXY" and packet.mark is not None and packet.mark not in marks:
+            said.append(
+                f"no policy route delivers packets with the mark {packet.mark:#x} here: what the"
+                " application answers to Envoy does not arrive"
+            )
+    return tuple(dict.fromkeys(said))
 
 
 def _own_addresses(packet: Packet) -> tuple[str, ...]:
@@ -105,21 +158,27 @@ def _subject(given: Asked, rules: str | None, family: str | None, *, live: bool)
     if not live:
         return _Subject(plan.rulesets, plan.routes, None, "the plan")
     from istio_iptables.kernel import live as kernel
-    from istio_iptables.kernel import netlink
+    from istio_iptables.kernel import netlink, routes
     from istio_iptables.kernel.namespace import entered
 
     config = given.config
     try:
         state = kernel.read(plan, namespace=config.network_namespace, backend=config.backend)
         with entered(config.network_namespace):
-            addresses = netlink.addresses()
+            addresses = netlink.interface_addresses()
+            there = routes.delivering_routes()
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
+    tell("warning", state.warnings)
     if state.other_rulesets:
         tell(
             "warning", ("there are rules in the kernel's other store too; these are not followed",)
         )
-    return _Subject(state.rulesets, state.routes, addresses, f"the live rules ({state.backend})")
+    if state.unreadable:
+        tables = ", ".join(state.unreadable)
+        tell("warning", (f"tables that can't be read are not followed: {tables}",))
+    source = f"the live rules ({state.backend})"
+    return _Subject(state.rulesets, there, addresses, source, unseen(state))
 
 
 def _option(name: str, about: str, metavar: str) -> click.Option:

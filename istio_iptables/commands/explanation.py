@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from istio_iptables.commands.notes import Notes
+from istio_iptables.commands.unseen import passed
 from istio_iptables.netfilter.canonical import canonical
+from istio_iptables.netfilter.trace import End
 from istio_iptables.text import printable
 from istio_iptables.verdict import Verdict, judge
 
@@ -12,34 +15,58 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from istio_iptables.commands.question import Question
+    from istio_iptables.commands.unseen import Unseen
     from istio_iptables.loops import Finding
-    from istio_iptables.netfilter.model import Family, Rule
+    from istio_iptables.netfilter.model import Family, Rule, Ruleset
     from istio_iptables.netfilter.plan import Plan
     from istio_iptables.netfilter.trace import Outcome, Step, Trace
     from istio_iptables.netfilter.walk import Assumption, Miss
     from istio_iptables.settings.config import Config
 
-__all__ = ["Explanation"]
+__all__ = ["Answer", "Explanation"]
 
 #: How many near misses of one chain are worth reading.
 _MOST_MISSES = 12
+#: Verdicts by which a rule decides, whosever it is.
+_FINAL = frozenset({"ACCEPT", "DROP", "REJECT", "RETURN", "TARPIT"})
 _DEPENDS = Verdict("depends on what can't be known from here")
+
+
+class Answer(NamedTuple):
+    """What was asked, what came of it, and what it was asked of."""
+
+    question: Question
+    trace: Trace
+    config: Config
+    plan: Plan
+    #: Of the packet's family, and of the other one.
+    ruleset: Ruleset
+    others: tuple[Ruleset, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    #: Chains that the kernel asks as well, and whose rules aren't known.
+    unseen: tuple[Unseen, ...] = ()
+    #: What else is to be said about the packet's end.
+    remarks: tuple[str, ...] = ()
 
 
 class Explanation:
     """What is to be said about one packet."""
 
-    def __init__(
-        self,
-        question: Question,
-        trace: Trace,
-        config: Config,
-        plan: Plan,
-        findings: tuple[Finding, ...],
-    ) -> None:
-        self._question, self._trace, self._findings = question, trace, findings
-        self._config, self._plan = config, plan
-        self._verdicts = [judge(outcome, config) for outcome in trace.outcomes]
+    def __init__(self, answer: Answer) -> None:
+        trace, config = answer.trace, answer.config
+        self._question, self._trace, self._findings = answer.question, trace, answer.findings
+        self._plan = answer.plan
+        self._unseen = [passed(outcome, answer.unseen) for outcome in trace.outcomes]
+        judged = [judge(outcome, config) for outcome in trace.outcomes]
+        self._verdicts = list(map(_conditional, judged, self._unseen))
+        self._about = Notes(answer.ruleset, answer.others)
+        why = [
+            note
+            for outcome, verdict in zip(trace.outcomes, judged, strict=True)
+            if verdict.to_port is None and verdict.captured is None and _is_let_through(outcome)
+            for note in self._about.why_not_captured(outcome)
+        ]
+        self._notes = tuple(dict.fromkeys((*why, *answer.remarks)))
         self._reasons: dict[tuple[str, str, str], str] | None = None
 
     @property
@@ -59,8 +86,9 @@ class Explanation:
                 lines += ("", f"{number} of {len(outcomes)} ways it can go:")
                 lines += (f"  {_assumed(each)}" for each in outcome.assumptions)
             unknown = {each.place for each in outcome.assumptions}
-            for step in outcome.steps:
-                lines += self._step_lines(step, unknown, near=near)
+            came_back = self._about.came_back(outcome)
+            for at, step in enumerate(outcome.steps):
+                lines += self._step_lines(step, unknown, came_back.get(at, ""), near=near)
             if len(outcomes) > 1:
                 lines.append(
                     f"then it {verdict.text}" if _is_verb(verdict) else f"then: {verdict.text}"
@@ -69,10 +97,11 @@ class Explanation:
             lines += ("", "there are more ways, which are not followed")
         if len(outcomes) > 1:
             lines.append("")
+        lines += (f"note: {note}" for note in self._notes)
         lines.append(self.verdict.text)
         return "".join(f"{printable(line)}\n" for line in lines)
 
-    def _step_lines(self, step: Step, unknown: set[str], *, near: bool) -> Iterator[str]:
+    def _step_lines(self, step: Step, unknown: set[str], note: str, *, near: bool) -> Iterator[str]:
         if near:
             yield from _miss_lines(step.misses)
         number = "policy" if step.number is None else step.number
@@ -83,12 +112,22 @@ class Explanation:
             mark = "  [may match, which changes nothing]"
         elif place in unknown:
             mark = "  [can't be known: taken to match]"
+        if self._is_foreign(step) and (step.change or step.verdict in _FINAL):
+            mark += "  [foreign rule]"
         yield f"{again}{place} {step.text}{mark}"
-        if step.change:
-            yield f"    => {step.change}"
+        if step.change or note:
+            yield f"    => {step.change or note}"
         reason = self._reason(step.table, step.chain, step.rule)
         if reason:
             yield f"    {reason}"
+
+    def _is_foreign(self, step: Step) -> bool:
+        """Whether a rule that matched is not one of ours."""
+        return (
+            step.rule is not None
+            and not self._reason(step.table, step.chain, step.rule)
+            and self._about.is_foreign(step.table, step.chain, step.number)
+        )
 
     def _reason(self, table: str, chain: str, rule: Rule | None) -> str:
         """Why the rule is there: its own reason, or that of the planned rule like it."""
@@ -120,11 +159,21 @@ class Explanation:
         shared = _shared_steps(outcomes)
         document: dict[str, object] = {
             "packet": self._packet_json(),
-            "path": [self._step_json(step) for step in shared],
+            "path": self._path_json(outcomes[0], len(shared)),
             "verdict": verdict.text,
             "to_port": verdict.to_port,
             "captured": verdict.captured,
             "outcomes": [],
+            "notes": list(self._notes),
+            "unless": [
+                {
+                    "name": each.name,
+                    "kind": each.kind,
+                    "hook": each.hook,
+                    "priority": each.priority,
+                }
+                for each in dict.fromkeys(each for chains in self._unseen for each in chains)
+            ],
             "findings": [
                 {
                     "fault": each.fault.value,
@@ -143,7 +192,7 @@ class Explanation:
                         {"rule": each.place or None, "condition": each.text, "holds": each.answer}
                         for each in outcome.assumptions
                     ],
-                    "path": [self._step_json(step) for step in outcome.steps],
+                    "path": self._path_json(outcome, len(outcome.steps)),
                     "verdict": each.text,
                     "to_port": each.to_port,
                     "captured": each.captured,
@@ -172,7 +221,14 @@ class Explanation:
             "assumed": list(self._question.assumed),
         }
 
-    def _step_json(self, step: Step) -> dict[str, object]:
+    def _path_json(self, outcome: Outcome, length: int) -> list[dict[str, object]]:
+        notes = self._about.came_back(outcome)
+        return [
+            self._step_json(step, notes.get(number, ""))
+            for number, step in enumerate(outcome.steps[:length])
+        ]
+
+    def _step_json(self, step: Step, note: str) -> dict[str, object]:
         return {
             "table": step.table,
             "chain": step.chain,
@@ -184,7 +240,23 @@ class Explanation:
             "hook": step.hook,
             "journey": step.journey,
             "certain": step.certain,
+            "note": note,
+            "foreign": self._is_foreign(step),
         }
+
+
+def _is_let_through(outcome: Outcome) -> bool:
+    """Whether the packet went on, rather than being dropped or lost out of sight."""
+    return outcome.end in {End.SENT, End.DELIVERED, End.FORWARDED}
+
+
+def _conditional(verdict: Verdict, unseen: tuple[Unseen, ...]) -> Verdict:
+    """The verdict as far as it can be known beside chains that were not followed."""
+    if not unseen:
+        return verdict
+    names = list(dict.fromkeys(each.name for each in unseen))
+    text = f"{verdict.text}, unless {' or '.join(names)} decides otherwise"
+    return Verdict(text)
 
 
 def _shared_steps(outcomes: tuple[Outcome, ...]) -> tuple[Step, ...]:

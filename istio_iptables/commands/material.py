@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.builder import build
 from istio_iptables.commandline import flags_given, split_extra
-from istio_iptables.configured import configured
-from istio_iptables.errors import CannotTell, SaveFileError
+from istio_iptables.configured import configured, tell
+from istio_iptables.errors import CannotTell, KernelRefused, SaveFileError
 from istio_iptables.netfilter.documents import decoded, read
 from istio_iptables.netfilter.model import Family
 from istio_iptables.settings.options import (
@@ -20,7 +20,9 @@ from istio_iptables.settings.options import (
     OUTBOUND,
     PROXY,
     SETTINGS,
+    setting,
 )
+from istio_iptables.settings.sources import gather
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.plan import Plan
     from istio_iptables.settings.config import Config
 
-__all__ = ["CAPTURE_SETTINGS", "Asked", "asked", "read_rules", "read_text"]
+__all__ = ["CAPTURE_SETTINGS", "Asked", "asked", "read_rules", "read_text", "require_namespace"]
 
 #: The settings that decide about the rules and where they are, and none of how to apply them.
 CAPTURE_SETTINGS = tuple(
@@ -62,8 +64,28 @@ def asked(ctx: click.Context, *, either_family: bool) -> Asked:
         flags.setdefault("ip_family", "dual")
     # Nothing is installed here, so what is unknown about the machine is assumed, and said.
     flags["dry_run"] = "true"
-    config, _ = configured(flags, split_extra(ctx.args), os.environ)
+    try:
+        config, _ = configured(flags, split_extra(ctx.args), os.environ)
+    except KernelRefused as error:
+        raise CannotTell(*error.lines) from error
+    if config.dns_servers_file:
+        tell("info", (f"the DNS servers are those of {config.dns_servers_file} (--resolv-conf)",))
     return Asked(config, build(config))
+
+
+def require_namespace(ctx: click.Context) -> None:
+    """Raise CannotTell if the namespace that is asked about can't be entered.
+
+    The settings would make do without its addresses, and warn of what is an error here.
+    """
+    from istio_iptables.kernel.namespace import entered
+
+    values, _ = gather(flags_given(ctx), os.environ, (setting("network_namespace"),))
+    try:
+        with entered(values["network_namespace"].text):
+            pass
+    except KernelRefused as error:
+        raise CannotTell(*error.lines) from error
 
 
 #: A golden file is what a dry run prints; a larger one is something else.

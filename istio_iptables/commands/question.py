@@ -8,7 +8,14 @@ from istio_iptables.errors import UsageProblems
 from istio_iptables.loops import ELSEWHERE, POD
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.numbers import address_number, number, protocol_number
-from istio_iptables.netfilter.packet import STATES, Packet, World, is_loopback, loopback
+from istio_iptables.netfilter.packet import (
+    STATES,
+    Packet,
+    World,
+    is_link_local,
+    is_loopback,
+    loopback,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -16,11 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["Question", "question"]
 
 _TCP, _UDP = 6, 17
-_WITH_PORTS = frozenset({_TCP, _UDP, 33, 132, 136})
 _EPHEMERAL = 40000
 _APPLICATION = 1000
 _MAX_PORT = 65535
 _MAX_MARK = 2**32 - 1
+#: The number of ::6, from which Envoy speaks to the application.
+_ENVOYS_OWN = 6
 
 
 class Question(NamedTuple):
@@ -113,9 +121,8 @@ def question(
     incoming: bool,
     world: World,
     family: Family | None = None,
-    pods: Iterable[str] = (),
 ) -> Question:
-    """The packet that the options describe, completed; *pods* are the addresses of the pod if known.
+    """The packet that the options describe, completed, with the addresses of *world* if known.
 
     Raises UsageProblems with one line for each option that can't be used.
     """
@@ -150,42 +157,80 @@ def question(
         connmark=connmark if connmark is not None or state != "NEW" else 0,
         state=state,
     )
-    pod = next(
-        (each for each in pods if (":" in each) is (whose is Family.IPV6)),
-        POD[whose],
-    )
     complete = _complete_in if incoming else _complete_out
-    return complete(packet, given["iface"], world, pod)
+    return complete(packet, given["iface"], world)
 
 
-def _complete_in(packet: Packet, interface: str | None, _world: World, pod: str) -> Question:
+def _interface(world: World, family: Family) -> str:
+    """The interface that leads out of the pod: eth0, or where there is none what has an address."""
+    addresses = world.addresses or {}
+    if "eth0" in addresses:
+        return "eth0"
+    others = (name for name in addresses if name != "lo" and _usable(addresses[name], family))
+    return next(others, "eth0")
+
+
+def _usable(addresses: Iterable[str], family: Family) -> list[str]:
+    """The addresses that a packet may have when nobody says otherwise.
+
+    Not link-local ones, nor Envoy's own on lo, which nobody else sends from.
+    """
+    return [
+        each
+        for each in addresses
+        if (":" in each) is (family is Family.IPV6)
+        and not is_loopback(each, family)
+        and not is_link_local(each, family)
+        and address_number(each, family) != _ENVOYS_OWN
+    ]
+
+
+def _own(world: World, family: Family, interface: str, *, link_local: bool = False) -> str:
+    """The pod's address on *interface*, or another of the pod's, or an assumed one."""
+    addresses = world.addresses or {}
+    if link_local:
+        for each in addresses.get(interface, ()):
+            if (":" in each) is (family is Family.IPV6) and is_link_local(each, family):
+                return each
+    # lo last: a virtual address on it is seldom what the pod is known by.
+    names = sorted(addresses, key=lambda name: (name != interface, name == "lo"))
+    found = (each for name in names for each in _usable(addresses[name], family))
+    return next(found, POD[family])
+
+
+def _complete_in(packet: Packet, interface: str | None, world: World) -> Question:
     assumed = []
+    name = interface or _interface(world, packet.family)
     if packet.source is None:
         packet = packet._replace(source=ELSEWHERE[packet.family])
         assumed.append("source")
     if packet.destination is None:
-        packet = packet._replace(destination=pod)
+        packet = packet._replace(destination=_own(world, packet.family, name))
         assumed.append("destination")
     if interface is None:
         assumed.append("interface")
-    packet = packet._replace(in_interface=interface or "eth0")
+    packet = packet._replace(in_interface=name)
     return _complete_ports(packet, assumed)
 
 
-def _complete_out(packet: Packet, interface: str | None, world: World, pod: str) -> Question:
+def _complete_out(packet: Packet, interface: str | None, world: World) -> Question:
     assumed = []
     family = packet.family
+    outside = _interface(world, family)
     if packet.destination is None:
         packet = packet._replace(destination=ELSEWHERE[family])
         assumed.append("destination")
     destination = packet.destination or ""
-    here = is_loopback(destination, family) or destination == pod
-    here = here or bool(world.is_local(destination, family)) or world.is_routed_home(packet)
+    here = bool(world.is_local(destination, family)) or bool(world.is_routed_home(packet))
+    if world.addresses is None:
+        here = here or destination == POD[family]
     if interface is None:
         assumed.append("interface")
-        interface = "lo" if here else "eth0"
+        interface = "lo" if here else outside
     if packet.source is None:
-        own = loopback(family) if is_loopback(destination, family) else pod
+        near = is_link_local(destination, family)
+        own = _own(world, family, outside if interface == "lo" else interface, link_local=near)
+        own = loopback(family) if is_loopback(destination, family) else own
         # What a machine sends to an address of its own comes from that address.
         packet = packet._replace(
             source=destination if interface == "lo" and own != loopback(family) and here else own
@@ -201,7 +246,7 @@ def _complete_out(packet: Packet, interface: str | None, world: World, pod: str)
 
 
 def _complete_ports(packet: Packet, assumed: list[str]) -> Question:
-    if packet.protocol in _WITH_PORTS:
+    if packet.has_ports:
         if packet.source_port is None:
             packet = packet._replace(source_port=_EPHEMERAL)
             assumed.append("source port")

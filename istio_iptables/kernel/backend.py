@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from istio_iptables.builder import CHAIN_PREFIX
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import netlink
-from istio_iptables.netfilter.model import TABLES, Family
-from istio_iptables.ours import recognise
+from istio_iptables.netfilter.model import TABLES, Family, Ruleset
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from istio_iptables.netfilter.edits import Edit
-    from istio_iptables.netfilter.model import Ruleset
 
-__all__ = ["Backend", "Choice", "Transaction", "choose", "legacy_tables", "nft_tables"]
+__all__ = [
+    "Backend",
+    "Choice",
+    "Fault",
+    "Reading",
+    "Transaction",
+    "choose",
+    "has_our_chains",
+    "in_other_backend",
+    "legacy_tables",
+    "nft_tables",
+    "refuse",
+]
 
-_OUR_TABLES = ("raw", "mangle", "nat")
+# Not /proc/net: a /proc mounted with subset=pid has no such link.
+_NETWORK = "/proc/self/net"
 _NAMES_FILES = {
-    Family.IPV4: "/proc/net/ip_tables_names",
-    Family.IPV6: "/proc/net/ip6_tables_names",
+    Family.IPV4: f"{_NETWORK}/ip_tables_names",
+    Family.IPV6: f"{_NETWORK}/ip6_tables_names",
 }
 
 
@@ -32,6 +43,47 @@ class Transaction(Protocol):
         """Make the change in one step; raises KernelRefused, and then nothing has changed."""
 
 
+class Fault(NamedTuple):
+    """A table that can't be read, or whose rules can't be put in or have no effect."""
+
+    family: Family
+    table: str
+    backend: str
+    #: One sentence without an end, for people.
+    reason: str
+    #: Whether chains of ours are in it: their names can be had even where the rules can't.
+    ours: bool
+    #: Whether its rules are unknown. Otherwise they are read, and it can't take ours.
+    unread: bool = False
+    #: Whether the kernel passes the table over.
+    dormant: bool = False
+
+    @property
+    def name(self) -> str:
+        """The table's full name: ``IPv4 filter (nft)``."""
+        return f"{self.family.title} {self.table} ({self.backend})"
+
+
+class Reading(NamedTuple):
+    """The tables of one family, and what is to be known about those that are not as usual."""
+
+    #: Without the tables that can't be read.
+    ruleset: Ruleset
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def unread(self) -> tuple[Fault, ...]:
+        """The tables that can't be read."""
+        return tuple(fault for fault in self.faults if fault.unread)
+
+    @property
+    def in_force(self) -> Ruleset:
+        """The tables whose rules the kernel applies."""
+        dormant = {fault.table for fault in self.faults if fault.dormant}
+        tables = tuple(table for table in self.ruleset.tables if table.name not in dormant)
+        return self.ruleset._replace(tables=tables)
+
+
 class Backend(Protocol):
     """One store of rules. All methods raise KernelRefused with a clear line."""
 
@@ -40,8 +92,18 @@ class Backend(Protocol):
     def holds_rules(self) -> bool:
         """Whether there is a rule in any table; the quick question before ``read``."""
 
-    def read(self, family: Family) -> Ruleset:
-        """The tables there are; reading makes none."""
+    def holds_ours(self) -> bool:
+        """Whether there is a chain of ours in any table, going by the names alone."""
+
+    def look(self, family: Family) -> Reading:
+        """The tables there are, as far as they can be read; reading makes none."""
+
+    def read(self, family: Family, wanted: Collection[str] = ()) -> Ruleset:
+        """The tables there are, but for those that can't be read and hold nothing of ours.
+
+        Refused are tables of ours that can't be read, and tables of *wanted*, which rules are
+        to go into, that can't be read, changed or have no effect. Reading makes no table.
+        """
 
     def prepare(
         self, family: Family, table: str, steps: Sequence[Edit], *, check: bool = True
@@ -65,27 +127,53 @@ class Choice(NamedTuple):
     reason: str
 
 
+def has_our_chains(names: Iterable[str]) -> bool:
+    """Whether one of these is the name of a chain of ours."""
+    return any(name.startswith(CHAIN_PREFIX) for name in names)
+
+
+def refuse(faults: Iterable[Fault], wanted: Collection[str] = ()) -> None:
+    """Raise KernelRefused for what is in the way of reading ours and of using the tables *wanted*."""
+    lines = [
+        fault.reason for fault in faults if (fault.unread and fault.ours) or fault.table in wanted
+    ]
+    if lines:
+        raise KernelRefused(*lines)
+
+
+def in_other_backend(backend: str, tables: Iterable[str]) -> str:
+    """The difference that rules of ours in the backend that was not chosen make."""
+    return (
+        f"extra: rules of ours in the {backend} backend, which take effect as well:"
+        f" {', '.join(tables)}"
+    )
+
+
 def legacy_tables(family: Family) -> tuple[str, ...] | None:
     """The legacy tables this namespace has, or None for a kernel without them.
 
-    Reading this file makes no table, unlike any question to iptables-legacy. It is root's: for
-    another user these are the tables that rules of ours may be in, and to look makes them.
+    Reading this file makes no table, unlike any question to iptables-legacy. Raises
+    KernelRefused where it can't be told.
     """
+    path = _NAMES_FILES[family]
     try:
-        with open(_NAMES_FILES[family], encoding="ascii") as file:
+        with open(path, encoding="ascii") as file:
             names = file.read().split()
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        try:
+            # The kernel has this file whatever it has of netfilter.
+            open(f"{_NETWORK}/dev", encoding="ascii").close()
+        except OSError:
+            message = f"can't tell which legacy tables there are: no {_NETWORK}: is /proc mounted?"
+            raise KernelRefused(message) from error
         return None
-    except PermissionError:
-        return _OUR_TABLES
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if isinstance(error, PermissionError):
+            reason += ": root and group 0 alone may read it"
+        message = f"can't tell which legacy tables there are: {path}: {reason}"
+        raise KernelRefused(message) from error
     return tuple(name for name in TABLES if name in names)
-
-
-def _known() -> bool:
-    """Whether it can be told which legacy tables there are."""
-    return all(
-        os.access(file, os.R_OK) or not os.access(file, os.F_OK) for file in _NAMES_FILES.values()
-    )
 
 
 def nft_tables(family: Family) -> tuple[str, ...]:
@@ -101,8 +189,7 @@ def choose(forced: str) -> Choice:
     """
     loaded = {family: legacy_tables(family) for family in Family}
     has_legacy = loaded[Family.IPV4] is not None
-    # Where that can't be told, legacy is not opened only to look.
-    legacy_used = _known() and any(loaded.values())
+    legacy_used = any(loaded.values())
     nft_used = any(nft_tables(family) for family in Family)
     name, reason = forced, "asked for by --force-iptables-binary"
     if not name:
@@ -110,7 +197,7 @@ def choose(forced: str) -> Choice:
         nft_rules = nft_used and _make("nft").holds_rules()
         if legacy_rules and nft_rules:
             # Both are in use: ours stay where they are.
-            in_nft, in_legacy = _holds_ours(_make("nft")), _holds_ours(_make("legacy"))
+            in_nft, in_legacy = _make("nft").holds_ours(), _make("legacy").holds_ours()
             name = "nft" if in_nft and not in_legacy else "legacy"
             reason = "both backends hold rules in this namespace" + (
                 ", and ours are in this one" if in_nft or in_legacy else ""
@@ -120,21 +207,11 @@ def choose(forced: str) -> Choice:
             reason = "its tables hold rules in this namespace"
         elif has_legacy:
             name, reason = "legacy", "no table holds rules yet, and the kernel has it"
-            if not _known():
-                reason = "nf_tables hold no rules, and only root may see which legacy tables do"
         else:
             name, reason = "nft", "the kernel has no legacy tables"
     if name == "legacy":
         return Choice(_make("legacy"), _make("nft") if nft_used else None, reason)
     return Choice(_make("nft"), _make("legacy") if legacy_used else None, reason)
-
-
-def _holds_ours(backend: Backend) -> bool:
-    try:
-        return any(recognise(table) for family in Family for table in backend.read(family).tables)
-    except KernelRefused:
-        # What iptables can't show, iptables did not make.
-        return False
 
 
 def _make(name: str) -> Backend:

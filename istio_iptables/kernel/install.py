@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from istio_iptables.builder import DIVERT, build_address
 from istio_iptables.errors import Differs, KernelRefused
 from istio_iptables.kernel import routes
-from istio_iptables.kernel.backend import choose
+from istio_iptables.kernel.backend import choose, in_other_backend
 from istio_iptables.kernel.lock import locked
 from istio_iptables.kernel.namespace import entered
+from istio_iptables.kernel.usernamespace import require_plan_mapped
 from istio_iptables.netfilter.edits import edits, undo
 from istio_iptables.netfilter.model import Family, Ruleset, Table
 from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
@@ -45,6 +46,7 @@ class Where(NamedTuple):
 
 
 _HERE = Where()
+_EMPTY = Plan(())
 _NOTHING: Mapping[str, list[_Step]] = MappingProxyType({})
 
 
@@ -76,6 +78,7 @@ def install(
     differences without it. Raises KernelRefused when the machine can't or won't, with
     everything as it was before, or with what could not be put back.
     """
+    tell = _once(tell)
     with entered(where.namespace), locked(tell, pod_only=where.pod_lock):
         _retrying(lambda: _install(plan, choose(where.backend), tell, replace=replace))
 
@@ -86,8 +89,21 @@ def clean(tell: Callable[[str], None], where: Where = _HERE) -> None:
     It goes by what is there and needs to know nothing of how that was installed. Raises
     KernelRefused when the machine can't or won't, with everything as it was before.
     """
+    tell = _once(tell)
     with entered(where.namespace), locked(tell, pod_only=where.pod_lock):
         _retrying(lambda: _clean(choose(where.backend), tell))
+
+
+def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """*tell* for what may be begun anew: a line that was told is not told again."""
+    told: set[str] = set()
+
+    def tell_once(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            tell(line)
+
+    return tell_once
 
 
 def _retrying(work: Callable[[], None]) -> None:
@@ -102,10 +118,11 @@ def _retrying(work: Callable[[], None]) -> None:
 
 
 def _install(plan: Plan, choice: Choice, tell: Callable[[str], None], *, replace: bool) -> None:
+    require_plan_mapped(plan)
     tell(f"backend {choice.backend.name}: {choice.reason}")
-    live = _read(choice.backend)
+    live = _read(choice.backend, plan)
     changes = _changes(choice.backend, live, plan)
-    elsewhere = _other_changes(choice, tell)
+    elsewhere = _other_changes(choice)
     old_routes = [route for route in _our_routes(live, elsewhere) if not _planned(route, plan)]
     old_addresses = [] if plan.addresses else _our_addresses(live, elsewhere)
     new_routes = [route for route in plan.routes if not routes.has_route(route)]
@@ -139,7 +156,7 @@ def _install(plan: Plan, choice: Choice, tell: Callable[[str], None], *, replace
 def _clean(choice: Choice, tell: Callable[[str], None]) -> None:
     live = _read(choice.backend)
     changes = _changes(choice.backend, live, Plan(()))
-    elsewhere = _other_changes(choice, tell)
+    elsewhere = _other_changes(choice)
     if not (changes or elsewhere):
         tell("there are no rules of ours: nothing to do")
         return
@@ -169,8 +186,9 @@ def _forget(changes: Iterable[_Change], plan: Plan) -> None:
             change.backend.forget(change.family, change.table)
 
 
-def _read(backend: Backend) -> tuple[Ruleset, ...]:
-    return tuple(backend.read(family) for family in Family)
+def _read(backend: Backend, plan: Plan = _EMPTY) -> tuple[Ruleset, ...]:
+    """What is there; the tables that *plan* has rules in must be fit for them."""
+    return tuple(backend.read(family, plan.table_names(family)) for family in Family)
 
 
 def _changes(backend: Backend, live: Sequence[Ruleset], plan: Plan) -> list[_Change]:
@@ -207,16 +225,11 @@ def _means_the_same(live: Ruleset, planned: Ruleset, name: str) -> bool:
     )
 
 
-def _other_changes(choice: Choice, tell: Callable[[str], None]) -> list[_Change]:
-    """The removal of our rules from the backend that was not chosen, if it can be read."""
+def _other_changes(choice: Choice) -> list[_Change]:
+    """The removal of our rules from the backend that was not chosen."""
     if choice.other is None:
         return []
-    try:
-        return _changes(choice.other, _read(choice.other), Plan(()))
-    except KernelRefused as error:
-        # Its rules are nobody's but a stranger's as long as it was never chosen.
-        tell(f"the {choice.other.name} backend was not looked at: {error}")
-        return []
+    return _changes(choice.other, _read(choice.other), Plan(()))
 
 
 def _only_adds(change: _Change) -> bool:
@@ -373,11 +386,9 @@ def _differences(
         and any(extract(ruleset).tables for ruleset in live)
     ]
     lines += (difference.line for difference in drift.beside(old, new))
-    lines += (
-        f"extra: {change.family.title} {change.table}: rules of ours in the"
-        f" {change.backend.name} backend"
-        for change in elsewhere
-    )
+    if elsewhere:
+        tables = [f"{change.family.title} {change.table}" for change in elsewhere]
+        lines.append(in_other_backend(elsewhere[0].backend.name, tables))
     if len(lines) > _LISTED:
         rest = len(lines) - _LISTED
         lines[_LISTED:] = [f"... and {rest} more; 'istio-iptables diff' lists them all"]

@@ -6,19 +6,20 @@ import ctypes
 import errno
 import importlib.util
 import os
+import struct
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from istio_iptables.errors import KernelRefused
-from istio_iptables.kernel.backend import legacy_tables
+from istio_iptables.errors import KernelRefused, SaveFileError
+from istio_iptables.kernel.backend import Fault, Reading, has_our_chains, legacy_tables, refuse
 from istio_iptables.kernel.blobs import UnknownPartError, decode, encode
 from istio_iptables.netfilter.edits import Action
 from istio_iptables.netfilter.model import Chain, Counters, Family, Ruleset, Table
 from istio_iptables.netfilter.savefile import parse, parse_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from istio_iptables.kernel.backend import Transaction
     from istio_iptables.netfilter.edits import Edit
@@ -33,6 +34,7 @@ _EXTENSION_FOLDERS = (
     "/usr/lib/xtables",
     "/lib/xtables",
 )
+_TWO_NUMBERS = struct.Struct("=HH")
 _XTABLES_VERSIONS = (12, 11, 10)
 
 
@@ -104,40 +106,37 @@ class Legacy:
 
     def holds_rules(self) -> bool:
         """Whether there is a rule in any table this namespace has."""
-        for family in Family:
-            for name in legacy_tables(family) or ():
-                handle = _Handle(family, name)
-                try:
-                    if handle.holds_rules():
-                        return True
-                finally:
-                    handle.close()
-        return False
+        return any(handle.holds_rules() for handle in _handles())
 
-    def read(self, family: Family) -> Ruleset:
+    def holds_ours(self) -> bool:
+        """Whether there is a chain of ours in any table this namespace has."""
+        return any(has_our_chains(map(_text, handle.chain_names())) for handle in _handles())
+
+    def look(self, family: Family) -> Reading:
         """The tables this namespace has, rules as iptables-legacy-save prints them."""
-        names = legacy_tables(family) or ()
-        try:
-            return Ruleset(family, tuple(self._read_table(family, name) for name in names))
-        except UnknownPartError:
-            # A stranger uses an extension whose bytes we can't read: iptables can.
-            return self._read_by_program(family, names)
-
-    def _read_table(self, family: Family, name: str) -> Table:
-        handle = _Handle(family, name)
-        try:
-            return Table(name, tuple(handle.chains()))
-        finally:
-            handle.close()
-
-    def _read_by_program(self, family: Family, names: Sequence[str]) -> Ruleset:
-        from istio_iptables.kernel.programs import run
-
-        program = "iptables-legacy-save" if family is Family.IPV4 else "ip6tables-legacy-save"
         tables: list[Table] = []
-        for name in names:
-            tables += parse(run([program, "-t", name]), family).tables
-        return Ruleset(family, tuple(tables))
+        faults: list[Fault] = []
+        for name in legacy_tables(family) or ():
+            handle = _Handle(family, name)
+            try:
+                chains = tuple(map(_text, handle.chain_names()))
+                tables.append(_read_table(handle, family, name))
+            except KernelRefused as error:
+                ours = has_our_chains(chains)
+                reason = (
+                    f"the {family.title} table {name} (legacy) can't be read:"
+                    f" {'; '.join(error.lines)}"
+                )
+                faults.append(Fault(family, name, self.name, reason, ours, unread=True))
+            finally:
+                handle.close()
+        return Reading(Ruleset(family, tuple(tables)), tuple(faults))
+
+    def read(self, family: Family, wanted: Collection[str] = ()) -> Ruleset:
+        """The tables there are; refused are those of ours, or of *wanted*, that can't be read."""
+        reading = self.look(family)
+        refuse(reading.faults, wanted)
+        return reading.ruleset
 
     def prepare(
         self, family: Family, table: str, steps: Sequence[Edit], *, check: bool = True
@@ -155,6 +154,51 @@ class Legacy:
 
     def forget(self, family: Family, table: str) -> None:
         """Nothing: a legacy table stays in its namespace once it was made."""
+
+
+def _handles() -> Iterator[_Handle]:
+    """A handle of each table this namespace has, closed when the next is asked for."""
+    for family in Family:
+        for name in legacy_tables(family) or ():
+            handle = _Handle(family, name)
+            try:
+                yield handle
+            finally:
+                handle.close()
+
+
+def _read_table(handle: _Handle, family: Family, name: str) -> Table:
+    try:
+        return Table(name, tuple(handle.chains()))
+    except UnknownPartError:
+        # A foreign rule uses an extension whose bytes we can't read: iptables can.
+        from istio_iptables.kernel.programs import run
+
+    program = "iptables-legacy-save" if family is Family.IPV4 else "ip6tables-legacy-save"
+    try:
+        found = parse(run([program, "-t", name]), family).table(name)
+    except SaveFileError as error:
+        message = f"can't understand what {program} says: {error}"
+        raise KernelRefused(message) from error
+    if found is None:
+        message = f"{program} does not show it"
+        raise KernelRefused(message)
+    return found
+
+
+def _text(name: bytes) -> str:
+    """A name as text; bytes that are no UTF-8 stay what they are."""
+    return name.decode(errors="surrogateescape")
+
+
+class _Name(str):
+    """The name of a chain for python-iptables, which takes text and asks for its bytes."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "surrogateescape") -> bytes:
+        """The bytes of the name, whatever they are."""
+        return super().encode(encoding, errors)
 
 
 class _Handle:
@@ -182,7 +226,8 @@ class _Handle:
             self._table.close()
             self._table = None
 
-    def _chain_names(self) -> list[bytes]:
+    def chain_names(self) -> list[bytes]:
+        """The names of all chains, built-in ones first."""
         calls, handle = self._calls, self._table._handle  # noqa: SLF001
         names = []
         name = calls.iptc_first_chain(handle)
@@ -194,17 +239,17 @@ class _Handle:
     def holds_rules(self) -> bool:
         """Whether any chain has a rule."""
         handle = self._table._handle  # noqa: SLF001
-        return any(self._calls.iptc_first_rule(name, handle) for name in self._chain_names())
+        return any(self._calls.iptc_first_rule(name, handle) for name in self.chain_names())
 
     def chains(self) -> Iterator[Chain]:
         """The chains as iptables-legacy-save prints them: built-in ones first."""
         calls, handle = self._calls, self._table._handle  # noqa: SLF001
-        for name in self._chain_names():
+        for name in self.chain_names():
             policy, counters = None, Counters()
             if calls.iptc_builtin(name, handle):
-                found, counts = self._table.get_policy(name.decode())
+                found, counts = self._table.get_policy(_text(name))
                 policy, counters = found.name, Counters(*counts)
-            yield Chain(name.decode(), policy, tuple(self._rules(name)), counters)
+            yield Chain(_text(name), policy, tuple(self._rules(name)), counters)
 
     def _rules(self, chain: bytes) -> Iterator[Rule]:
         calls, handle = self._calls, self._table._handle  # noqa: SLF001
@@ -215,17 +260,19 @@ class _Handle:
         while entry:
             start = cast(entry, pointer).value or 0
             head = string_at(start + offsets, 4)
-            target, end = head[0] | head[1] << 8, head[2] | head[3] << 8
+            target, end = _TWO_NUMBERS.unpack(head)
             data = string_at(start, end)
             # A target without a name of its own is a verdict or a chain; libiptc knows which.
             named = data[target + 2]
-            standard = "" if named else (get_target(entry, handle) or b"").decode()
+            standard = (
+                "" if named else (get_target(entry, handle) or b"").decode(errors="surrogateescape")
+            )
             yield parse_rule(decode(data, self._family, standard))
             entry = next_rule(entry, handle)
 
     def edit(self, step: Edit) -> None:
         """Carry out one edit in the handle."""
-        table, chain = self._table, step.chain
+        table, chain = self._table, _Name(step.chain)
         try:
             if step.action is Action.APPEND:
                 table.append_entry(chain, encode(step.rule, self._family))

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.kernel import routes
-from istio_iptables.kernel.backend import choose
+from istio_iptables.errors import KernelRefused
+from istio_iptables.kernel import nftables, routes
+from istio_iptables.kernel.backend import choose, refuse
 from istio_iptables.kernel.namespace import entered
-from istio_iptables.netfilter.model import Family, Ruleset
+from istio_iptables.netfilter.model import TABLES, Family, Ruleset
 
 if TYPE_CHECKING:
     from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
 
-__all__ = ["LiveState", "read"]
+__all__ = ["LiveState", "NativeChain", "read"]
+
+#: How often tables that others change at the same time are read again.
+_ATTEMPTS = 10
+
+
+class NativeChain(NamedTuple):
+    """A base chain of nftables with rules in it, which the kernel asks and iptables does not show."""
+
+    #: ``ip``, ``ip6``, ``inet`` or ``netdev``.
+    family: str
+    table: str
+    chain: str
+    #: Its type: ``nat``, ``filter`` or ``route``.
+    kind: str
+    #: ``PREROUTING``, ``INPUT``, ``FORWARD``, ``OUTPUT``, ``POSTROUTING`` or ``INGRESS``.
+    hook: str
+    priority: int
 
 
 class LiveState(NamedTuple):
@@ -22,25 +40,77 @@ class LiveState(NamedTuple):
     backend: str
     reason: str
     rulesets: tuple[Ruleset, ...]
-    #: Rules in the other backend, which the kernel applies as well; mostly empty.
+    #: Rules in the other backend, which the kernel applies as well; mostly none.
     other_rulesets: tuple[Ruleset, ...]
     #: The routes and addresses of the plan that was asked about which are there.
     routes: tuple[PolicyRoute, ...]
     addresses: tuple[InterfaceAddress, ...]
+    #: Chains at the hooks of our tables that iptables does not show.
+    native_chains: tuple[NativeChain, ...] = ()
+    #: Tables that could not be read, such as ``IPv4 filter (nft)``.
+    unreadable: tuple[str, ...] = ()
+    #: Lines about tables that the kernel does not apply (they count as absent), or that are owned.
+    warnings: tuple[str, ...] = ()
 
 
 def read(plan: Plan, *, namespace: str = "", backend: str = "") -> LiveState:
     """The state of *namespace* ("" is the current one), without changing or loading anything.
 
-    Raises KernelRefused when it can't be read.
+    Raises KernelRefused when what *plan* is about can't be read: a table of ours, or one that the
+    plan has rules in.
     """
     with entered(namespace):
-        choice = choose(backend)
-        return LiveState(
-            choice.backend.name,
-            choice.reason,
-            tuple(choice.backend.read(family) for family in Family),
-            tuple(choice.other.read(family) for family in Family) if choice.other else (),
-            tuple(route for route in plan.routes if routes.has_route(route)),
-            tuple(address for address in plan.addresses if routes.has_address(address)),
-        )
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return _read(plan, backend)
+            except KernelRefused as error:
+                if not error.busy:
+                    raise
+        return _read(plan, backend)
+
+
+def _read(plan: Plan, forced: str) -> LiveState:
+    choice = choose(forced)
+    chosen = tuple(choice.backend.look(family) for family in Family)
+    others = tuple(choice.other.look(family) for family in Family) if choice.other else ()
+    for reading in chosen:
+        refuse(reading.unread, plan.table_names(reading.ruleset.family))
+    for reading in others:
+        refuse(reading.unread)
+    readings = (*chosen, *others)
+    return LiveState(
+        choice.backend.name,
+        choice.reason,
+        tuple(reading.in_force for reading in chosen),
+        tuple(reading.in_force for reading in others if reading.in_force.rule_count),
+        tuple(route for route in plan.routes if routes.has_route(route)),
+        tuple(address for address in plan.addresses if routes.has_address(address)),
+        _native_chains(),
+        tuple(fault.name for reading in readings for fault in reading.unread),
+        tuple(
+            fault.reason
+            for reading in readings
+            for fault in reading.faults
+            if not fault.unread and (fault.dormant or fault.ours)
+        ),
+    )
+
+
+def _native_chains() -> tuple[NativeChain, ...]:
+    """The base chains that do something and that iptables does not show, in the kernel's order."""
+    idle = {(table.family, table.name) for table in nftables.tables() if table.dormant}
+    filled = {(family, table, chain) for family, table, chain, _ in nftables.rules()}
+    numbers = {family.number for family in Family}
+    found = []
+    for chain in nftables.chains():
+        family = nftables.FAMILIES.get(chain.family)
+        if chain.base is None or family is None or (chain.family, chain.table) in idle:
+            continue
+        if not (chain.drops or (chain.family, chain.table, chain.name) in filled):
+            continue
+        if chain.family in numbers and chain.table in TABLES and nftables.is_iptables(chain):
+            continue
+        hook = nftables.hook_name(chain.family, chain.base.hook)
+        kind, _, priority = chain.base
+        found.append(NativeChain(family, chain.table, chain.name, kind, hook, priority))
+    return tuple(found)

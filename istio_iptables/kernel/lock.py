@@ -37,7 +37,13 @@ def locked(
     node's. Raises KernelRefused after *wait* seconds, naming the holder if it can be known.
     """
     with ExitStack() as held:
-        namespace = os.open(_NAMESPACE_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            namespace = os.open(_NAMESPACE_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            message = f"can't lock the network namespace: {_NAMESPACE_FILE}: {error.strerror}"
+            if error.errno == errno.ENOENT:
+                message += " (is /proc mounted?)"
+            raise KernelRefused(message) from error
         held.callback(os.close, namespace)
         _take(namespace, "of the network namespace", tell, wait)
         if not pod_only:
@@ -56,7 +62,7 @@ def _open(path: str, tell: Callable[[str], None]) -> int | None:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
             # Enough for a lock: the file may be root's, or on a read-only file system.
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         if os.environ.get("XTABLES_LOCKFILE"):
             message = f"can't open the lock {path} ($XTABLES_LOCKFILE): {error.strerror}"
@@ -81,6 +87,9 @@ def _take(file: int, name: str, tell: Callable[[str], None], wait: float) -> Non
                 tell(f"waiting for the xtables lock {name}{_holder(file)}")
                 told = True
             time.sleep(_POLL_SECONDS)
+        except OSError as error:
+            message = f"can't take the xtables lock {name}: {error.strerror}"
+            raise KernelRefused(message) from error
         else:
             return
 

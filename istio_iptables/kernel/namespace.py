@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,19 @@ if TYPE_CHECKING:
 __all__ = ["entered"]
 
 _RUN_NETNS = "/run/netns"
+_HERE = "/proc/self/ns/net"
+_NS_GET_NSTYPE = 0xB703
+_CLONE_NEWNET = 0x40000000
+_KINDS = {
+    0x00000080: "time",
+    0x00020000: "mount",
+    0x02000000: "cgroup",
+    0x04000000: "UTS",
+    0x08000000: "IPC",
+    0x10000000: "user",
+    0x20000000: "PID",
+    _CLONE_NEWNET: "network",
+}
 
 
 @contextmanager
@@ -26,28 +41,79 @@ def entered(namespace: str) -> Iterator[None]:
     if not namespace:
         yield
         return
-    from pyroute2 import netns
-
     path = namespace if "/" in namespace else f"{_RUN_NETNS}/{namespace}"
-    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    hint = ""
+    if namespace.isascii() and namespace.isdigit():
+        hint = f" (of the process {namespace} it is /proc/{namespace}/ns/net)"
+    home = _open(_HERE)
     try:
+        there = _open(path, hint)
         try:
-            there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            message = f"can't open the network namespace {path}: {error.strerror}"
-            raise KernelRefused(message) from error
-        try:
-            netns.setns(there)
-        except OSError as error:
-            # pyroute2's own words for all that may be wrong: "failed to open netns".
-            reason = os.strerror(error.errno) if error.errno else error.strerror
-            message = f"can't enter the network namespace {path}: {reason}"
-            raise KernelRefused(message) from error
+            _enter(there, path)
         finally:
             os.close(there)
         try:
             yield
         finally:
-            netns.setns(home)
+            _enter(home, _HERE)
     finally:
         os.close(home)
+
+
+def _open(path: str, hint: str = "") -> int:
+    """The file of a network namespace, opened; anything else is not touched."""
+    try:
+        # What is no regular file may wait for somebody, or do something, when it is opened.
+        mode = os.stat(path).st_mode  # noqa: PTH116 - pathlib costs 5 ms
+        if not stat.S_ISREG(mode):
+            message = f"{path} is no network namespace: it is a {_KINDS_OF_FILE[stat.S_IFMT(mode)]}"
+            raise KernelRefused(message)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        message = f"can't open the network namespace {path}: {error.strerror}{hint}"
+        if path == _HERE and error.errno == errno.ENOENT:
+            message += " (is /proc mounted?)"
+        raise KernelRefused(message) from error
+    try:
+        _require_network(file, path)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+_KINDS_OF_FILE = {
+    stat.S_IFDIR: "directory",
+    stat.S_IFIFO: "FIFO",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+def _require_network(file: int, path: str) -> None:
+    import fcntl
+
+    try:
+        kind = fcntl.ioctl(file, _NS_GET_NSTYPE)
+    except OSError as error:
+        message = f"{path} is no network namespace: it is an ordinary file"
+        raise KernelRefused(message) from error
+    if kind != _CLONE_NEWNET:
+        message = (
+            f"{path} is no network namespace: it is a {_KINDS.get(kind, 'different')} namespace"
+        )
+        raise KernelRefused(message)
+
+
+def _enter(file: int, path: str) -> None:
+    import ctypes
+
+    # Python has os.setns from 3.12 on.
+    if ctypes.CDLL(None, use_errno=True).setns(file, _CLONE_NEWNET):
+        number = ctypes.get_errno()
+        reason = os.strerror(number)
+        if number == errno.EPERM:
+            reason += ": it takes CAP_SYS_ADMIN, here and in the namespace's user namespace"
+        message = f"can't enter the network namespace {path}: {reason}"
+        raise KernelRefused(message)

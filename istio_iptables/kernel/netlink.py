@@ -6,9 +6,11 @@ run; these dumps are asked on every start, so they are written out here.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import KernelRefused
@@ -19,17 +21,25 @@ if TYPE_CHECKING:
 __all__ = [
     "MarkRule",
     "addresses",
+    "attributes",
     "has_loopback_address",
+    "interface_addresses",
+    "interface_index",
     "is_local_default",
+    "nft",
     "nft_is_empty",
     "nft_rules",
     "nft_tables",
     "policy_rules",
+    "text",
 ]
 
 _NETLINK_NETFILTER = 12
 _NLM_F_REQUEST = 0x1
 _NLM_F_DUMP = 0x300
+_NLM_F_DUMP_INTR = 0x10
+#: How often a dump that somebody changed meanwhile is begun anew.
+_ATTEMPTS = 20
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
 _RTM_GETADDR = 22
@@ -54,6 +64,8 @@ _WHOLE = 0xFFFFFFFF
 
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
+#: Flags of an address that the link is being asked about, and of one used nevertheless.
+_TENTATIVE, _OPTIMISTIC = 0x40, 0x04
 #: Of a table its name; of what a table holds, the table's name.
 _NFTA_NAME = _NFTA_TABLE = 1
 _NFTA_CHAIN_NAME = 3
@@ -63,8 +75,22 @@ _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 
 
-def _dump(protocol: int, kind: int, body: bytes) -> Iterator[bytes]:
-    """The body of each answer to a dump request; OSError carries the kernel's error number."""
+def _dump(protocol: int, kind: int, body: bytes) -> list[bytes]:
+    """The body of each answer to a dump request, all of one state of what was asked about.
+
+    OSError carries the kernel's error number; EINTR says that it never stood still.
+    """
+    for _ in range(_ATTEMPTS):
+        answers = _dump_once(protocol, kind, body)
+        if answers is not None:
+            return answers
+    raise OSError(errno.EINTR, "it was changed by someone else all the time")
+
+
+def _dump_once(protocol: int, kind: int, body: bytes) -> list[bytes] | None:
+    """The answers, or None where the kernel says that they are of more states than one."""
+    answers: list[bytes] = []
+    whole = True
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as link:
         size = _HEADER.size + len(body)
         link.send(_HEADER.pack(size, kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0) + body)
@@ -72,18 +98,22 @@ def _dump(protocol: int, kind: int, body: bytes) -> Iterator[bytes]:
             data = link.recv(1 << 17)
             position = 0
             while position < len(data):
-                length, answer, _flags, _number, _port = _HEADER.unpack_from(data, position)
+                length, answer, flags, _number, _port = _HEADER.unpack_from(data, position)
+                whole = whole and not flags & _NLM_F_DUMP_INTR
                 content = data[position + _HEADER.size : position + length]
                 if answer in (_NLMSG_DONE, _NLMSG_ERROR):
                     error = struct.unpack_from("=i", content)[0] if len(content) >= 4 else 0  # noqa: PLR2004
+                    if error == -errno.EINTR:
+                        return None
                     if error:
                         raise OSError(-error, os.strerror(-error))
-                    return
-                yield content
+                    return answers if whole else None
+                answers.append(content)
                 position += (length + 3) & ~3
 
 
-def _attributes(data: bytes, position: int) -> Iterator[tuple[int, bytes]]:
+def attributes(data: bytes, position: int = 0) -> Iterator[tuple[int, bytes]]:
+    """The attributes from *position* on, as (kind, value)."""
     while position + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, position)
         yield kind & 0x3FFF, data[position + _ATTRIBUTE.size : position + length]
@@ -105,14 +135,36 @@ def addresses() -> tuple[str, ...]:
             ):
                 if content[0] != family:
                     continue
-                parts = dict(_attributes(content, 8))
+                parts = dict(attributes(content, 8))
                 packed = parts.get(_IFA_LOCAL) or parts.get(_IFA_ADDRESS, b"")
                 if not _is_local_only(packed):
                     found.append(socket.inet_ntop(family, packed))
     except OSError as error:
-        message = f"can't read the addresses of the namespace: {error.strerror}"
-        raise KernelRefused(message) from error
+        raise _refused(error, "the addresses") from error
     return tuple(found)
+
+
+def interface_addresses() -> dict[str, tuple[str, ...]]:
+    """All addresses of each interface, loopback and link-local ones too, in the kernel's order.
+
+    IPv6 addresses that are still looked for on the link are left out: they are nobody's yet.
+    Raises KernelRefused if the kernel does not answer.
+    """
+    found: dict[str, list[str]] = {}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for content in _answers(_RTM_GETADDR, struct.pack("=BBBBi", family, 0, 0, 0, 0)):
+            # struct ifaddrmsg, as above.
+            if content[0] != family or content[2] & (_TENTATIVE | _OPTIMISTIC) == _TENTATIVE:
+                continue
+            parts = dict(attributes(content, 8))
+            packed = parts.get(_IFA_LOCAL) or parts.get(_IFA_ADDRESS, b"")
+            try:
+                name = socket.if_indextoname(struct.unpack_from("=i", content, 4)[0])
+            except OSError:
+                # It has gone meanwhile, and its address with it.
+                continue
+            found.setdefault(name, []).append(socket.inet_ntop(family, packed))
+    return {name: tuple(addresses) for name, addresses in found.items()}
 
 
 def _is_local_only(packed: bytes) -> bool:
@@ -129,23 +181,50 @@ def _is_local_only(packed: bytes) -> bool:
     )
 
 
-def _nft(kind: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+def nft(kind: int, family: int = 0) -> list[tuple[int, dict[int, bytes]]]:
     """Everything of one kind in this namespace's nf_tables, as (family, attributes).
 
-    A kernel without nf_tables has nothing.
+    The family is the kernel's number (2 is ip, 10 ip6), 0 for all of them. A kernel without
+    nf_tables has nothing; raises KernelRefused where the kernel does not tell.
     """
     try:
-        # struct nfgenmsg: family (0 is all of them), version, resource id.
-        for content in _dump(
-            _NETLINK_NETFILTER, _NFNL_NFTABLES | kind, struct.pack("=BBH", 0, 0, 0)
-        ):
-            yield content[0], dict(_attributes(content, 4))
-    except OSError:
-        return
+        # struct nfgenmsg: family, version, resource id.
+        answers = _dump(
+            _NETLINK_NETFILTER, _NFNL_NFTABLES | kind, struct.pack("=BBH", family, 0, 0)
+        )
+    except OSError as error:
+        # No netfilter over netlink at all, or no such part of it. The kernel looks at the
+        # capability first, so that EPERM says nothing of what there is.
+        if error.errno in {errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP}:
+            return []
+        raise _refused(error, "nf_tables") from error
+    return [(content[0], dict(attributes(content, 4))) for content in answers]
 
 
-def _name(value: bytes | None) -> str:
-    return (value or b"").rstrip(b"\0").decode(errors="replace")
+def _refused(error: OSError, what: str) -> KernelRefused:
+    """What can't be read, why, and which capability that takes."""
+    reason = error.strerror or str(error)
+    if error.errno in {errno.EPERM, errno.EACCES}:
+        from istio_iptables.kernel.capabilities import missing
+
+        reason += missing()
+    refused = KernelRefused(f"can't read {what} of the network namespace: {reason}")
+    refused.busy = error.errno == errno.EINTR
+    return refused
+
+
+def interface_index(name: str) -> int:
+    """The number of the interface *name*; raises KernelRefused if it can't be had."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        message = f"can't find the interface {name}: {error.strerror or error}"
+        raise KernelRefused(message) from error
+
+
+def text(value: bytes | None) -> str:
+    """A name as the kernel gives it; bytes that are no UTF-8 stay what they are."""
+    return (value or b"").rstrip(b"\0").decode(errors="surrogateescape")
 
 
 def nft_tables() -> tuple[tuple[int, str], ...]:
@@ -153,14 +232,14 @@ def nft_tables() -> tuple[tuple[int, str], ...]:
 
     The family is the kernel's number: 2 is ip, 10 ip6.
     """
-    found = _nft(_NFT_MSG_GETTABLE)
-    return tuple((family, _name(parts.get(_NFTA_NAME))) for family, parts in found)
+    found = nft(_NFT_MSG_GETTABLE)
+    return tuple((family, text(parts.get(_NFTA_NAME))) for family, parts in found)
 
 
 def nft_rules() -> frozenset[tuple[int, str]]:
     """The nftables tables, as (family, name), that hold a rule."""
-    found = _nft(_NFT_MSG_GETRULE)
-    return frozenset((family, _name(parts.get(_NFTA_TABLE))) for family, parts in found)
+    found = nft(_NFT_MSG_GETRULE)
+    return frozenset((family, text(parts.get(_NFTA_TABLE))) for family, parts in found)
 
 
 def nft_is_empty(family: int, table: str, chains: Collection[str]) -> bool:
@@ -168,13 +247,13 @@ def nft_is_empty(family: int, table: str, chains: Collection[str]) -> bool:
     if (family, table) in nft_rules():
         return False
     for kind in (_NFT_MSG_GETSET, _NFT_MSG_GETOBJ):
-        for number, parts in _nft(kind):
-            if (number, _name(parts.get(_NFTA_TABLE))) == (family, table):
+        for number, parts in nft(kind):
+            if (number, text(parts.get(_NFTA_TABLE))) == (family, table):
                 return False
-    for number, parts in _nft(_NFT_MSG_GETCHAIN):
-        if (number, _name(parts.get(_NFTA_TABLE))) == (family, table):
+    for number, parts in nft(_NFT_MSG_GETCHAIN):
+        if (number, text(parts.get(_NFTA_TABLE))) == (family, table):
             policy = int.from_bytes(parts.get(_NFTA_CHAIN_POLICY, b"\1"), "big")
-            if _name(parts.get(_NFTA_CHAIN_NAME)) not in chains or policy != _NF_ACCEPT:
+            if text(parts.get(_NFTA_CHAIN_NAME)) not in chains or policy != _NF_ACCEPT:
                 return False
     return True
 
@@ -188,8 +267,8 @@ class MarkRule(NamedTuple):
 
 def _numbers(data: bytes, position: int) -> dict[int, int]:
     return {
-        kind: int.from_bytes(value, "little")
-        for kind, value in _attributes(data, position)
+        kind: int.from_bytes(value, sys.byteorder)
+        for kind, value in attributes(data, position)
         if len(value) == struct.calcsize("I")
     }
 
@@ -206,7 +285,7 @@ def policy_rules(family: int) -> tuple[tuple[MarkRule | None, int], ...]:
         if content[0] != family:
             continue
         parts = _numbers(content, 12)
-        asked = {kind for kind, _ in _attributes(content, 12)}
+        asked = {kind for kind, _ in attributes(content, 12)}
         rule = None
         if (
             content[7] == _FR_ACT_TO_TBL
@@ -222,7 +301,7 @@ def policy_rules(family: int) -> tuple[tuple[MarkRule | None, int], ...]:
 
 def is_local_default(family: int, table: int) -> bool | None:
     """Whether the routing *table* holds ``local default dev lo`` and nothing else; None if empty."""
-    local = socket.if_nametoindex("lo")
+    local = interface_index("lo")
     routes = []
     # struct rtmsg: family, destination and source lengths, tos, table, protocol, scope, type, flags.
     for content in _answers(_RTM_GETROUTE, struct.pack("=12B", family, *(0,) * 11)):
@@ -238,19 +317,18 @@ def is_local_default(family: int, table: int) -> bool | None:
 def has_loopback_address(address: str) -> bool:
     """Whether the interface lo has the IPv6 *address*."""
     wanted = socket.inet_pton(socket.AF_INET6, address)
-    local = socket.if_nametoindex("lo")
+    local = interface_index("lo")
     body = struct.pack("=BBBBi", socket.AF_INET6, 0, 0, 0, 0)
     return any(
         content[0] == socket.AF_INET6
         and struct.unpack_from("=i", content, 4)[0] == local
-        and dict(_attributes(content, 8)).get(_IFA_ADDRESS) == wanted
+        and dict(attributes(content, 8)).get(_IFA_ADDRESS) == wanted
         for content in _answers(_RTM_GETADDR, body)
     )
 
 
-def _answers(kind: int, body: bytes) -> Iterator[bytes]:
+def _answers(kind: int, body: bytes) -> list[bytes]:
     try:
-        yield from _dump(socket.NETLINK_ROUTE, kind, body)
+        return _dump(socket.NETLINK_ROUTE, kind, body)
     except OSError as error:
-        message = f"can't read routes and addresses of the namespace: {error.strerror}"
-        raise KernelRefused(message) from error
+        raise _refused(error, "routes and addresses") from error

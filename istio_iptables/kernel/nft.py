@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_iptables.errors import KernelRefused, SaveFileError
-from istio_iptables.kernel import netlink
-from istio_iptables.kernel.backend import nft_tables
-from istio_iptables.kernel.programs import run
+from istio_iptables.kernel import netlink, nftables
+from istio_iptables.kernel.backend import Fault, Reading, has_our_chains, refuse
+from istio_iptables.kernel.programs import ProgramFailed, run
 from istio_iptables.netfilter.edits import restore_lines
-from istio_iptables.netfilter.model import BUILT_IN_CHAINS, TABLES, Family, Ruleset
+from istio_iptables.netfilter.model import BUILT_IN_CHAINS, TABLES, Family, Match, Ruleset, Target
 from istio_iptables.netfilter.savefile import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from istio_iptables.kernel.backend import Transaction
     from istio_iptables.netfilter.edits import Edit
+    from istio_iptables.netfilter.model import Chain, Rule, Table
 
 __all__ = ["Nft"]
 
@@ -35,27 +36,63 @@ class Nft:
         held = netlink.nft_rules()
         return any((family.number, name) in held for family in Family for name in TABLES)
 
-    def read(self, family: Family) -> Ruleset:
-        """The tables this namespace has; none are asked for where there are none."""
-        if not nft_tables(family):
-            return Ruleset(family)
-        text = run([_program(family, "save")])
-        if "is incompatible, use 'nft' tool" in text:
-            message = (
-                f"the {family.title} nf_tables hold rules that iptables can't show, so it can't be"
-                " told what is there; use --force-iptables-binary legacy, or remove them"
-            )
-            raise KernelRefused(message)
-        try:
-            return parse(text, family)
-        except SaveFileError as error:
-            message = f"can't read what {_program(family, 'save')} says: {error}"
-            raise KernelRefused(message) from error
+    def holds_ours(self) -> bool:
+        """Whether there is a chain of ours in any table, going by the names alone."""
+        numbers = {family.number for family in Family}
+        return has_our_chains(
+            chain.name
+            for chain in nftables.chains()
+            if chain.family in numbers and chain.table in TABLES
+        )
+
+    def look(self, family: Family) -> Reading:
+        """The tables there are, as far as iptables can show them; none are asked for without them."""
+        there = {table.name: table for table in nftables.tables(family.number)}
+        names = [name for name in TABLES if name in there]
+        if not names:
+            return Reading(Ruleset(family))
+        chains = nftables.chains(family.number)
+        doubtful = _doubtful(family)
+        tables: list[Table] = []
+        faults: list[Fault] = []
+        for name in names:
+            ours = has_our_chains(chain.name for chain in chains if chain.table == name)
+            what = f"the {family.title} table {name} (nft)"
+            try:
+                found = _read_table(family, name, doubtful.get(name, {}))
+            except KernelRefused as error:
+                reason = _why_unread(family, name, error, ours=ours)
+                faults.append(Fault(family, name, self.name, reason, ours, unread=True))
+                continue
+            tables.append(found)
+            table = there[name]
+            if table.dormant or table.owner is not None:
+                reason = (
+                    f"{what} is dormant: the kernel applies none of its rules"
+                    if table.dormant
+                    else f"{what} is owned by another process (netlink port {table.owner}),"
+                    " which alone may change it"
+                )
+                faults.append(Fault(family, name, self.name, reason, ours, dormant=table.dormant))
+        return Reading(Ruleset(family, tuple(tables)), tuple(faults))
+
+    def read(self, family: Family, wanted: Collection[str] = ()) -> Ruleset:
+        """The tables there are; refused are those of ours, or of *wanted*, that can't be used."""
+        reading = self.look(family)
+        refuse(reading.faults, wanted)
+        return reading.ruleset
 
     def prepare(
         self, family: Family, table: str, steps: Sequence[Edit], *, check: bool = True
     ) -> Transaction:
         """The text for the table, tried with --test."""
+        for each in nftables.tables(family.number):
+            if each.name == table and each.owner is not None:
+                message = (
+                    f"can't change the {family.title} table {table} (nft): it is owned by another"
+                    f" process (netlink port {each.owner}), which alone may change it"
+                )
+                raise KernelRefused(message)
         restore = _Restore(
             _program(family, "restore"), "\n".join(restore_lines(table, steps)) + "\n"
         )
@@ -71,6 +108,73 @@ class Nft:
 
         with NFTables(nfgen_family=family.number) as nft:
             nft.table("del", name=table)
+
+
+def _why_unread(family: Family, name: str, error: KernelRefused, *, ours: bool) -> str:
+    """Why a table can't be read, and what helps, which is no second copy in the other backend."""
+    table = f"the {family.title} table {name} (nft)"
+    reason = f"{table}{' holds chains of ours and' if ours else ''} can't be read: "
+    reason += "; ".join(error.lines)
+    if isinstance(error, ProgramFailed):
+        shown = f"'nft -a list table {nftables.FAMILIES[family.number]} {name}' lists its rules"
+        other = "" if ours else "use --force-iptables-binary legacy, or "
+        reason += f": {other}remove what iptables can't show ({shown})"
+    return reason
+
+
+def _read_table(family: Family, name: str, doubtful: dict[str, list[nftables.Shown]]) -> Table:
+    """One table as iptables-nft-save shows it, rules that it shows wrongly marked as such."""
+    program = _program(family, "save")
+    try:
+        found = parse(run([program, "-t", name]), family).table(name)
+    except SaveFileError as error:
+        message = f"can't understand what {program} says: {error}"
+        raise KernelRefused(message) from error
+    if found is None:
+        # Then it prints a comment in place of the table.
+        message = "it holds rules that iptables can't show"
+        raise ProgramFailed(message)
+    if not doubtful:
+        return found
+    return found._replace(
+        chains=tuple(_marked(chain, doubtful.get(chain.name, ())) for chain in found.chains)
+    )
+
+
+def _doubtful(family: Family) -> dict[str, dict[str, list[nftables.Shown]]]:
+    """By table and chain, what can be believed of each rule; only chains with a doubtful rule."""
+    found: dict[str, dict[str, list[nftables.Shown]]] = {}
+    for _, table, chain, expressions in nftables.rules(family.number):
+        if table in TABLES:
+            shown = nftables.shown(expressions)
+            found.setdefault(table, {}).setdefault(chain, []).append(shown)
+    return {
+        table: {name: rules for name, rules in chains.items() if not all(map(all, rules))}
+        for table, chains in found.items()
+    }
+
+
+#: Stands for what iptables does not show of a rule; matches of a name unknown to iptables-save's
+#: readers may match or not, targets may do anything.
+_NATIVE = "native-nftables"
+
+
+def _marked(chain: Chain, shown: Sequence[nftables.Shown]) -> Chain:
+    if not shown:
+        return chain
+    if len(shown) != len(chain.rules):
+        refused = KernelRefused("it was changed by someone else meanwhile")
+        refused.busy = True
+        raise refused
+    return chain._replace(rules=tuple(map(_mark, chain.rules, shown)))
+
+
+def _mark(rule: Rule, shown: nftables.Shown) -> Rule:
+    if not shown.target:
+        rule = rule._replace(target=Target(_NATIVE), verbatim="")
+    if not shown.matches:
+        rule = rule._replace(matches=(*rule.matches, Match(_NATIVE)), verbatim="")
+    return rule
 
 
 class _Restore:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "add_address",
     "add_route",
+    "delivering_routes",
     "has_address",
     "has_route",
     "left_routes",
@@ -84,6 +85,19 @@ def left_routes(marks: Iterable[int]) -> tuple[PolicyRoute, ...]:
                 if ours is None or ours:
                     found.append(PolicyRoute(family, rule.mark, rule.table))
     return tuple(found)
+
+
+def delivering_routes() -> tuple[PolicyRoute, ...]:
+    """Every policy rule that delivers packets here for their mark, whoever made it."""
+    return tuple(
+        PolicyRoute(family, rule.mark, rule.table)
+        for family in Family
+        for rule, priority in netlink.policy_rules(family.number)
+        # Behind the main table's, a rule is mostly never asked.
+        if rule
+        and priority < _MAIN_PRIORITY
+        and netlink.is_local_default(family.number, rule.table)
+    )
 
 
 def _change(what: str, *steps: Callable[[Any], object], fine: frozenset[int] = frozenset()) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel.backend import choose
 from istio_iptables.kernel.install import Where, install
+from istio_iptables.kernel.usernamespace import require_mapped
 from istio_iptables.lab import clients, envoy
 from istio_iptables.lab.envoy import Envoy
 from istio_iptables.lab.observe import Watch
@@ -87,6 +88,9 @@ def run(  # noqa: PLR0913 - the lab's parts
     """
     begun = time.monotonic()
     binary = envoy.find()
+    people = [path.identity for path in scenario.paths]
+    people += [node.proxy.identity for node in scenario.nodes if node.proxy]
+    require_mapped((each.uid for each in people), (each.gid for each in people))
 
     def work(process: int) -> Outcome:
         lab = _Lab(scenario, binary, installer or _install)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Condition", "Situation", "conditions", "matches"]
 
 _TCP = 6
-_WITH_PORTS = frozenset({6, 17, 33, 132, 136})
 _SENDING = frozenset({"OUTPUT", "POSTROUTING"})
 
 
@@ -113,8 +112,9 @@ def _in_network(text: str, address: str | None, family: Family) -> bool | None:
         return None
     if not slash:
         return wanted == value
-    if length.isdigit():
-        clear = family.bits - int(length)
+    bits = number(length) if length == "0" or not length.startswith("0") else None
+    if bits is not None:
+        clear = family.bits - bits
         return clear >= 0 and wanted >> clear == value >> clear
     mask = address_number(length, family)
     return None if mask is None else wanted & mask == value & mask
@@ -174,7 +174,24 @@ def _match(match: Match, situation: Situation) -> Iterator[tuple[str, bool | Non
     for option in match.options:
         ask = None if asked is None else asked.get(option.name)
         holds = None if ask is None else ask(option, situation)
+        if match.name in _OF_CONNECTIONS and ask is not _state and not situation.packet.tracked:
+            # The kernel looks at the state alone then, or refuses if it isn't asked for.
+            holds = match.option("--ctstate", "--state") is not None
+        elif match.name == "addrtype" and holds is not None and len(match.options) > 1:
+            holds = _of_one_interface(match, option, holds=holds)
         yield f"-m {match.name} {option_text(option)}", holds
+
+
+_OF_CONNECTIONS = frozenset({"conntrack", "state"})
+
+
+def _of_one_interface(match: Match, option: Option, *, holds: bool) -> bool | None:
+    """What is left of an answer of addrtype when only one interface's addresses count.
+
+    An address of no interface is none of this one; any other may be another's.
+    """
+    limits = match.option("--limit-iface-in", "--limit-iface-out") is not None
+    return None if limits and holds is not option.negated else holds
 
 
 _NEEDS_PROTOCOL = {"tcp": 6, "udp": 17, "dccp": 33, "sctp": 132, "udplite": 136}
@@ -196,7 +213,7 @@ def _dport(option: Option, situation: Situation) -> bool | None:
 
 
 def _among(option: Option, situation: Situation, *ports: int | None) -> bool | None:
-    if situation.packet.protocol not in _WITH_PORTS:
+    if not situation.packet.has_ports:
         return False
     ranges = [port_range(item) for item in ",".join(option.values).split(",")]
     if None in ports or None in ranges:
@@ -222,7 +239,10 @@ def _flags(option: Option, situation: Situation) -> bool | None:
     """The first packet of a connection has SYN alone; of others it isn't known."""
     if situation.packet.state != "NEW" or situation.packet.protocol != _TCP:
         return None
-    mask, wanted = ("FIN,SYN,RST,ACK", "SYN") if option.name == "--syn" else option.values[:2]
+    values = ("FIN,SYN,RST,ACK", "SYN") if option.name == "--syn" else option.values
+    if len(values) != 2:  # noqa: PLR2004 - the flags looked at, and those that have to be set
+        return None
+    mask, wanted = values
     looked_at = {"SYN"} if mask == "ALL" or "SYN" in mask.split(",") else set()
     return (looked_at == set(wanted.replace("NONE", "").split(",")) - {""}) is not option.negated
 
@@ -270,26 +290,32 @@ def _mark(option: Option, situation: Situation) -> bool | None:
 
 
 def _connmark(option: Option, situation: Situation) -> bool | None:
+    packet = situation.packet
     # Without a connection there is no mark to compare, in either sense.
-    return _masked(option, situation.packet.connmark) if situation.packet.tracked else False
+    if not packet.tracked:
+        return False
+    # Behind a CT target, raw sees the mark of what that target has made, not the connection's.
+    return None if packet.early_state else _masked(option, packet.connmark)
 
 
 def _state(option: Option, situation: Situation) -> bool | None:
     asked = set(",".join(option.values).upper().split(","))
-    if situation.packet.state in asked:
+    packet = situation.packet
+    if packet.seen_state in asked:
         return not option.negated
-    if "DNAT" in asked and situation.packet.tracked:
-        if situation.packet.state != "NEW":
+    if packet.tracked and not packet.early_state:
+        if "DNAT" in asked and packet.state != "NEW":
             return None
-        if situation.translated:
+        if "DNAT" in asked and situation.translated:
             return not option.negated
-    if "SNAT" in asked and situation.packet.tracked and situation.packet.state != "NEW":
-        return None
+        if "SNAT" in asked and packet.state != "NEW":
+            return None
     return option.negated
 
 
 def _connection_protocol(option: Option, situation: Situation) -> bool | None:
-    if not situation.packet.tracked:
+    if situation.packet.early_state or situation.packet.is_error:
+        # Of a connection to be it isn't known yet; an error has that of the packet it is about.
         return None
     wanted = protocol_number("".join(option.values))
     return None if wanted is None else (wanted == situation.packet.protocol) is not option.negated
@@ -363,6 +389,11 @@ def _ports_text(packet: Packet) -> str:
     return f"{packet.protocol_name} {source} to {destination}"
 
 
+def _state_text(packet: Packet) -> str:
+    early = " (before connection tracking)" if packet.early_state else ""
+    return f"state {packet.seen_state}{early}"
+
+
 #: What to say a packet has, by match.
 _HAS: dict[str, Callable[[Packet], str]] = {
     **dict.fromkeys(("tcp", "udp", "sctp", "dccp", "udplite", "multiport"), _ports_text),
@@ -371,6 +402,6 @@ _HAS: dict[str, Callable[[Packet], str]] = {
     ),
     "mark": lambda packet: f"mark {_number_text(packet.mark)}",
     "connmark": lambda packet: f"connection mark {_number_text(packet.connmark)}",
-    "conntrack": lambda packet: f"state {packet.state}",
-    "state": lambda packet: f"state {packet.state}",
+    "conntrack": _state_text,
+    "state": _state_text,
 }

@@ -7,10 +7,12 @@ from typing import NamedTuple
 from istio_iptables.netfilter.model import Family
 
 __all__ = [
+    "MAX_PORT",
     "PROTOCOLS",
     "WHOLE_MARK",
     "Range",
     "address_number",
+    "mapped",
     "masked",
     "network",
     "number",
@@ -20,7 +22,9 @@ __all__ = [
 ]
 
 WHOLE_MARK = 0xFFFFFFFF
-_MAX_PORT = 65535
+MAX_PORT = 65535
+#: More than 64 bits have in any base; Python refuses numbers of thousands of digits.
+_MAX_DIGITS = 64
 
 #: The protocols that iptables prints by name, with their numbers.
 PROTOCOLS = {
@@ -58,12 +62,17 @@ class Range(NamedTuple):
 
 
 def number(text: str) -> int | None:
-    """A number as C's strtoul reads it with base 0 (decimal, 0x, leading 0 is octal), or None."""
-    if not (text.isascii() and text.isalnum()):
+    """A number as C's strtoul reads it with base 0 (decimal, 0x, leading 0 is octal), or None.
+
+    One of more digits than any option takes is None as well.
+    """
+    if not (text.isascii() and text.isalnum()) or len(text) > _MAX_DIGITS:
         return None
     try:
         if text[:2] in {"0x", "0X"}:
-            return int(text, 0)
+            return int(text, 16)
+        if not text.isdigit():
+            return None
         return int(text, 8) if text[0] == "0" else int(text)
     except ValueError:
         return None
@@ -89,7 +98,7 @@ def port_range(text: str) -> Range | None:
     """The ports of ``80``, ``80:90``, ``:90`` or ``80:``, or None for another text."""
     first, colon, last = text.partition(":")
     low = _port(first) if first else 0
-    high = (_port(last) if last else _MAX_PORT) if colon else low
+    high = (_port(last) if last else MAX_PORT) if colon else low
     if low is None or high is None or not text or low > high:
         return None
     return Range(low, high)
@@ -99,7 +108,7 @@ def _port(text: str) -> int | None:
     value = number(text)
     if value is None:
         return _SERVICES.get(text)
-    return value if value <= _MAX_PORT else None
+    return value if value <= MAX_PORT else None
 
 
 def masked(text: str) -> tuple[int, int] | None:
@@ -166,9 +175,20 @@ def network(text: str, family: Family) -> tuple[str, int] | None:
     return _address_text(value, family), prefix
 
 
+def mapped(text: str, address: str | None, family: Family) -> str | None:
+    """*address* with the network of *text* (``10.0.0.0/8``) in place of its own, if that is known."""
+    read = network(text, family)
+    value = None if address is None else address_number(address, family)
+    if read is None or value is None:
+        return None
+    base, prefix = read
+    host = value & ((1 << family.bits - prefix) - 1)
+    return _address_text((address_number(base, family) or 0) | host, family)
+
+
 def _prefix(text: str, family: Family) -> int | None:
     if text.isascii() and text.isdigit():
-        prefix = int(text)
+        prefix = int(text) if len(text) <= _MAX_DIGITS else family.bits + 1
         return prefix if prefix <= family.bits else None
     mask = address_number(text, family)
     if mask is None:

@@ -12,10 +12,14 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.plan import PolicyRoute
 
-__all__ = ["STATES", "Packet", "World", "is_loopback", "loopback"]
+__all__ = ["STATES", "Packet", "World", "is_link_local", "is_loopback", "is_multicast", "loopback"]
 
 #: What connection tracking can say about a packet.
 STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
+
+
+_WITH_PORTS = frozenset({6, 17, 33, 132, 136})
+_ICMP = {Family.IPV4: 1, Family.IPV6: 58}
 
 
 class Packet(NamedTuple):
@@ -38,9 +42,11 @@ class Packet(NamedTuple):
     connmark: int | None = 0
     state: str = "NEW"
     #: The zone of connection tracking that raw has put it in.
-    zone: int = 0
+    zone: int | None = 0
     #: Whether a CT target, or the connection it has, decided about tracking: the first one does.
     settled: bool = False
+    #: The state that the rules see while they stand before connection tracking (table raw).
+    early_state: str = ""
 
     @property
     def endpoints(self) -> tuple[str, str]:
@@ -56,9 +62,24 @@ class Packet(NamedTuple):
         return protocol_name(str(self.protocol))
 
     @property
+    def has_ports(self) -> bool:
+        """Whether packets of this protocol have ports."""
+        return self.protocol in _WITH_PORTS
+
+    @property
+    def seen_state(self) -> str:
+        """The connection's state as the rules see it here."""
+        return self.early_state or self.state
+
+    @property
     def tracked(self) -> bool:
-        """Whether the packet belongs to a connection."""
-        return self.state not in {"INVALID", "UNTRACKED"}
+        """Whether the packet belongs to a connection, as far as the rules can see here."""
+        return self.seen_state not in {"INVALID", "UNTRACKED"}
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it is an ICMP error about another connection: nat asks no rule about these."""
+        return self.state == "RELATED" and self.protocol == _ICMP[self.family]
 
 
 def _endpoint(address: str | None, port: int | None) -> str:
@@ -71,7 +92,7 @@ def _endpoint(address: str | None, port: int | None) -> str:
 class World(NamedTuple):
     """What decides about packets beside the rules."""
 
-    #: The addresses of each interface, "" for those of which it isn't known; None if none are.
+    #: The addresses of each interface in the kernel's order; None if they aren't known.
     addresses: Mapping[str, tuple[str, ...]] | None = None
     #: Packets with these marks are delivered locally, whatever their destination.
     routes: tuple[PolicyRoute, ...] = ()
@@ -96,27 +117,79 @@ class World(NamedTuple):
             if (":" in each) is (family is Family.IPV6)
         )
 
-    def is_routed_home(self, packet: Packet) -> bool:
-        """Whether a policy route delivers the packet locally because of its mark."""
-        return any(
-            route.family is packet.family and route.mark == packet.mark for route in self.routes
-        )
+    def interface_of(self, address: str, family: Family) -> str | None:
+        """The interface that has an address, if that is known."""
+        wanted = address_number(address, family)
+        for name, addresses in (self.addresses or {}).items():
+            if any(address_number(each, family) == wanted for each in addresses):
+                return name
+        return None
+
+    def is_routed_home(self, packet: Packet) -> bool | None:
+        """Whether a policy route delivers the packet locally because of its mark.
+
+        None if there is such a route and the mark isn't known.
+        """
+        marks = [route.mark for route in self.routes if route.family is packet.family]
+        return None if marks and packet.mark is None else packet.mark in marks
 
     def answering(self, packet: Packet) -> str | None:
         """The address of this machine that REDIRECT gives an arriving packet.
 
-        It is the first one of the interface that the packet came by; "" if that has none, None
-        if it isn't known.
+        It is the first one of the interface that the packet came by, in IPv6 the first of the
+        scope of the address that was asked for; "" if there is none, None if it isn't known.
         """
-        interface = packet.in_interface
-        if self.addresses is not None and interface is not None and interface in self.addresses:
-            for each in self.addresses[interface]:
-                if (":" in each) is (packet.family is Family.IPV6):
-                    return each
-            return ""
-        # Mostly the address that was asked for is the interface's.
-        asked = packet.destination
-        return None if self.is_local(asked, packet.family) is False else asked
+        family, interface = packet.family, packet.in_interface
+        if self.addresses is None or interface is None or interface not in self.addresses:
+            return None
+        scope = None
+        if family is Family.IPV6:
+            if packet.destination is None:
+                return None
+            scope = _scope(packet.destination)
+        for each in self.addresses[interface]:
+            if (":" in each) is not (family is Family.IPV6):
+                continue
+            # Any address answers for a global one; an address mapped from IPv4 never does.
+            if family is Family.IPV4 or (not _is_mapped(each) and scope in {0, _scope(each)}):
+                return each
+        return ""
+
+
+def _scope(address: str) -> int:
+    """The scope of an IPv6 address, as the kernel compares them: 0 is global."""
+    number = address_number(address, Family.IPV6) or 0
+    if number >> 120 == 0xFF:  # noqa: PLR2004 - multicast; its scope is written in it
+        scope = number >> 112 & 15
+        return scope if scope in _NARROW else 0
+    if number == 1:
+        return _LOOPBACK_SCOPE
+    return {0x3FA: _LINK_SCOPE, 0x3FB: _SITE_SCOPE}.get(number >> 118, 0)
+
+
+_LOOPBACK_SCOPE, _LINK_SCOPE, _SITE_SCOPE = 1, 2, 5
+_NARROW = frozenset({_LOOPBACK_SCOPE, _LINK_SCOPE, _SITE_SCOPE})
+
+
+def is_link_local(address: str, family: Family) -> bool:
+    """Whether *address* is one of a link alone: 169.254.0.0/16 or fe80::/10."""
+    if family is Family.IPV4:
+        return (address_number(address, family) or 0) >> 16 == 0xA9FE  # noqa: PLR2004 - 169.254
+    return (address_number(address, family) or 0) >> 118 == 0x3FA  # noqa: PLR2004 - fe80::/10
+
+
+def _is_mapped(address: str) -> bool:
+    return (address_number(address, Family.IPV6) or 0) >> 32 == 0xFFFF  # noqa: PLR2004 - ::ffff:0:0/96
+
+
+def is_multicast(address: str | None, family: Family) -> bool:
+    """Whether *address* is for many at once: multicast, or IPv4's 255.255.255.255."""
+    number = None if address is None else address_number(address, family)
+    if number is None:
+        return False
+    if family is Family.IPV4:
+        return number >> 28 == 14 or number == 0xFFFFFFFF  # noqa: PLR2004 - 224.0.0.0/4
+    return number >> 120 == 0xFF  # noqa: PLR2004 - ff00::/8
 
 
 def loopback(family: Family) -> str:

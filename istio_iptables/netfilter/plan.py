@@ -56,6 +56,15 @@ class Plan(NamedTuple):
         """What the rules lean on, in the order in which it is made: addresses, then routes."""
         return (*self.addresses, *self.routes)
 
+    def table_names(self, family: Family) -> tuple[str, ...]:
+        """The tables of one address family that rules are to go into."""
+        return tuple(
+            table.name
+            for ruleset in self.rulesets
+            if ruleset.family is family
+            for table in ruleset.tables
+        )
+
     def only(self, family: Family) -> Plan:
         """The part of the plan that concerns one address family."""
         return Plan(

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.netfilter.walk import Assumption, End, Step, Translation, Walk, Way
+from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.packet import is_link_local, is_loopback, is_multicast
+from istio_iptables.netfilter.walk import MAX_STEPS, Assumption, End, Step, Translation, Walk, Way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.netfilter.packet import Packet, World
 
-__all__ = ["MAX_OUTCOMES", "Assumption", "End", "Outcome", "Step", "Trace", "trace"]
+__all__ = ["MAX_OUTCOMES", "MAX_STEPS", "Assumption", "End", "Outcome", "Step", "Trace", "trace"]
 
 #: How many ways a packet is followed when rules can't be decided.
 MAX_OUTCOMES = 32
@@ -33,6 +35,9 @@ _HOOKS = {
 }
 _DESTINATION_HOOKS = frozenset({"PREROUTING", "OUTPUT"})
 _LO = "lo"
+#: What leads out of a pod when nothing says how that is called.
+_OUTSIDE = "eth0"
+_TCP = 6
 #: States of packets that may be the first of their connection: only those does nat see.
 _FIRST = frozenset({"NEW", "RELATED"})
 
@@ -52,6 +57,10 @@ class Outcome(NamedTuple):
     by_mark: bool = False
     #: Whether nat gave it another destination.
     translated: bool = False
+    #: The packet as it set out.
+    start: Packet | None = None
+    #: The hooks that it came to, in their order; those of a second journey are there twice.
+    hooks: tuple[str, ...] = ()
 
 
 class Trace(NamedTuple):
@@ -86,6 +95,8 @@ def trace(ruleset: Ruleset, packet: Packet, world: World, *, misses: bool = Fals
                     way.to_port,
                     way.by_mark,
                     way.translated,
+                    packet,
+                    way.hooks,
                 )
             )
     return Trace(packet, tuple(outcomes))
@@ -129,7 +140,9 @@ class _Journeys:
 
     def outgoing(self, start: Way) -> Iterator[Way]:
         """From a process here to the network, or over loopback to a process here."""
-        start = start._replace(next_interface=start.packet.out_interface)
+        start = start._replace(
+            next_interface=start.packet.out_interface, bound_to=self._bound_to(start.packet)
+        )
         for sent in self._hook(start, "OUTPUT"):
             for way in self._rerouted(sent):
                 for left in self._hook(way, "POSTROUTING"):
@@ -138,15 +151,63 @@ class _Journeys:
                     else:
                         yield _ended(left, End.SENT)
 
+    def _bound_to(self, packet: Packet) -> str:
+        """The interface that a socket is bound to because it speaks to a link-local address.
+
+        Only in IPv6, where such an address is nothing without an interface.
+        """
+        destination = packet.destination
+        if (
+            packet.family is not Family.IPV6
+            or destination is None
+            or not is_link_local(destination, packet.family)
+        ):
+            return ""
+        if packet.out_interface != _LO:
+            return packet.out_interface or _OUTSIDE
+        return self._world.interface_of(destination, packet.family) or _OUTSIDE
+
+    def _bound_or_not(self, way: Way) -> Iterator[tuple[Way, bool]]:
+        """Whether the new route has to lead out of one interface; UDP need not be bound to it."""
+        if not way.bound_to or way.packet.protocol == _TCP:
+            yield way, bool(way.bound_to)
+            return
+        text = f"its socket is bound to {way.bound_to}"
+        for answer in (True, False):
+            yield way.assuming("", text, answer=answer), answer
+
     def _rerouted(self, way: Way) -> Iterator[Way]:
         """The way behind OUTPUT, where what changed the packet may have changed its route."""
         packet = way.packet
         if way.end is not None or way.next_interface is not None:
             yield way._replace(packet=packet._replace(out_interface=way.next_interface))
             return
-        for routed, local in self._local_or_not(way):
-            there = packet._replace(out_interface=_LO if local else None)
-            yield routed._replace(packet=there)
+        for sent, bound in self._bound_or_not(way):
+            if bound:
+                # Loopback is another interface, whatever the new destination or mark.
+                near = is_link_local(packet.destination or "", packet.family)
+                local = near and self._world.is_local(packet.destination, packet.family)
+                there = packet._replace(out_interface=_LO if local else way.bound_to)
+                yield sent._replace(packet=there, by_mark=False)
+                continue
+            for asked, by_mark in self._by_mark_or_not(sent):
+                if by_mark:
+                    home = packet._replace(out_interface=_LO)
+                    yield asked._replace(packet=home, by_mark=True)
+                    continue
+                for routed, local in self._local_or_not(asked._replace(by_mark=False)):
+                    there = packet._replace(out_interface=_LO if local else None)
+                    yield routed._replace(packet=there)
+
+    def _by_mark_or_not(self, way: Way) -> Iterator[tuple[Way, bool]]:
+        """Whether a policy route delivers the packet here; both when its mark isn't known."""
+        home = self._world.is_routed_home(way.packet)
+        if home is not None:
+            yield way, home
+            return
+        text = "its mark is one that a policy route delivers here"
+        for answer in (True, False):
+            yield way.assuming("", text, answer=answer), answer
 
     def _local_or_not(self, way: Way) -> Iterator[tuple[Way, bool]]:
         """Whether the packet's destination is this machine; both when that can't be known."""
@@ -161,19 +222,18 @@ class _Journeys:
 
     def _comes_back(self, way: Way) -> Iterator[Way]:
         """The second journey of a packet that was sent to this machine itself."""
-        packet = way.packet._replace(
-            in_interface=_LO, out_interface="", uid=None, gid=None, settled=True
-        )
+        packet = way.packet._replace(in_interface=_LO, out_interface="", uid=None, gid=None)
         # Its connection is the one it left with, which has been through nat.
-        way = way._replace(packet=packet, journey=2, destination_done=True, source_done=True)
+        way = way._replace(packet=_tracked(packet), journey=2)
+        way = way._replace(destination_done=True, source_done=True)
         for arrived in self._hook(way, "PREROUTING"):
             yield from self._to_process(arrived)
 
     def incoming(self, start: Way) -> Iterator[Way]:
         """From an interface to a process here, or through to another machine."""
         if start.packet.in_interface == _LO:
-            packet = start.packet._replace(settled=True)
-            start = start._replace(packet=packet, destination_done=True, source_done=True)
+            start = start._replace(packet=_tracked(start.packet))
+            start = start._replace(destination_done=True, source_done=True)
         for arrived in self._hook(start, "PREROUTING"):
             if arrived.end is not None:
                 yield arrived
@@ -184,17 +244,17 @@ class _Journeys:
     def _routed(self, way: Way) -> Iterator[tuple[Way, bool]]:
         """Whether the packet is for this machine; both when that can't be known."""
         packet = way.packet
-        if packet.in_interface == _LO:
+        if packet.in_interface == _LO or is_multicast(packet.destination, packet.family):
             yield way, True
             return
-        if self._world.is_routed_home(packet):
-            yield way._replace(by_mark=True), True
-            return
-        if way.taken_by == "REDIRECT" or not (way.translated or self._world.addresses):
-            # Where the addresses aren't known, what arrives was sent to this machine.
-            yield way, True
-        else:
-            yield from self._local_or_not(way)
+        for asked, by_mark in self._by_mark_or_not(way):
+            if by_mark:
+                yield asked._replace(by_mark=True), True
+            elif way.taken_by == "REDIRECT" or not (way.translated or self._world.addresses):
+                # Where the addresses aren't known, what arrives was sent to this machine.
+                yield asked, True
+            else:
+                yield from self._local_or_not(asked)
 
     def _to_process(self, way: Way) -> Iterator[Way]:
         for delivered in self._hook(way, "INPUT"):
@@ -208,6 +268,8 @@ class _Journeys:
 
     def _hook(self, way: Way, hook: str) -> Iterator[Way]:
         """The ways through all tables of a hook; one that has ended comes back as it is."""
+        if way.end is None:
+            way = way._replace(hooks=(*way.hooks, hook))
         yield from self._tables(way, hook, _HOOKS[hook])
 
     def _tables(self, way: Way, hook: str, tables: tuple[str, ...]) -> Iterator[Way]:
@@ -222,8 +284,31 @@ class _Journeys:
             yield from self._tables(way, hook, rest)
             return
         walk = Walk(hook=hook, table=table, chains=chains, world=self._world, misses=self._misses)
-        for after in walk.ways(way):
-            yield from self._tables(self._settled(way, after, hook, table), hook, rest)
+        for after in walk.ways(_early(way) if table == "raw" else way):
+            late = after._replace(packet=after.packet._replace(early_state=""))
+            settled = self._settled(way, late, hook, table)
+            for routed in self._with_a_route(way, settled) if table == "nat" else (settled,):
+                yield from self._tables(routed, hook, rest)
+
+    def _with_a_route(self, before: Way, way: Way) -> Iterator[Way]:
+        """The way behind nat, where a packet of this machine may have no route any more.
+
+        From 127.0.0.0/8 none leads to another machine, but for the setting route_localnet.
+        """
+        packet = way.packet
+        source, destination = packet.source, packet.destination
+        if (
+            packet.family is Family.IPV4
+            and packet.in_interface == ""
+            and destination != before.packet.destination
+            and source is not None
+            and is_loopback(source, packet.family)
+            and not self._world.is_local(destination, packet.family)
+        ):
+            text = f"a route leads from {source} to {destination or 'the new destination'}"
+            yield way.assuming("", text, answer=False)._replace(end=End.DROPPED)
+            way = way.assuming("", text, answer=True)
+        yield way
 
     def _settled(self, before: Way, way: Way, hook: str, table: str) -> Way:
         """What the kernel does behind a table: nat is done; what was changed is routed anew."""
@@ -234,23 +319,41 @@ class _Journeys:
             way = way._replace(source_done=True)
         if hook != "OUTPUT" or way.end is not None:
             return way
+        home = self._world.is_routed_home(packet)
         if table == "mangle" and packet.mark != before.packet.mark:
-            if self._world.is_routed_home(packet):
+            if home and not way.bound_to:
                 return way._replace(next_interface=_LO, by_mark=True)
-            if self._world.is_routed_home(before.packet):
-                # It has lost the mark that led it here; where it goes now, only routing knows.
+            if home is not False or self._world.is_routed_home(before.packet) is not False:
+                # It may have lost the mark that led it here; where it goes, only routing knows.
                 return way._replace(next_interface=None, by_mark=False)
         elif table == "nat" and packet.destination != before.packet.destination:
             local = self._world.is_local(packet.destination, packet.family)
-            return way._replace(next_interface=_LO if local else None)
+            if (local or home) and not way.bound_to:
+                return way._replace(next_interface=_LO, by_mark=bool(home))
+            return way._replace(next_interface=None)
         return way
+
+
+def _early(way: Way) -> Way:
+    """The way before connection tracking, where a packet has no connection yet.
+
+    A packet that comes back over loopback has brought its own.
+    """
+    if way.packet.settled:
+        return way
+    return way._replace(packet=way.packet._replace(early_state="INVALID"))
+
+
+def _tracked(packet: Packet) -> Packet:
+    """A packet that brings its connection with it; one that has none is looked at anew."""
+    return packet._replace(settled=packet.state != "INVALID")
 
 
 def _asks(table: str, hook: str, way: Way) -> bool:
     """Whether the kernel asks a table: nat only for the first packet, once a direction."""
     if table != "nat":
         return True
-    if way.packet.state not in _FIRST:
+    if way.packet.state not in _FIRST or way.packet.is_error:
         return False
     return not (way.destination_done if hook in _DESTINATION_HOOKS else way.source_done)
 

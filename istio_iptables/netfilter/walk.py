@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Chain, Rule
     from istio_iptables.netfilter.packet import Packet, World
 
-__all__ = ["Assumption", "End", "Miss", "Step", "Translation", "Walk", "Way"]
+__all__ = ["MAX_STEPS", "Assumption", "End", "Miss", "Step", "Translation", "Walk", "Way"]
 
-#: How many rules a way may match in all; only a circle of jumps leads past more.
-_MAX_STEPS = 1000
+#: How many rules a way may match in all; a circle of jumps, which only a file can have, is endless.
+MAX_STEPS = 5000
 
 
 class End(Enum):
@@ -27,7 +27,7 @@ class End(Enum):
     DELIVERED = "delivered"
     FORWARDED = "forwarded"
     DROPPED = "dropped"
-    #: A target that can't be followed has it.
+    #: A target that can't be followed has it, or it matches more rules than are followed.
     UNKNOWN = "unknown"
 
 
@@ -109,6 +109,10 @@ class Way(NamedTuple):
     kept: Translation | None = None
     journey: int = 1
     misses: tuple[Miss, ...] = ()
+    #: The interface that the sender's socket is bound to; "" if none.
+    bound_to: str = ""
+    #: The hooks that the packet has come to.
+    hooks: tuple[str, ...] = ()
 
     def assuming(self, place: str, text: str, *, answer: bool) -> Way:
         """This way, if the answer to something unknown is *answer*."""
@@ -181,11 +185,12 @@ class Walk:
                 return way
             if done.next is Next.DROP:
                 return way._replace(end=End.DROPPED)
-            if done.next is Next.UNKNOWN or len(way.steps) > _MAX_STEPS:
+            if len(way.steps) > MAX_STEPS:
+                return way._replace(end=End.UNKNOWN)
+            if done.next is Next.UNKNOWN:
                 place = f"{self._table} {chain.name} {found.number}"
                 text = f"-j {done.verdict} lets the packet go on"
-                if len(way.steps) <= _MAX_STEPS:
-                    self._pending.append((way.assuming(place, text, answer=True), here))
+                self._pending.append((way.assuming(place, text, answer=True), here))
                 return way.assuming(place, text, answer=False)._replace(end=End.UNKNOWN)
             frames = self._onward(done, tuple(callers), here)
         # Out of a built-in chain, at its end or by RETURN, there is only its policy.
@@ -245,6 +250,6 @@ class Walk:
         )
         way = way._replace(packet=done.packet, steps=(*way.steps, step), misses=())
         # The socket that TPROXY gave the packet stays its socket, whatever nat writes into it.
-        if done.to_port is not None and way.taken_by != "TPROXY":
+        if done.takes and way.taken_by != "TPROXY":
             way = way._replace(taken_by=done.verdict, to_port=done.to_port)
         return way._replace(translated=True) if done.translated else way

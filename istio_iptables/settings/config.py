@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from istio_iptables.errors import KernelRefused, UsageProblems
@@ -23,6 +24,8 @@ MAX_OWNER_GROUPS = 49
 
 _DEFAULT_PROXY_ID = 1337
 _OUTBOUND_MARK = 1338
+#: A namespace named by a process, which has a resolv.conf of its own.
+_NAMESPACE_OF_PROCESS = re.compile(r"(/proc/\d+)/(?:task/\d+/)?ns/net", re.ASCII)
 _MAIN_ROUTE_TABLES = {253: "default", 254: "main", 255: "local"}
 
 
@@ -73,6 +76,8 @@ class Config(NamedTuple):
     capture_all_dns: bool
     dns_servers_ipv4: tuple[str, ...]
     dns_servers_ipv6: tuple[str, ...]
+    #: The file that the servers were read from; "" if none was.
+    dns_servers_file: str
     ipv6: bool
     network_namespace: str
     cni_mode: bool
@@ -215,8 +220,13 @@ def _complete_dns(
     """Find the DNS servers to capture (CONTRACT section 1, "DNS")."""
     redirect, everything = fields["redirect_dns"], fields["capture_all_dns"]
     servers: Sequence[str] = ()
+    fields["dns_servers_file"] = ""
     if redirect and not everything and not fields["cleanup_only"]:
         path = str(fields["resolv_conf"])
+        process = _NAMESPACE_OF_PROCESS.fullmatch(str(fields["network_namespace"]))
+        if process and not values["resolv_conf"].given:
+            path = f"{process[1]}/root/etc/resolv.conf"
+        fields["dns_servers_file"] = path
         servers = machine.nameservers(path)
         if not servers:
             label = values["redirect_dns"].label

@@ -70,13 +70,18 @@ def plan_of(texts: dict[str, str]) -> Plan:
 choices = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in TEXTS.items()})
 
 NEAR = {
-    Family.IPV4: ("127.0.0.1", "127.0.0.5", "10.244.0.2", "10.245.0.2"),
-    Family.IPV6: ("::1", "fd00:10:244::2", "fd00:10:245::2"),
+    Family.IPV4: (
+        *("127.0.0.1", "127.0.0.5", "10.244.0.2", "10.244.0.3", "10.245.0.2", "169.254.20.10"),
+    ),
+    Family.IPV6: ("::1", "fd00:10:244::2", "fd00:10:244::3", "fd00:10:245::2", "fe80::2"),
 }
 FAR = {
-    Family.IPV4: ("1.2.3.4", "1.2.9.9", "9.9.9.9", "10.245.0.9", "10.96.0.10"),
-    Family.IPV6: ("2001:db8::9", "2001:db8:1::9", "fd00:10:245::9", "fd00:96::a"),
+    Family.IPV4: ("1.2.3.4", "1.2.9.9", "9.9.9.9", "10.245.0.9", "10.96.0.10", "169.254.9.9"),
+    Family.IPV6: ("2001:db8::9", "2001:db8:1::9", "fd00:10:245::9", "fd00:96::a", "fe80::9"),
 }
+#: The other address of eth0.
+SECOND = {Family.IPV4: "10.244.0.3", Family.IPV6: "fd00:10:244::3"}
+ICMP = {Family.IPV4: 1, Family.IPV6: 58}
 PASSTHROUGH = {Family.IPV4: "127.0.0.6", Family.IPV6: "::6"}
 #: Where connections are taken: by an application, and by Envoy.
 LISTENING = (80, 15001, 15006)
@@ -92,6 +97,11 @@ def sent(draw: st.DrawFn) -> Packet:
     mark = draw(st.sampled_from((0, 0, 0, 1337, 1338, 0x37)))
     if destination.startswith("127.") or destination == "::1":
         source = draw(st.sampled_from((NEAR[family][0], PASSTHROUGH[family], pod)))
+    elif destination == "fe80::2":
+        # Where a mark leads to loopback, routing asks for another interface than the address.
+        source, mark = destination, 0
+    elif destination == "fe80::9":
+        source, mark = "fe80::2", 0
     elif destination in NEAR[family]:
         sources = (destination, PASSTHROUGH[family], FAR[family][0] if mark else pod)
         source = draw(st.sampled_from(sources))
@@ -131,7 +141,7 @@ def calling(draw: st.DrawFn) -> Packet:
 def sent_on(draw: st.DrawFn) -> Packet:
     """A later packet of a connection that the pod has with itself."""
     family = draw(st.sampled_from(Family))
-    destination = draw(st.sampled_from(NEAR[family]))
+    destination = draw(st.sampled_from([each for each in NEAR[family] if each[:4] != "fe80"]))
     sources = (NEAR[family][0], ADDRESSES["eth0"][family is Family.IPV6], PASSTHROUGH[family])
     return Packet(
         family,
@@ -152,6 +162,8 @@ def received(draw: st.DrawFn) -> Packet:
     family = draw(st.sampled_from(Family))
     interface = draw(st.sampled_from(("eth0", "eth0", "net1")))
     here = ADDRESSES[interface][family is Family.IPV6]
+    if interface == "eth0":
+        here = draw(st.sampled_from((here, SECOND[family])))
     protocol = draw(st.sampled_from((TCP, TCP, TCP, UDP)))
     states = ("NEW", "NEW", "ESTABLISHED", "INVALID") if protocol == TCP else ("NEW",)
     return Packet(
@@ -165,12 +177,41 @@ def received(draw: st.DrawFn) -> Packet:
     )
 
 
-def completed(packet: Packet, port: int, plan: Plan) -> Packet:
+@st.composite
+def told(draw: st.DrawFn) -> Packet:
+    """An ICMP error about a UDP packet: one that arrives, or one of the kernel's own."""
+    family = draw(st.sampled_from(Family))
+    arrives = draw(st.booleans())
+    pod = ADDRESSES["eth0"][family is Family.IPV6]
+    other = draw(st.sampled_from(FAR[family][:2]))
+    return Packet(
+        family,
+        ICMP[family],
+        other if arrives else pod,
+        pod if arrives else other,
+        # Of the packet that it is about; it has none of its own.
+        destination_port=draw(st.sampled_from((80, 443, 8080, 999))),
+        in_interface="eth0" if arrives else "",
+        uid=1000 if arrives else None,
+        gid=1000 if arrives else None,
+        # It is that of the connection of the other packet, which rules may have marked.
+        connmark=None,
+        state="RELATED",
+    )
+
+
+def asked(packet: Packet) -> Packet:
+    """The packet as the rules see it, without what the tests have to know to send it."""
+    if packet.state != "RELATED":
+        return packet
+    return packet._replace(source_port=None, destination_port=None, uid=None, gid=None)
+
+
+def completed(packet: Packet, port: int, world: World) -> Packet:
     """The packet with a port of its own, and the interface that routing finds for it."""
     packet = packet._replace(source_port=port)
     if packet.in_interface:
         return packet
-    world = World(ADDRESSES, plan.routes)
     if world.is_local(packet.destination, packet.family) or world.is_routed_home(packet):
         return packet._replace(out_interface="lo")
     return packet._replace(out_interface="net1" if ":245:" in _dotless(packet) else "eth0")
@@ -180,7 +221,7 @@ def _dotless(packet: Packet) -> str:
     return f":{packet.destination}".replace(".", ":")
 
 
-def second(packet: Packet, plan: Plan) -> Packet:
+def second(packet: Packet, plan: Plan, world: World) -> Packet:
     """A packet of a connection that was made, with the marks that its first packet left.
 
     Where nobody listens there is none: the first one is asked again.
@@ -189,7 +230,7 @@ def second(packet: Packet, plan: Plan) -> Packet:
         return packet
     first = packet._replace(state="NEW")
     (ruleset,) = (each for each in plan.rulesets if each.family is packet.family)
-    (outcome,) = trace(ruleset, first, World(ADDRESSES, plan.routes)).outcomes
+    (outcome,) = trace(ruleset, first, world).outcomes
     if outcome.end is not End.DELIVERED or outcome.packet.destination_port not in LISTENING:
         return first
     if f"-m connmark --mark {OUTBOUND_MARK:#x} " in render(ruleset):
@@ -239,21 +280,21 @@ def test_every_packet_goes_the_kernels_way(
         @given(
             choices,
             st.lists(
-                st.one_of(sent(), calling(), sent_on(), received(), received()),
+                st.one_of(sent(), calling(), sent_on(), received(), received(), told()),
                 min_size=PACKETS,
                 max_size=PACKETS,
             ),
         )
         def compare(texts: dict[str, str], drawn: list[Packet]) -> None:
             plan = plan_of(texts)
-            packets = [second(completed(each, next(ports), plan), plan) for each in drawn]
+            world = World(kernel.addresses, plan.routes)
+            packets = [second(completed(each, next(ports), world), plan, world) for each in drawn]
             said = kernel.send(plan, packets)
-            world = World(ADDRESSES, plan.routes)
             for packet, path in zip(packets, said.paths, strict=True):
                 if path is None:
                     # Nobody answered, so there is no connection to send a second packet of.
                     continue
-                ways = possible(trace(said.rulesets[packet.family], packet, world))
+                ways = possible(trace(said.rulesets[packet.family], asked(packet), world))
                 if packet.connmark is not None:
                     assert len(ways) == 1, packet
                     assert predicted(ways[0]) == path, (packet, ways[0].end)
@@ -264,7 +305,9 @@ def test_every_packet_goes_the_kernels_way(
     record_property("compared", dict(compared))
     print(backend, dict(compared))
     assert compared["pairs"] >= min(PAIRS, 300)
-    for kind in ("in", "out", "IPv4", "IPv6", "tcp", "udp", "ESTABLISHED", "INVALID", "forwarded"):
+    for kind in ("in", "out", "IPv4", "IPv6", "tcp", "udp", "icmp", "ipv6-icmp", "forwarded"):
+        assert compared[kind], kind
+    for kind in ("ESTABLISHED", "INVALID", "RELATED"):
         assert compared[kind], kind
     for kind in ("REDIRECT 15001", "REDIRECT 15006", "TPROXY 15006", "REDIRECT 15053", "dropped"):
         assert compared[kind], kind

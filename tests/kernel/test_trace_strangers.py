@@ -19,8 +19,8 @@ from istio_iptables.netfilter.plan import Plan, PolicyRoute
 from istio_iptables.netfilter.savefile import parse, parse_rule, render
 from istio_iptables.netfilter.trace import Outcome, trace
 from tests.kernel.netns import BACKENDS
-from tests.kernel.test_trace_kernel import completed, received, sent
-from tests.kernel.tracing import ADDRESSES, FIRST_PORT, Kernel, Place, predicted
+from tests.kernel.test_trace_kernel import asked, completed, received, sent, told
+from tests.kernel.tracing import FIRST_PORT, Kernel, Place, predicted
 
 pytestmark = pytest.mark.kernel
 
@@ -48,17 +48,51 @@ CONDITIONS = [
     "-m conntrack --ctstate INVALID",
     "-m conntrack --ctstate DNAT",
     "-m state --state NEW,UNTRACKED",
+    "-m state --state INVALID",
+    "-m state ! --state NEW",
+    "-m conntrack --ctproto 6",
+    "-m conntrack ! --ctproto 17",
+    "-m conntrack --ctstate INVALID,NEW --ctproto 17",
+    "-m connmark ! --mark 0x4/0x4",
+    "-m connmark --mark 0x0",
     "-m addrtype --dst-type LOCAL",
     "-m addrtype ! --src-type LOCAL",
     '-m comment --comment "a b"',
 ]
 ADDRESS = {
-    Family.IPV4: ["-d 127.0.0.0/8", "! -d 10.244.0.0/16", "-s 10.244.0.2/32", "-d 1.2.0.0/16"],
-    Family.IPV6: ["-d ::1/128", "! -d fd00:10::/32", "-s fd00:10:244::2/128", "-d 2001:db8::/32"],
+    Family.IPV4: [
+        "-d 10.244.0.3/32",
+        "-d 169.254.0.0/16",
+        "-d 127.0.0.0/8",
+        "! -d 10.244.0.0/16",
+        "-s 10.244.0.2/32",
+        "-d 1.2.0.0/16",
+    ],
+    Family.IPV6: [
+        "-d fd00:10:244::3/128",
+        "-d fe80::/10",
+        "-d ::1/128",
+        "! -d fd00:10::/32",
+        "-s fd00:10:244::2/128",
+        "-d 2001:db8::/32",
+    ],
 }
+#: Where DNAT sends: an address of the pod, with a range of ports.
+POD = {Family.IPV4: "10.244.0.3:80-90", Family.IPV6: "[fd00:10:244::3]:80-90"}
 OWNERS = ["-m owner --uid-owner 1000", "-m owner ! --gid-owner 1337-1400", "-o lo", "-o net+"]
 TARGETS = {
-    "raw": ["-j ACCEPT", "-j CT --notrack", "-j CT --zone 3", "-j RETURN", "-j A", "-g B", ""],
+    "raw": [
+        "-j ACCEPT",
+        "-j CT --notrack",
+        "-j CT --zone 3",
+        "-j RETURN",
+        "-j A",
+        "-g B",
+        "",
+        f"-j MARK --set-mark {MARK:#x}",
+        "-j CONNMARK --restore-mark",
+        "-j DROP",
+    ],
     "mangle": [
         "-j ACCEPT",
         "-j RETURN",
@@ -70,6 +104,8 @@ TARGETS = {
         "-j CONNMARK --save-mark",
         "-j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff",
         "-j CONNMARK --set-xmark 0x4/0x4",
+        "-j HMARK --hmark-tuple src,dst --hmark-mod 2 --hmark-offset 0x36 --hmark-rnd 5",
+        "-j DSCP --set-dscp 0x08",
         "",
         "-j DROP",
     ],
@@ -94,9 +130,18 @@ def rules(draw: st.DrawFn, family: Family, table: str, chain: str) -> Rule:
         if not (chain == "A" and "-j A" in each) and not (chain == "B" and each[3:] in {"A", "B"})
     ]
     if table == "nat" and chain in {"PREROUTING", "OUTPUT"} and condition.startswith("-p tcp"):
-        targets += ["-j REDIRECT --to-ports 80", "-j REDIRECT --to-ports 15006"]
-    if table == "raw":
-        condition = condition if "conntrack" not in condition and "-m st" not in condition else ""
+        targets += [
+            "-j REDIRECT --to-ports 80",
+            "-j REDIRECT --to-ports 15006",
+            "-j REDIRECT --to-ports 80-443",
+            "-j REDIRECT --to-ports 15000-15100 --random",
+            "-j REDIRECT",
+            f"-j DNAT --to-destination {POD[family]}",
+        ]
+        network = "10.244.0.0/24" if family is Family.IPV4 else "fd00:10:244::/64"
+        targets.append(f"-j NETMAP --to {network}")
+    if chain in {"PREROUTING", "INPUT"} and condition.startswith("-p tcp"):
+        condition = draw(st.sampled_from((condition, f"{condition} -m socket --transparent")))
     return parse_rule(f"{condition} {draw(st.sampled_from(targets))}".strip())
 
 
@@ -136,8 +181,8 @@ def test_any_rules_are_followed_as_the_kernel_follows_them(backend: str) -> None
     ports = itertools.cycle(range(FIRST_PORT, 65536))
     compared: Counter[str] = Counter()
     routes = tuple(PolicyRoute(family, MARK, 155) for family in Family)
-    world = World(ADDRESSES, routes)
     with Kernel(backend) as kernel:
+        world = World(kernel.addresses, routes)
 
         @settings(
             max_examples=PAIRS // PACKETS + 1,
@@ -151,25 +196,38 @@ def test_any_rules_are_followed_as_the_kernel_follows_them(backend: str) -> None
         @given(
             # As text, which is what a report of a failure can show.
             st.tuples(*(rulesets(family).map(render) for family in Family)),
-            st.lists(st.one_of(sent(), received()), min_size=PACKETS, max_size=PACKETS),
+            st.lists(
+                st.one_of(sent(), sent(), received(), received(), told()),
+                min_size=PACKETS,
+                max_size=PACKETS,
+            ),
         )
         def compare(texts: tuple[str, ...], drawn: list[Packet]) -> None:
             plan = Plan(tuple(map(parse, texts, Family)), routes)
             packets = [
                 completed(
-                    each._replace(state=each.state.replace("ESTABLISHED", "NEW")), next(ports), plan
+                    each._replace(state=each.state.replace("ESTABLISHED", "NEW")),
+                    next(ports),
+                    world,
                 )
                 for each in drawn
             ]
             said = kernel.send(plan, packets)
             for packet, path in zip(packets, said.paths, strict=True):
-                assert path is not None
-                ways = trace(said.rulesets[packet.family], packet, world).outcomes
+                if path is None:
+                    # No error had to be told.
+                    continue
+                ways = trace(said.rulesets[packet.family], asked(packet), world).outcomes
+                certain = "certain" if len(ways) == 1 else "uncertain"
+                if packet.state == "RELATED":
+                    # Where raw kept the other packet from being tracked, nothing is known of it.
+                    lost = asked(packet)._replace(state="INVALID")
+                    ways += trace(said.rulesets[packet.family], lost, world).outcomes
                 # Of what can't be known (the flags of an invalid packet), one answer is right.
                 assert any(agrees(each, path) for each in ways), packet
-                compared.update(("pairs", "certain" if len(ways) == 1 else "uncertain"))
+                compared.update(("pairs", packet.state, certain))
 
         compare()
     print(backend, dict(compared))
-    assert compared["pairs"] >= PAIRS
+    assert compared["pairs"] >= 0.85 * PAIRS
     assert compared["certain"] > 0.8 * compared["pairs"]

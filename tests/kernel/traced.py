@@ -22,10 +22,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-POD = {"ipv4": ("10.244.0.2", "10.245.0.2"), "ipv6": ("fd00:10:244::2", "fd00:10:245::2")}
+#: The addresses of eth0 and of net1, in the order in which they are added.
+POD = {
+    "ipv4": (("10.244.0.2", "10.244.0.3"), ("10.245.0.2",)),
+    "ipv6": (("fd00:10:244::2", "fd00:10:244::3", "fe80::2"), ("fd00:10:245::2",)),
+}
 NAMES = ("eth0", "net1")
 AF = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
-TCP, UDP = 6, 17
+ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 SYN, ACK, FIN = 2, 16, 1
 NETLINK_NETFILTER = 12
 QUIET_SECONDS = 0.004
@@ -59,21 +63,38 @@ def make_pod() -> None:
         setting(f"ipv6/conf/{each}/accept_dad", "0")
         setting(f"ipv6/conf/{each}/accept_ra", "0")
         setting(f"ipv6/conf/{each}/router_solicitations", "0")
+        # No link-local addresses but those below.
+        setting(f"ipv6/conf/{each}/addr_gen_mode", "1")
+    # As many errors as there are packets to tell of.
+    for each in ("ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"):
+        setting(each, "0")
     setting("ipv4/ip_forward", "1")
     setting("ipv6/conf/all/forwarding", "1")
-    lines = ["-4 link set lo up", "-6 addr add ::6/128 dev lo nodad"]
+    lines = [
+        "-4 link set lo up",
+        "-6 addr add ::6/128 dev lo nodad",
+        "-4 addr add 169.254.20.10/32 dev lo",
+    ]
     for number, name in enumerate(NAMES):
         lines += [
             f"-4 link add {name} type veth peer name peer{number}",
             f"-4 link set {name} arp off up",
             f"-4 link set peer{number} arp off up",
-            f"-4 addr add {POD['ipv4'][number]}/24 dev {name}",
-            f"-6 addr add {POD['ipv6'][number]}/64 dev {name} nodad",
+            *(f"-4 addr add {each}/24 dev {name}" for each in POD["ipv4"][number]),
+            *(f"-6 addr add {each}/64 dev {name} nodad" for each in POD["ipv6"][number]),
         ]
     lines += ["-4 route add default dev eth0", "-6 route add default dev eth0 metric 1"]
     sh(*lines)
     for name in (*NAMES, "lo", "peer0", "peer1"):
         setting(f"ipv4/conf/{name}/rp_filter", "0")
+
+
+def addresses() -> dict[str, list[str]]:
+    """The addresses of each interface as ip shows them, in the kernel's order."""
+    shown = subprocess.run(["ip", "-json", "addr", "show"], capture_output=True, check=True).stdout
+    return {
+        link["ifname"]: [each["local"] for each in link["addr_info"]] for link in json.loads(shown)
+    }
 
 
 # netlink.
@@ -260,10 +281,34 @@ def described(packet: bytes) -> tuple[int, int, int]:
     size = (packet[0] & 15) * 4 if packet[0] >> 4 == 4 else 40
     protocol = packet[9] if packet[0] >> 4 == 4 else packet[6]
     transport = packet[size:]
-    if len(transport) < 2:
+    if len(transport) < 2 or protocol in {ICMP, ICMPV6}:
         return protocol, 0, 0
     flags = transport[13] & 0x17 if protocol == TCP and len(transport) > 13 else 0
     return protocol, int.from_bytes(transport[:2], "big"), flags
+
+
+def unreachable(asked: dict[str, Any], about: bytes) -> bytes:
+    """The packet that says that the port of another packet can't be reached."""
+    family = AF[asked["family"]]
+    source = socket.inet_pton(family, asked["source"])
+    destination = socket.inet_pton(family, asked["destination"])
+    if family == socket.AF_INET:
+        body = bytes([3, 3, 0, 0, 0, 0, 0, 0]) + about
+        body = body[:2] + struct.pack(">H", checksum(body)) + body[4:]
+        head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, ICMP, 0)
+        head += source + destination
+        return head[:10] + struct.pack(">H", checksum(head)) + head[12:] + body
+    body = bytes([1, 4, 0, 0, 0, 0, 0, 0]) + about
+    pseudo = source + destination + struct.pack(">IHBB", len(body), 0, 0, ICMPV6)
+    body = body[:2] + struct.pack(">H", checksum(pseudo + body)) + body[4:]
+    return struct.pack(">IHBB", 6 << 28, len(body), ICMPV6, 64) + source + destination + body
+
+
+def scoped(address: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """What a socket takes for an address: a link-local one needs its interface too."""
+    if address.startswith("fe80:"):
+        return address, port, 0, socket.if_nametoindex("eth0")
+    return address, port
 
 
 class Wire:
@@ -290,6 +335,17 @@ class Wire:
         for end in self.ends.values():
             while select.select([end], [], [], 0)[0]:
                 end.recv(65536)
+
+    def sent(self, port: int) -> tuple[str, bytes] | None:
+        """The interface by which a UDP packet from *port* has gone out, and the packet."""
+        limit = time.monotonic() + 0.1
+        names = {end: name for name, end in self.ends.items()}
+        while (rest := limit - time.monotonic()) > 0:
+            for end in select.select(list(names), [], [], rest)[0]:
+                packet = end.recv(65536)[14:]
+                if described(packet)[:2] == (UDP, port):
+                    return names[end], packet
+        return None
 
     def syn_ack(self, name: str, port: int) -> int | None:
         """The sequence number in the answer to a SYN from *port*, or None without an answer."""
@@ -339,6 +395,8 @@ class Sender:
 
     def send(self, asked: dict[str, Any], before: Any) -> bool:
         """Send one; *before* is called when what comes next is the packet in question."""
+        if asked["state"] == "RELATED":
+            return self.error(asked, before)
         if asked["in_interface"]:
             return self.arrive(asked, before)
         kind = socket.SOCK_STREAM if asked["protocol"] == TCP else socket.SOCK_DGRAM
@@ -356,8 +414,8 @@ class Sender:
             if asked["mark"]:
                 made.setsockopt(socket.SOL_SOCKET, 36, asked["mark"])
             transparent(made)
-            made.bind((asked["source"], asked["source_port"]))
-            target = (asked["destination"], asked["destination_port"])
+            made.bind(scoped(asked["source"], asked["source_port"]))
+            target = scoped(asked["destination"], asked["destination_port"])
             before()
             try:
                 if asked["protocol"] == TCP:
@@ -371,6 +429,32 @@ class Sender:
                 pass
             except ConnectionRefusedError:
                 pass
+        return True
+
+    def error(self, asked: dict[str, Any], before: Any) -> bool:
+        """Let an ICMP error arrive, about a packet sent before, or have the kernel send one.
+
+        It is about a UDP packet that went the other way.
+        """
+        name = asked["in_interface"]
+        about = {
+            **asked,
+            "protocol": UDP,
+            "state": "NEW",
+            "source": asked["destination"],
+            "destination": asked["source"],
+            "in_interface": "" if name else asked["out_interface"],
+        }
+        if not name:
+            before()
+            return self.arrive(about, list)
+        self.wire.drain()
+        self.send(about, list)
+        found = self.wire.sent(asked["source_port"])
+        if found is None or found[0] != name:
+            return False
+        before()
+        self.wire.put(name, asked["family"], unreachable(asked, found[1]))
         return True
 
     def arrive(self, asked: dict[str, Any], before: Any) -> bool:
@@ -427,6 +511,7 @@ def main(backend: str) -> None:
     sender = Sender(Wire())
     listening = listeners([80, 15001, 15006])
     routes: list[str] = []
+    print(json.dumps(addresses()), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         saved, complaints = load(backend, request["rules"])
@@ -444,9 +529,11 @@ def main(backend: str) -> None:
                 paths.append(f"{error}")
                 continue
             flags = FLAGS[asked["state"]] if asked["protocol"] == TCP else 0
-            wanted = (asked["protocol"], asked["source_port"], flags)
+            is_error = asked["state"] == "RELATED"
+            wanted = (asked["protocol"], 0 if is_error else asked["source_port"], flags)
             steps = [step for packet, step in trace.steps() if described(packet) == wanted]
-            paths.append(steps if sent else None)
+            # An error that nobody had to send has no way.
+            paths.append(steps if sent and (steps or not is_error) else None)
         print(json.dumps({"saved": saved, "error": complaints, "paths": paths}), flush=True)
 
 

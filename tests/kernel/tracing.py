@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ADDRESSES", "FIRST_PORT", "Kernel", "Place", "Said", "predicted"]
 
-#: The pod that tests/kernel/traced.py makes.
+#: The pod that tests/kernel/traced.py makes: what it has of each family; there are more.
 ADDRESSES = {
-    "lo": ("127.0.0.1", "::1", "::6"),
+    "lo": ("127.0.0.1", "::1"),
     "eth0": ("10.244.0.2", "fd00:10:244::2"),
     "net1": ("10.245.0.2", "fd00:10:245::2"),
 }
@@ -35,6 +35,10 @@ _TRACED = [
     for chain in ("PREROUTING", "OUTPUT")
     for protocol in ("tcp", "udp")
 ]
+_TRACED_ERRORS = {
+    Family.IPV4: "-p icmp -m icmp --icmp-type 3",
+    Family.IPV6: "-p ipv6-icmp -m icmp6 --icmpv6-type 1",
+}
 _EMPTY = """*raw
 :PREROUTING ACCEPT
 :OUTPUT ACCEPT
@@ -68,6 +72,9 @@ class Said(NamedTuple):
 class Kernel:
     """A pod's network namespace for as long as the block lasts."""
 
+    #: All addresses of each interface, in the kernel's order.
+    addresses: dict[str, tuple[str, ...]]
+
     def __init__(self, backend: str) -> None:
         self._backend = backend
 
@@ -82,6 +89,10 @@ class Kernel:
             stdout=subprocess.PIPE,
             encoding="utf-8",
         )
+        assert self._process.stdout is not None
+        self.addresses = {
+            name: tuple(each) for name, each in json.loads(self._process.stdout.readline()).items()
+        }
         return self
 
     def __exit__(
@@ -135,7 +146,11 @@ def _traced(ruleset: Ruleset) -> str:
     first = next(
         number for number, line in enumerate(lines) if line.startswith("-A") or line == "COMMIT"
     )
-    return "\n".join([*lines[:first], *_TRACED, *lines[first:]])
+    errors = [
+        f"-A {chain} {_TRACED_ERRORS[ruleset.family]} -j TRACE"
+        for chain in ("PREROUTING", "OUTPUT")
+    ]
+    return "\n".join([*lines[:first], *_TRACED, *errors, *lines[first:]])
 
 
 def _places(ruleset: Ruleset, path: Sequence[tuple[str, str, str, int]]) -> list[Place]:

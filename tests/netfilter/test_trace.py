@@ -334,13 +334,57 @@ def test_marks_go_to_the_connection_and_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "target",
-    ["MARK --set-mark x", "CONNMARK --set-mark x", "CONNMARK --save-mark --mask x", "CT --zone x"],
+    ("target", "field"),
+    [
+        ("MARK --set-mark x", "mark"),
+        ("MARK --set-mark 1 --or-mark 2", "mark"),
+        ("MARK", "mark"),
+        ("SET --map-set s dst --map-mark", "mark"),
+        ("HMARK --hmark-tuple src,dst --hmark-mod 10 --hmark-offset 100", "mark"),
+        ("CONNMARK --set-mark x", "connmark"),
+        ("CONNMARK --save-mark --mask x", "connmark"),
+        ("CONNMARK --save-mark --left-shift-mark 3", "connmark"),
+        ("CONNMARK --restore-mark --mask x", "mark"),
+        ("CONNMARK --restore-mark --right-shift-mark 3", "mark"),
+        ("CT --zone x", "zone"),
+        ("CT --zone mark", "zone"),
+    ],
 )
-def test_a_target_that_can_not_be_read_is_unknown(target: str) -> None:
-    """It is not taken for one that does nothing."""
+def test_a_target_that_can_not_be_read_leaves_an_unknown_mark(target: str, field: str) -> None:
+    """It lets the packet go on, and is not taken for one that does nothing."""
     table = "raw" if target.startswith("CT") else "mangle"
-    assert len(ways(f"{table} OUTPUT -j {target}").outcomes) == 2
+    outcome = way(f"{table} OUTPUT -j {target}")
+    assert outcome.end is End.SENT
+    assert getattr(outcome.packet, field) is None
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["SET --add-set s src", "SET --map-set s dst --map-prio", "CLASSIFY --set-class 1:1",
+     "DSCP --set-dscp 0x08", "TEE --gateway 10.0.0.9", "IDLETIMER --timeout 5 --label x"],
+)  # fmt: skip
+def test_what_marks_nothing_leaves_the_mark_as_it_is(target: str) -> None:
+    """Sets, classes and copies of the packet are no marks."""
+    assert way(f"mangle OUTPUT -j {target}").packet.mark == 0
+
+
+def test_an_unheard_of_target_may_have_marked_what_it_lets_go_on() -> None:
+    """A later match on the mark can't be decided then."""
+    rules = "mangle OUTPUT -j NFQUEUE --queue-num 1\nmangle OUTPUT -m mark --mark 5 -j DROP"
+    assert [each.end for each in ways(rules).outcomes] == [End.UNKNOWN, End.DROPPED, End.SENT]
+
+
+def test_an_unknown_mark_may_bring_a_packet_home() -> None:
+    """Where a policy route goes by marks, both ways are followed."""
+    world = World(POD.addresses, (PolicyRoute(Family.IPV4, 5, 100),))
+    found = ways("mangle OUTPUT -j HMARK --hmark-mod 10", TCP, world).outcomes
+    assert [(each.end, each.by_mark) for each in found] == [
+        (End.DELIVERED, True),
+        (End.SENT, False),
+    ]
+    far = COMING._replace(destination="9.9.9.9")
+    found = ways("mangle PREROUTING -j HMARK --hmark-mod 10", far, world).outcomes
+    assert [each.end for each in found] == [End.DELIVERED, End.FORWARDED]
 
 
 def test_what_an_unknown_address_or_interface_decides_is_unknown() -> None:
@@ -350,7 +394,10 @@ def test_what_an_unknown_address_or_interface_decides_is_unknown() -> None:
     assert matches("-o eth0", lost) is None
     assert matches("-m mark --mark 5", TCP._replace(mark=None)) is None
     assert matches("-p tcp -m multiport --dports 80", TCP._replace(protocol=1)) is False
-    assert matches("-m conntrack --ctproto 6", TCP._replace(state="INVALID")) is None
+    assert matches("-m conntrack --ctproto 6", TCP._replace(state="INVALID")) is False
+    assert matches("-m conntrack ! --ctproto 6", TCP._replace(state="INVALID")) is False
+    both = "-m conntrack --ctstate INVALID --ctproto 17"
+    assert matches(both, TCP._replace(state="INVALID")) is True
 
 
 def test_dnat_is_a_state_of_what_was_translated() -> None:
@@ -404,12 +451,34 @@ def test_a_redirected_packet_comes_back_over_loopback() -> None:
     assert {step.journey for step in outcome.steps} == {1, 2}
 
 
+def test_what_is_redirected_from_a_link_local_destination_is_lost() -> None:
+    """Its socket is bound to the link's interface, and loopback is another one, as tried."""
+    rule = "nat OUTPUT -j REDIRECT --to-ports 15001"
+    packet = TCP._replace(family=Family.IPV6, source="fe80::2", destination="fe80::9")
+    outcome = way(rule.replace("-j", "-p tcp -j"), packet, POD)
+    assert (outcome.end, outcome.taken_by) == (End.SENT, "REDIRECT")
+    assert (outcome.packet.destination, outcome.packet.out_interface) == ("::1", "eth0")
+    own = World({"eth0": ("fe80::2",)})
+    outcome = way(
+        rule.replace("-j", "-p tcp -j"),
+        packet._replace(destination="fe80::2", out_interface="lo"),
+        own,
+    )
+    assert outcome.packet.out_interface == "eth0"
+    # A UDP socket need not be bound.
+    found = ways(rule.replace("-j", "-p udp -j"), packet._replace(protocol=17), POD).outcomes
+    assert [each.end for each in found] == [End.SENT, End.DELIVERED]
+
+
 def test_an_arriving_packet_is_redirected_to_its_interface() -> None:
     """The address is the interface's, of the right family."""
     rules = "nat PREROUTING -p tcp -j REDIRECT --to-ports 15006"
     other = COMING._replace(destination="9.9.9.9")
     assert way(rules, other, POD).packet.endpoints[1] == "10.0.0.2:15006"
-    assert way(rules, COMING).packet.endpoints[1] == "10.0.0.2:15006"
+    # Which one is the first of an interface that isn't known can't be told.
+    assert way(rules, COMING).packet.endpoints[1] == "?:15006"
+    several = World({"eth0": ("10.0.0.1", "10.0.0.2")})
+    assert way(rules, COMING, several).packet.endpoints[1] == "10.0.0.1:15006"
     lost = way(rules, other._replace(in_interface="eth9"), World({"eth9": ()}))
     assert lost.end is End.DROPPED
     six = COMING._replace(family=Family.IPV6, source="fd00::9", destination="fd00::2")
@@ -488,6 +557,16 @@ def test_where_a_new_destination_is_may_be_unknown() -> None:
         End.FORWARDED
     )
     home = way("nat PREROUTING -j DNAT --to-destination 10.0.0.2", COMING, POD)
+    assert home.end is End.DELIVERED
+
+
+def test_what_comes_from_loopback_leaves_by_a_setting_alone() -> None:
+    """The kernel drops what nat sends from 127.0.0.1 to another machine, as tried."""
+    packet = TCP._replace(source="127.0.0.1", destination="127.0.0.1", out_interface="lo")
+    found = ways("nat OUTPUT -p tcp -j DNAT --to-destination 10.9.9.9", packet, POD).outcomes
+    assert [each.end for each in found] == [End.DROPPED, End.SENT]
+    assert found[0].assumptions[0].text == "a route leads from 127.0.0.1 to 10.9.9.9"
+    home = way("nat OUTPUT -p tcp -j DNAT --to-destination 10.0.0.2", packet, POD)
     assert home.end is End.DELIVERED
 
 

@@ -16,7 +16,7 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import TYPE_CHECKING
 
 from istio_iptables.kernel.blobs.matches import decode_match, encode_match
-from istio_iptables.kernel.blobs.parts import HEAD, UnknownPartError
+from istio_iptables.kernel.blobs.parts import HEAD, UnknownPartError, aligned
 from istio_iptables.kernel.blobs.targets import decode_target, encode_target
 from istio_iptables.netfilter.model import Family
 
@@ -41,6 +41,7 @@ _HEADER4 = struct.Struct("=4s4s4s4s16s16s16s16sHBB")
 _HEADER6 = struct.Struct("=16s16s16s16s16s16s16s16sHBBBxxx")
 #: Behind the header: nfcache, offset of the target, offset of the next rule, comefrom.
 _OFFSETS = struct.Struct("=IHHI")
+_COUNTERS_SIZE = 16
 _IPV6_HAS_PROTOCOL = 0x01
 _FLAG_GOTO4, _FLAG_GOTO6 = 0x02, 0x04
 _FLAG_FRAGMENT = 0x01
@@ -56,9 +57,10 @@ class _Layout:
         four = family is Family.IPV4
         self.number = AF_INET if four else AF_INET6
         self.header = _HEADER4 if four else _HEADER6
-        self.size = 112 if four else 168
+        #: Of struct ipt_entry or ip6t_entry: two counters of 64 bits are its end.
+        self.size = aligned(self.header.size + _OFFSETS.size) + _COUNTERS_SIZE
         #: Between the offsets and the counters at the end.
-        self.padding = bytes(self.size - 16 - self.header.size - _OFFSETS.size)
+        self.padding = bytes(self.size - _COUNTERS_SIZE - self.header.size - _OFFSETS.size)
         self.goto = _FLAG_GOTO4 if four else _FLAG_GOTO6
         self.bytes = 4 if four else 16
         self.anywhere = (bytes(self.bytes), bytes(self.bytes))
@@ -88,7 +90,7 @@ def encode(rule: Rule, family: Family) -> bytes:
     target = encode_target(rule.target, family)
     offset = layout.size + len(matches)
     offsets = _OFFSETS.pack(0, offset, offset + len(target), 0)
-    return b"".join((header, offsets, layout.padding, bytes(16), matches, target))
+    return b"".join((header, offsets, layout.padding, bytes(_COUNTERS_SIZE), matches, target))
 
 
 @cache
@@ -204,7 +206,7 @@ def decode(entry: bytes, family: Family, standard_target: str) -> str:
 
 def _read_part(entry: bytes, position: int) -> tuple[int, str, int]:
     size, name, revision = HEAD.unpack_from(entry, position)
-    return size, name.partition(b"\0")[0].decode(), revision
+    return size, name.partition(b"\0")[0].decode(errors="surrogateescape"), revision
 
 
 @cache

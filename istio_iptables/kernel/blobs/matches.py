@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from istio_iptables.kernel.blobs.parts import (
     WHOLE_MARK,
     UnknownPartError,
+    aligned,
     only_option,
     part,
     range_text,
@@ -33,8 +34,9 @@ def encode_match(match: Match) -> bytes:
 
 _PORTS = struct.Struct("=HHHH")
 #: Whole parts: tcp has an option and two bytes of flags between the ports and the inversion.
-_TCP_PART = struct.Struct("=H29sBHHHH3xB4x")
-_UDP_PART = struct.Struct("=H29sBHHHHB7x")
+_PORTS_SIZE = aligned(44)
+_TCP_PART = struct.Struct(f"=H29sBHHHH3xB{_PORTS_SIZE - 44}x")
+_UDP_PART = struct.Struct(f"=H29sBHHHHB{_PORTS_SIZE - 41}x")
 _ALL_PORTS = (0, 65535)
 
 
@@ -55,8 +57,8 @@ def _encode_ports(match: Match) -> bytes:
             destination = ports
             inverted |= option.negated << 1
     if match.name == "tcp":
-        return _TCP_PART.pack(48, b"tcp", 0, *source, *destination, inverted)
-    return _UDP_PART.pack(48, b"udp", 0, *source, *destination, inverted)
+        return _TCP_PART.pack(_PORTS_SIZE, b"tcp", 0, *source, *destination, inverted)
+    return _UDP_PART.pack(_PORTS_SIZE, b"udp", 0, *source, *destination, inverted)
 
 
 @cache
@@ -142,7 +144,11 @@ def _conntrack(match: Match) -> bytes:
 
 
 def _comment(match: Match) -> bytes:
-    return part("comment", 0, only_option(match).values[0].encode().ljust(256, b"\0"))
+    return part(
+        "comment",
+        0,
+        only_option(match).values[0].encode(errors="surrogateescape").ljust(256, b"\0"),
+    )
 
 
 _MATCHES: dict[str, Callable[[Match], bytes]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ __all__ = [
     "HEAD",
     "WHOLE_MARK",
     "UnknownPartError",
+    "aligned",
     "only_option",
     "part",
     "range_text",
@@ -27,10 +29,25 @@ class UnknownPartError(ValueError):
     """A rule has a part whose bytes are not known here; only a stranger's rule can have one."""
 
 
+class _Widest(ctypes.Structure):
+    """struct _xt_align: where a number of 64 bits stands in a structure, 4 on i386, else 8."""
+
+    _fields_ = (("widest", ctypes.c_uint64),)
+
+
+_ALIGNMENT = ctypes.alignment(_Widest)
+
+
+def aligned(size: int) -> int:
+    """*size* up to the kernel's alignment of rules and their parts (XT_ALIGN)."""
+    return (size + _ALIGNMENT - 1) & -_ALIGNMENT
+
+
 def part(name: str, revision: int, data: bytes) -> bytes:
     """A part with its head, filled up to the kernel's alignment."""
-    size = (HEAD.size + len(data) + 7) & ~7
-    return HEAD.pack(size, name.encode(), revision) + data + bytes(size - HEAD.size - len(data))
+    size = aligned(HEAD.size + len(data))
+    head = HEAD.pack(size, name.encode(errors="surrogateescape"), revision)
+    return head + data + bytes(size - HEAD.size - len(data))
 
 
 def only_option(each: Match | Target) -> Option:

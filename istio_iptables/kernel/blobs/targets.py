@@ -31,7 +31,7 @@ def encode_target(target: Target | None, family: Family) -> bytes:
     name = "" if target is None else target.name
     if target is None or (not target.options and name not in _TARGETS):
         # A verdict or a chain: libiptc looks the name up and puts in the number it stands for.
-        if len(name) >= 29:  # noqa: PLR2004 - the room for a name
+        if len(name.encode(errors="surrogateescape")) >= 29:  # noqa: PLR2004 - the room for a name
             raise UnknownPartError(name)
         return part(name, 0, bytes(4))
     try:
@@ -53,9 +53,7 @@ def _redirect(target: Target, family: Family) -> bytes:
     ports = (low, int(last) if dash else low)
     if family is Family.IPV4:
         return part(
-            "REDIRECT",
-            0,
-            struct.pack("=III4x", 1, _NAT_TO_PORTS, 0) + struct.pack(">HH", *ports) + bytes(4),
+            "REDIRECT", 0, struct.pack("=III4x", 1, _NAT_TO_PORTS, 0) + struct.pack(">HH", *ports)
         )
     return part("REDIRECT", 0, struct.pack("=I32x", _NAT_TO_PORTS) + struct.pack(">HH", *ports))
 

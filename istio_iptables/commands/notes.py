@@ -1,0 +1,142 @@
+"""Why a packet went past the capture, where the rules that it matched do not say it themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_iptables.builder import AGENT_DNS_PORT, CHAIN_PREFIX
+from istio_iptables.netfilter.model import BUILT_IN_CHAINS
+from istio_iptables.netfilter.numbers import protocol_number
+from istio_iptables.ours import recognise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from istio_iptables.netfilter.model import Chain, Rule, Ruleset
+    from istio_iptables.netfilter.packet import Packet
+    from istio_iptables.netfilter.trace import Outcome
+    from istio_iptables.ours import Ours
+
+__all__ = ["Notes"]
+
+_DNS = 53
+_MOST_NAMES = 4
+
+
+class Notes:
+    """What is to be said about the rules of one family beside those that matched."""
+
+    def __init__(self, ruleset: Ruleset, others: Iterable[Ruleset] = ()) -> None:
+        self._ruleset = ruleset
+        self._others = tuple(others)
+        self._chains: Mapping[str, Mapping[str, Chain]] = {
+            table.name: {chain.name: chain for chain in table.chains} for table in ruleset.tables
+        }
+        self._ours: dict[str, Ours] = {table.name: recognise(table) for table in ruleset.tables}
+
+    def is_foreign(self, table: str, chain: str, number: int | None) -> bool:
+        """Whether the rule of this number (from 1), or the policy, is not one of ours."""
+        ours = self._ours[table]
+        if chain in ours.own_chains:
+            return False
+        return number is None or number - 1 not in ours.shared.get(chain, {})
+
+    def came_back(self, outcome: Outcome) -> dict[int, str]:
+        """By the step's number (from 0): why a jump or goto came back with no rule matched."""
+        found = {}
+        steps = outcome.steps
+        for number, step in enumerate(steps):
+            target = step.rule.target if step.rule else None
+            chain = self._chains.get(step.table, {}).get(target.name) if target else None
+            if chain is None:
+                continue
+            here = (step.hook, step.table, step.journey)
+            after = steps[number + 1] if number + 1 < len(steps) else None
+            if (
+                after is not None
+                and after.chain == chain.name
+                and after.number is not None
+                and (after.hook, after.table, after.journey) == here
+            ):
+                continue
+            found[number] = f"came back without effect: {_why_not(chain, outcome.start)}"
+        return found
+
+    def why_not_captured(self, outcome: Outcome) -> tuple[str, ...]:
+        """Why nothing captured the packet, as far as the rules that it matched do not tell."""
+        packet = outcome.start or outcome.packet
+        title = self._ruleset.family.title
+        if not any(self._ours.values()):
+            found = [each.family.title for each in self._others if _has_ours(each)]
+            alone = f"; there are some for {found[0]}, and --dual-stack makes both" if found else ""
+            return (f"no rules of ours here ({title}){alone}",)
+        outgoing = packet.in_interface == ""
+        entry = f"{CHAIN_PREFIX}{'OUTPUT' if outgoing else 'INBOUND'}"
+        if not self._leads_to(entry):
+            way = "what the pod sends" if outgoing else "what arrives"
+            return (f"no rule jumps to {entry}: {way} is not captured ({title})",)
+        if outgoing and packet.destination_port == _DNS and not self._returned(outcome):
+            return self._about_dns(packet)
+        return ()
+
+    def _leads_to(self, name: str) -> bool:
+        """Whether a rule of a built-in chain jumps to our chain of this name."""
+        return any(
+            rule.target is not None and rule.target.name == name
+            for table, chains in self._chains.items()
+            if table != "raw"
+            for built_in in BUILT_IN_CHAINS.get(table, ())
+            if built_in in chains
+            for rule in chains[built_in].rules
+        )
+
+    def _returned(self, outcome: Outcome) -> bool:
+        """Whether one of our rules let the packet go on purpose, which its reason explains."""
+        return any(
+            step.verdict == "RETURN" and step.table == "nat" and step.chain.startswith(CHAIN_PREFIX)
+            for step in outcome.steps
+        )
+
+    def _about_dns(self, packet: Packet) -> tuple[str, ...]:
+        servers = [
+            rule.destination.value.partition("/")[0] if rule.destination else ""
+            for chain in self._chains.get("nat", {}).values()
+            for rule in chain.rules
+            if _captures_dns(rule, packet)
+        ]
+        if not servers:
+            return (f"DNS capture is off: no rule captures port 53 over {packet.protocol_name}",)
+        if "" in servers:
+            return ()
+        names = ", ".join(servers[:_MOST_NAMES]) + (", ..." if servers[_MOST_NAMES:] else "")
+        text = f"DNS capture is on for the servers of resolv.conf alone ({names})"
+        return (f"{text}, and {packet.destination} is not one of them",)
+
+
+def _has_ours(ruleset: Ruleset) -> bool:
+    return any(recognise(table) for table in ruleset.tables)
+
+
+def _why_not(chain: Chain, packet: Packet | None) -> str:
+    if not chain.rules:
+        return f"{chain.name} has no rules"
+    protocols = [rule.protocol for rule in chain.rules]
+    names = list(dict.fromkeys(each.value for each in protocols if each and not each.negated))
+    if (
+        packet is not None
+        and all(each is not None and not each.negated for each in protocols)
+        and packet.protocol not in {protocol_number(each) for each in names}
+    ):
+        return f"the rules of {chain.name} are for {' and '.join(names)}"
+    return f"no rule of {chain.name} matched"
+
+
+def _captures_dns(rule: Rule, packet: Packet) -> bool:
+    target = rule.target
+    ports = target.option("--to-ports") if target and target.name == "REDIRECT" else None
+    return (
+        ports is not None
+        and ports.values == (str(AGENT_DNS_PORT),)
+        and rule.protocol is not None
+        and protocol_number(rule.protocol.value) == packet.protocol
+    )

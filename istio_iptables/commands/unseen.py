@@ -1,0 +1,137 @@
+"""What the kernel also asks about a packet and explain does not follow: rules of other stores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.netfilter.model import BUILT_IN_CHAINS, TABLES, Family
+from istio_iptables.netfilter.trace import End
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from istio_iptables.kernel.live import LiveState, NativeChain
+    from istio_iptables.netfilter.model import Ruleset
+    from istio_iptables.netfilter.trace import Outcome
+
+__all__ = ["Unseen", "passed", "unseen"]
+
+#: Where each table stands among all that is asked at a hook; nat for sources stands last.
+_PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
+_SOURCE_NAT = 100
+_FAMILIES = {"ip": {Family.IPV4}, "ip6": {Family.IPV6}, "inet": set(Family), "netdev": set(Family)}
+
+
+class Unseen(NamedTuple):
+    """A chain that decides about packets and whose rules were not read."""
+
+    families: frozenset[Family]
+    #: Such as ``nftables chain inet fw output``.
+    name: str
+    #: ``nat``, ``filter`` or ``route``.
+    kind: str
+    hook: str
+    priority: int
+
+    @property
+    def line(self) -> str:
+        """The chain and its place, in one line."""
+        return f"{self.name} ({self.kind}, hook {self.hook}, priority {self.priority})"
+
+
+def unseen(state: LiveState) -> tuple[Unseen, ...]:
+    """All chains of a namespace that explain does not follow."""
+    other = "nft" if state.backend == "legacy" else "legacy"
+    found = [_native(chain) for chain in state.native_chains]
+    for ruleset in state.other_rulesets:
+        found += _of_other_backend(ruleset, other)
+    for text in state.unreadable:
+        found += _unreadable(text)
+    return tuple(found)
+
+
+def _unreadable(text: str) -> Iterable[Unseen]:
+    """The hooks of a table that could not be read, such as ``IPv4 filter (nft)``."""
+    families = frozenset(each for each in Family if each.title in text) or frozenset(Family)
+    for table in (each for each in TABLES if each in text.split()):
+        for hook in BUILT_IN_CHAINS[table]:
+            kind = "nat" if table == "nat" else "filter"
+            name = f"the unreadable table {text}"
+            yield Unseen(families, name, kind, hook, _priority(table, hook))
+
+
+def _native(chain: NativeChain) -> Unseen:
+    return Unseen(
+        frozenset(_FAMILIES.get(chain.family, ())),
+        f"nftables chain {chain.family} {chain.table} {chain.chain}",
+        chain.kind,
+        chain.hook,
+        chain.priority,
+    )
+
+
+def _of_other_backend(ruleset: Ruleset, backend: str) -> Iterable[Unseen]:
+    for table in ruleset.tables:
+        if table.name not in TABLES:
+            continue
+        for chain in table.chains:
+            if chain.name not in BUILT_IN_CHAINS[table.name]:
+                continue
+            if chain.rules or chain.policy not in {None, "ACCEPT"}:
+                yield Unseen(
+                    frozenset({ruleset.family}),
+                    f"{backend} chain {table.name} {chain.name}",
+                    "nat" if table.name == "nat" else "filter",
+                    chain.name,
+                    _priority(table.name, chain.name),
+                )
+
+
+def _priority(table: str, hook: str) -> int:
+    if table == "nat" and hook in {"INPUT", "POSTROUTING"}:
+        return _SOURCE_NAT
+    return _PRIORITIES[table]
+
+
+def passed(outcome: Outcome, chains: Iterable[Unseen]) -> tuple[Unseen, ...]:
+    """Those of *chains* that the kernel asks about the packet on this way."""
+    packet = outcome.start or outcome.packet
+    hooks = list(outcome.hooks)
+    if "PREROUTING" in hooks:
+        hooks.insert(hooks.index("PREROUTING"), "INGRESS")
+    return tuple(
+        chain
+        for chain in chains
+        if packet.family in chain.families
+        and chain.hook in hooks
+        and not _behind_the_end(outcome, chain)
+        and not (chain.kind == "nat" and _is_settled(outcome, chain))
+    )
+
+
+def _behind_the_end(outcome: Outcome, chain: Unseen) -> bool:
+    """Whether the packet was dropped before it could come to the chain."""
+    if outcome.end is not End.DROPPED or not outcome.steps:
+        return False
+    last = outcome.steps[-1]
+    return (
+        chain.hook == last.hook
+        and outcome.hooks.count(last.hook) == 1
+        and chain.priority > _priority(last.table, last.hook)
+    )
+
+
+def _is_settled(outcome: Outcome, chain: Unseen) -> bool:
+    """Whether nat asks the chain nothing: there is no connection, or it has its mapping already.
+
+    The first chain of a hook that maps a connection is the last one that is asked there.
+    """
+    if not outcome.packet.tracked or outcome.packet.is_error:
+        return True
+    return any(
+        step.table == "nat"
+        and step.hook == chain.hook
+        and step.change
+        and chain.priority > _priority("nat", step.hook)
+        for step in outcome.steps
+    )

@@ -1,0 +1,197 @@
+"""What nf_tables hold, asked of the kernel itself: iptables-nft shows a part of it, and not always right.
+
+Names of tables, chains and expressions are all that is needed: whether our chains are there,
+whether the kernel applies a table, and which rules iptables-nft-save can't be believed about.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.kernel.netlink import attributes, nft, text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "FAMILIES",
+    "Base",
+    "Chain",
+    "Shown",
+    "Table",
+    "chains",
+    "hook_name",
+    "is_iptables",
+    "rules",
+    "shown",
+    "tables",
+]
+
+_GET_TABLE, _GET_CHAIN, _GET_RULE = 1, 4, 7
+_TABLE_NAME, _TABLE_FLAGS, _TABLE_OWNER = 1, 2, 7
+_DORMANT, _OWNED = 1, 2
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
+_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
+_NF_DROP = 0
+_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
+_EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
+
+IP, IP6, INET, NETDEV = 2, 10, 1, 5
+#: The families whose chains see a pod's packets, by the name that nft gives them.
+FAMILIES = {IP: "ip", IP6: "ip6", INET: "inet", NETDEV: "netdev"}
+_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "INGRESS")
+_NETDEV_HOOKS = ("INGRESS", "EGRESS")
+
+
+class Table(NamedTuple):
+    """A table; *owner* is the netlink port of the process that alone may change it, or None."""
+
+    family: int
+    name: str
+    #: The kernel applies none of its rules.
+    dormant: bool
+    owner: int | None
+
+
+class Base(NamedTuple):
+    """Where the kernel asks a chain: its type, hook and priority."""
+
+    kind: str
+    hook: int
+    priority: int
+
+
+class Chain(NamedTuple):
+    """A chain; *base* is None if only other chains lead to it."""
+
+    family: int
+    table: str
+    name: str
+    base: Base | None
+    #: What no rule decides is dropped.
+    drops: bool
+
+
+def tables(family: int = 0) -> tuple[Table, ...]:
+    """The tables of one family, or of all of them."""
+    found = []
+    for number, parts in nft(_GET_TABLE, family):
+        flags = _number(parts.get(_TABLE_FLAGS))
+        # Other processes are told the owner's port; the flag alone says that there is one.
+        owner = _number(parts.get(_TABLE_OWNER)) if flags & _OWNED else None
+        found.append(Table(number, text(parts.get(_TABLE_NAME)), bool(flags & _DORMANT), owner))
+    return tuple(found)
+
+
+def chains(family: int = 0) -> tuple[Chain, ...]:
+    """The chains of one family, or of all of them."""
+    found = []
+    for number, parts in nft(_GET_CHAIN, family):
+        base = None
+        if hook := parts.get(_CHAIN_HOOK):
+            where = dict(attributes(hook))
+            (priority,) = struct.unpack(">i", where.get(_HOOK_PRIORITY, bytes(4)))
+            base = Base(
+                text(parts.get(_CHAIN_TYPE)), _number(where.get(_HOOK_NUMBER)), int(priority)
+            )
+        policy = parts.get(_CHAIN_POLICY)
+        found.append(
+            Chain(
+                number,
+                text(parts.get(_CHAIN_TABLE)),
+                text(parts.get(_CHAIN_NAME)),
+                base,
+                policy is not None and _number(policy) == _NF_DROP,
+            )
+        )
+    return tuple(found)
+
+
+def rules(family: int = 0) -> Iterator[tuple[int, str, str, bytes]]:
+    """The rules in their order, each as (family, table, chain, its expressions' bytes)."""
+    for number, parts in nft(_GET_RULE, family):
+        yield (
+            number,
+            text(parts.get(_RULE_TABLE)),
+            text(parts.get(_RULE_CHAIN)),
+            parts.get(_RULE_EXPRESSIONS, b""),
+        )
+
+
+def _number(value: bytes | None) -> int:
+    return int.from_bytes(value or b"", "big")
+
+
+def hook_name(family: int, hook: int) -> str:
+    """``PREROUTING``, ``OUTPUT``, ... as iptables names a hook."""
+    names = _NETDEV_HOOKS if family == NETDEV else _HOOKS
+    return names[hook] if hook < len(names) else str(hook)
+
+
+_PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
+_SOURCE_NAT, _DESTINATION_NAT = 100, -100
+
+
+def is_iptables(chain: Chain) -> bool:
+    """Whether a base chain of a table of iptables' is one that iptables itself makes and shows."""
+    if chain.base is None:
+        return False
+    hook = hook_name(chain.family, chain.base.hook)
+    if chain.table == "nat":
+        before = hook in {"PREROUTING", "OUTPUT"}
+        wanted = Base("nat", chain.base.hook, _DESTINATION_NAT if before else _SOURCE_NAT)
+    else:
+        kind = "route" if (chain.table, hook) == ("mangle", "OUTPUT") else "filter"
+        wanted = Base(kind, chain.base.hook, _PRIORITIES.get(chain.table, 0))
+    return chain.name == hook and chain.base == wanted
+
+
+# What iptables-nft-save 1.8.9 leaves out without a word, tried with every expression that nft
+# 1.0.6 makes: `iifname { a, b } accept` comes out as `-j ACCEPT`. iptables writes none of it.
+
+_PAYLOAD_BASE, _PAYLOAD_OFFSET, _PAYLOAD_SOURCE = 2, 3, 5
+_TRANSPORT = 2
+_META_KEY, _META_SOURCE = 2, 3
+#: What was found goes on into a verdict or another expression.
+_LOOKUP_TARGET = 3
+_CMP_OPERATION = 2
+_EQUALITY = frozenset({0, 1})
+
+
+class Shown(NamedTuple):
+    """How far iptables-nft-save's text of a rule can be believed."""
+
+    matches: bool
+    target: bool
+
+
+def shown(expressions: bytes) -> Shown:
+    """Whether iptables-nft-save shows all that a rule asks for, and all that it does."""
+    matches = target = True
+    loaded: set[tuple[int, ...]] = set()
+    port = False
+    for _, element in attributes(expressions):
+        parts = dict(attributes(element))
+        name = text(parts.get(_EXPRESSION_NAME))
+        if name not in {"lookup", "payload", "meta", "cmp", "range"}:
+            continue
+        data = dict(attributes(parts.get(_EXPRESSION_DATA, b"")))
+        if name == "lookup":
+            # A set, or a map: of verdicts, of addresses.
+            matches = False
+            target = target and _LOOKUP_TARGET not in data
+        elif name in {"payload", "meta"}:
+            source = _PAYLOAD_SOURCE if name == "payload" else _META_SOURCE
+            if source in data:
+                target = False
+                continue
+            keys = (_PAYLOAD_BASE, _PAYLOAD_OFFSET) if name == "payload" else (_META_KEY,)
+            what = tuple(_number(data.get(key)) for key in keys)
+            # Of two conditions on one field, the last is shown.
+            matches = matches and what not in loaded
+            loaded.add(what)
+            port = name == "payload" and what[0] == _TRANSPORT
+        elif name == "range" or _number(data.get(_CMP_OPERATION)) not in _EQUALITY:
+            matches = matches and port
+    return Shown(matches, target)
