@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING
 
+from istio_iptables import interrupts
 from istio_iptables.errors import KernelRefused
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ def run(command: Sequence[str], stdin: str = "") -> str:
             input=stdin.encode(errors="surrogateescape"),
             capture_output=True,
             check=False,
+            # Ctrl-C at a terminal is for us: we end the child, or wait for it.
+            process_group=0,
+            preexec_fn=interrupts.mask_of_children(),
         )
     except OSError as error:
         hint = " (is the package iptables installed?)" if "tables" in command[0] else ""
