@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until the program takes interrupts itself, one ends the process: Python would show where.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import os
 import sys
 from contextlib import suppress
@@ -24,10 +30,10 @@ def run() -> NoReturn:
             from istio_iptables.cli import main
 
             status = main()
-            with suppress(OSError):
-                # main() has told of what could not be written.
-                sys.stdout.flush()
-                sys.stderr.flush()
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                with suppress(OSError):
+                    # main() has told of what could not be written.
+                    stream.flush()
             os._exit(status)
     except interrupts.Interrupted as interrupted:
         with suppress(OSError):

@@ -16,7 +16,7 @@ from istio_iptables.builder import build
 from istio_iptables.commandline import SettingsCommand, Subcommand, flags_given, split_extra
 from istio_iptables.configured import PROGRAM, configured, effective, tell
 from istio_iptables.errors import ExitStatus, IstioIptablesError, UsageProblems
-from istio_iptables.interrupts import Interrupted
+from istio_iptables.interrupts import TRACEBACK, Interrupted
 from istio_iptables.netfilter import formats
 from istio_iptables.netfilter.model import Family
 from istio_iptables.streams import OutputFailed, standard_streams
@@ -46,14 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 status = root.main(args=given, prog_name=PROGRAM, standalone_mode=False)
                 sys.stdout.flush()
         except BaseException as error:
-            if os.environ.get(_TRACEBACK):
+            if os.environ.get(TRACEBACK):
                 raise
             return _status_of(error)
     return int(status or ExitStatus.DONE)
-
-
-#: Set for those who look for a mistake in the program.
-_TRACEBACK = "ISTIO_IPTABLES_TRACEBACK"
 
 
 def _status_of(error: BaseException) -> int:
@@ -86,7 +82,9 @@ def _unforeseen(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or _place(error)}: {error.strerror}"
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"internal error: {text} ({_place(error)}; please report it, with ${_TRACEBACK}=1)"
+    if isinstance(error, ImportError):
+        return f"a package can't be loaded: {text} ({_place(error)})"
+    return f"internal error: {text} ({_place(error)}; please report it, with ${TRACEBACK}=1)"
 
 
 def _place(error: BaseException) -> str:

@@ -13,7 +13,7 @@ __all__ = ["Reserve"]
 #: A child with its three pipes, one more for its start, and a connection to the kernel.
 _DESCRIPTORS = 10
 #: Address space, of which no page is touched: to read a large table and to write it again.
-_BYTES = 16 << 20
+_BYTES = 8 << 20
 
 
 class Reserve:

@@ -160,11 +160,21 @@ class Link:
     def _open(self) -> None:
         if self._ip is not None:
             return
+        import logging  # pyroute2 needs it in any case
+
+        disabled = logging.root.manager.disable
         try:
+            # Short of memory, hashlib logs tracebacks and goes on.
+            logging.disable()
             from pyroute2 import IPRoute, NetlinkError
-        except ImportError as error:
+        except MemoryError:
+            raise
+        except Exception as error:
+            # Loading runs its modules, which may raise anything.
             message = f"pyroute2, which changes routes and addresses, can't be loaded: {error}"
             raise KernelRefused(message) from error
+        finally:
+            logging.disable(disabled)
         self.errors = (NetlinkError, OSError)
         try:
             self._ip = IPRoute()
