@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until the program takes interrupts itself, one ends the process: Python would show where.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import os
 import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from istio_iptables.cli import main
+from istio_iptables import interrupts
 
 __all__ = ["run"]
 
@@ -18,12 +24,21 @@ def run() -> NoReturn:
     It ends without Python's taking its modules apart one by one, which is 8 ms of a run of 65
     and helps nobody: the results are written, and the kernel closes what is open.
     """
-    status = main()
-    with suppress(OSError):
-        # main() has told of what could not be written.
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status)
+    try:
+        # From here on: to load the program takes long enough to be interrupted.
+        with interrupts.raised():
+            from istio_iptables.cli import main
+
+            status = main()
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                with suppress(OSError):
+                    # main() has told of what could not be written.
+                    stream.flush()
+            os._exit(status)
+    except interrupts.Interrupted as interrupted:
+        with suppress(OSError):
+            os.write(2, b"istio-iptables: error: interrupted\n")
+        os._exit(interrupted.status)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
-from istio_iptables import __version__
+from istio_iptables import __version__, interrupts
 from istio_iptables.builder import build
 from istio_iptables.commandline import SettingsCommand, Subcommand, flags_given, split_extra
 from istio_iptables.configured import PROGRAM, configured, effective, tell
 from istio_iptables.errors import ExitStatus, IstioIptablesError, UsageProblems
+from istio_iptables.interrupts import TRACEBACK, Interrupted
 from istio_iptables.netfilter import formats
 from istio_iptables.netfilter.model import Family
+from istio_iptables.streams import OutputFailed, standard_streams
 from istio_iptables.text import write_exactly
 
 if TYPE_CHECKING:
@@ -32,43 +37,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Results go to stdout; every problem is one line on stderr.
     """
-    _open_missing_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == [PROGRAM]:
         # Istio's pods start it as a subcommand of the image's pilot-agent.
         del given[0]
-    for stream in (sys.stdout, sys.stderr):
-        # A letter that the terminal's encoding lacks is shown as its number.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # both are text files
-    try:
-        status = root.main(args=given, prog_name=PROGRAM, standalone_mode=False)
-        sys.stdout.flush()
-    except IstioIptablesError as error:
-        tell("error", error.lines)
-        return error.status
-    except click.UsageError as error:
-        tell("error", (error.format_message(),))
-        return ExitStatus.USAGE
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitStatus.FAILED
-    except OSError as error:
-        # What the kernel refuses has been told by name; this is our own output.
-        tell("error", (f"can't write the output: {error.strerror or error}",))
-        return ExitStatus.FAILED
-    except KeyboardInterrupt:
-        tell("error", ("interrupted",))
-        return ExitStatus.FAILED
+    with standard_streams():
+        try:
+            with interrupts.raised():
+                status = root.main(args=given, prog_name=PROGRAM, standalone_mode=False)
+                sys.stdout.flush()
+        except BaseException as error:
+            if os.environ.get(TRACEBACK):
+                raise
+            return _status_of(error)
     return int(status or ExitStatus.DONE)
 
 
-def _open_missing_streams() -> None:
-    """Stand in for a stream that the caller closed: output to it fails, or is lost for stderr."""
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open to the end
-    if sys.stdout is None:
-        sys.stdout = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open to the end
+def _status_of(error: BaseException) -> int:
+    """The exit status for what was raised, which is told in clear lines."""
+    if isinstance(error, Interrupted | KeyboardInterrupt | click.Abort):
+        # What had failed before it came has to be known as well.
+        before = error.__context__
+        tell("error", before.lines if isinstance(before, IstioIptablesError) else ())
+        tell("error", ("interrupted",))
+        return (error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)).status
+    if isinstance(error, OutputFailed) and error.reader_gone:
+        # Whoever read our output has seen enough; keep Python from complaining at exit.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitStatus.FAILED
+    if isinstance(error, IstioIptablesError):
+        tell("error", error.lines)
+        return error.status
+    if isinstance(error, click.UsageError):
+        tell("error", (error.format_message(),))
+        return ExitStatus.USAGE
+    tell("error", (_unforeseen(error),))
+    return ExitStatus.FAILED
+
+
+def _unforeseen(error: BaseException) -> str:
+    """A line about an exception that nobody has turned into one."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return "out of memory"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or _place(error)}: {error.strerror}"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, ImportError):
+        return f"a package can't be loaded: {text} ({_place(error)})"
+    return f"internal error: {text} ({_place(error)}; please report it, with ${TRACEBACK}=1)"
+
+
+def _place(error: BaseException) -> str:
+    """The innermost function of ours that the exception went through."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if not place or module.partition(".")[0] == __package__:
+            place = f"{module}.{trace.tb_frame.f_code.co_name}"
+        trace = trace.tb_next
+    return place
 
 
 @click.pass_context

@@ -6,17 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from istio_iptables import __version__
+from istio_iptables import __version__, cli
 from istio_iptables.settings.options import SETTINGS, Kind
 from tests.golden import GOLDEN
 from tests.program import run
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 DRY = ["--dry-run", "--ip-family", "ipv4"]
 IDS = ["-u", "1337"]
@@ -459,3 +456,87 @@ def test_bytes_that_are_no_text() -> None:
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"-A PREROUTING -i \xff\xfe -j RETURN\n" in done.stdout
+
+
+def _full(descriptor: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The program with a stream that takes nothing."""
+    with Path("/dev/full").open("w") as full:
+        return subprocess.run(
+            [sys.executable, "-m", "istio_iptables", *arguments],
+            env={"PYTHONPATH": str(GOLDEN.parent), "PATH": os.environ["PATH"]},
+            stdout=full if descriptor == 1 else subprocess.PIPE,
+            stderr=full if descriptor == 2 else subprocess.PIPE,
+            check=False,
+            encoding="utf-8",
+        )
+
+
+def test_messages_that_can_not_be_written() -> None:
+    """What stderr does not take changes neither the output nor the exit status."""
+    # A warning, and one line a setting.
+    arguments = (*DRY, *IDS, "--ip-family=ipv4", "-v", "-i", "*", "-x", "10.0.0.0/8")
+    assert _full(2, *arguments).stdout == run(arguments).out
+    assert _full(2, *arguments).returncode == 0
+    assert _full(2, "--no-such-option").returncode == 2
+    assert _full(2, "-p", "no-port").returncode == 2
+
+
+@pytest.mark.parametrize("arguments", [(*DRY, *IDS, "--ip-family=ipv4"), ("--help",)])
+def test_an_output_that_can_not_be_written(arguments: tuple[str, ...]) -> None:
+    """The one failure that is told as the output's."""
+    done = _full(1, *arguments)
+    assert done.returncode == 1
+    assert done.stderr == "istio-iptables: error: can't write the output: No space left on device\n"
+
+
+UNFORESEEN = {
+    "internal error: ZeroDivisionError: by nothing (istio_iptables.cli._run; please report it,"
+    " with $ISTIO_IPTABLES_TRACEBACK=1)": ZeroDivisionError("by\nnothing"),
+    "out of memory": MemoryError(),
+    "/a/file: Too many open files": OSError(24, "Too many open files", "/a/file"),
+    "istio_iptables.cli._run: Too many open files": OSError(24, "Too many open files"),
+    "a package can't be loaded: ImportError: no such thing (istio_iptables.cli._run)": ImportError(
+        "no such thing"
+    ),
+}
+
+
+@pytest.mark.parametrize("line", UNFORESEEN)
+def test_what_nobody_has_foreseen(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line with what is known of it, and no word of the output; a traceback when asked for."""
+
+    def failing(_: object) -> None:
+        raise UNFORESEEN[line]
+
+    monkeypatch.setattr(cli, "build", failing)
+    result = run([*DRY, *IDS, "--ip-family=ipv4"])
+    assert (result.status, result.out) == (1, "")
+    assert result.err == f"istio-iptables: error: {line}\n"
+    with pytest.raises(type(UNFORESEEN[line])):
+        run([*DRY, *IDS, "--ip-family=ipv4"], {"ISTIO_IPTABLES_TRACEBACK": "1"})
+
+
+def test_an_interrupt_in_a_finalizer() -> None:
+    """Python drops what is raised there: it comes again, and ends the program all the same."""
+    script = """
+import os, signal, time
+from istio_iptables.interrupts import Interrupted, raised
+class Freed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+try:
+    with raised():
+        freed = Freed()
+        del freed
+        time.sleep(20)
+except Interrupted as interrupted:
+    print(interrupted.status)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": str(GOLDEN.parent)},
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+    )
+    assert (done.stdout, done.stderr) == ("143\n", "")

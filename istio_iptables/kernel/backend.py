@@ -40,7 +40,13 @@ class Transaction(Protocol):
     """The change of one table, prepared; nothing has happened before ``commit``."""
 
     def commit(self) -> None:
-        """Make the change in one step; raises KernelRefused, and then nothing has changed."""
+        """Make the change in one step, or none.
+
+        Raises KernelRefused when it was not made, or when that can't be known for sure.
+        """
+
+    def close(self) -> None:
+        """Let go of what a transaction holds, committed or not."""
 
 
 class Fault(NamedTuple):
@@ -115,7 +121,7 @@ class Backend(Protocol):
         """
 
     def forget(self, family: Family, table: str) -> None:
-        """Take away an empty table, where the store has a way to."""
+        """Take away a table that we made and that is empty, where the store has a way to."""
 
 
 class Choice(NamedTuple):

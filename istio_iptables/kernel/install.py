@@ -1,23 +1,27 @@
 """Plan to kernel as one visible step: the namespace has the old rules or the new ones.
 
 Each table changes in one transaction. Everything is prepared and checked before the first of
-them is committed; if a later step fails, the earlier ones go back.
+them is committed: whatever has to be read, built, imported or opened. Whatever goes wrong from
+there on, be it an interrupt or a lack of memory, what was done goes back.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.builder import DIVERT, build_address
 from istio_iptables.errors import Differs, KernelRefused
+from istio_iptables.interrupts import held
 from istio_iptables.kernel import routes
 from istio_iptables.kernel.backend import choose, in_other_backend
 from istio_iptables.kernel.lock import locked
 from istio_iptables.kernel.namespace import entered
+from istio_iptables.kernel.reserve import Reserve
 from istio_iptables.kernel.usernamespace import require_plan_mapped
-from istio_iptables.netfilter.edits import edits, undo
+from istio_iptables.netfilter.edits import apply, edits, undo
 from istio_iptables.netfilter.model import Family, Ruleset, Table
 from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
 from istio_iptables.ours import extract, recognise
@@ -25,8 +29,9 @@ from istio_iptables.ours import extract, recognise
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from istio_iptables.kernel.backend import Backend, Choice
+    from istio_iptables.kernel.backend import Backend, Choice, Transaction
     from istio_iptables.netfilter.edits import Edit
+    from istio_iptables.netfilter.model import Rule
 
 __all__ = ["Where", "clean", "install"]
 
@@ -47,6 +52,7 @@ class Where(NamedTuple):
 
 _HERE = Where()
 _EMPTY = Plan(())
+_TABLES = ("raw", "mangle", "nat")
 _NOTHING: Mapping[str, list[_Step]] = MappingProxyType({})
 
 
@@ -61,11 +67,33 @@ class _Change(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """One thing to do, and how to take it back."""
+    """One thing to do, and how to take it back, be it done, half done or not done at all."""
 
     what: str
     do: Callable[[], None]
     back: Callable[[], None]
+
+
+class _Prepared(NamedTuple):
+    """What is ready to be committed; it holds handles, which *stack* closes."""
+
+    stack: ExitStack
+    link: routes.Link
+
+    def beside(self, change: routes.Change) -> _Step:
+        """A step for a route or an address."""
+        return _Step(change.what, change.do, change.back)
+
+    def table(self, change: _Change, *, check: bool) -> _Step:
+        """A step for a table."""
+        backend, family, table = change.backend, change.family, change.table
+        transaction: Transaction = backend.prepare(family, table, change.steps, check=check)
+        self.stack.callback(transaction.close)
+        return _Step(
+            f"{family.title} table {table} ({backend.name})",
+            transaction.commit,
+            partial(_put_back, change),
+        )
 
 
 def install(
@@ -95,7 +123,7 @@ def clean(tell: Callable[[str], None], where: Where = _HERE) -> None:
 
 
 def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
-    """*tell* for what may be begun anew: a line that was told is not told again."""
+    """*tell*, each line once: what is tried again says the same again."""
     told: set[str] = set()
 
     def tell_once(line: str) -> None:
@@ -135,19 +163,18 @@ def _install(plan: Plan, choice: Choice, tell: Callable[[str], None], *, replace
         old = Plan((), tuple(old_routes), tuple(old_addresses))
         new = Plan((), tuple(new_routes), tuple(new_addresses))
         raise Differs(*_differences(plan, live, old, new, elsewhere))
-    steps = [_reversed(_address_removal(address)) for address in new_addresses]
-    steps += (_reversed(_route_removal(route)) for route in new_routes)
     # The table that captures inbound traffic from now on comes before the one that did.
     order = ("raw", "mangle", "nat") if _uses_tproxy(plan) else ("raw", "nat", "mangle")
-    # As in _clean: what the routes and the address are recognised by goes after them.
-    removals = {
-        "mangle": list(map(_route_removal, old_routes)),
-        "nat": list(map(_address_removal, old_addresses)),
-    }
-    steps += _table_steps(changes, order, removals)
-    steps += _table_steps(elsewhere, ("raw", "nat", "mangle"))
-    _carry_out(steps)
-    _forget([*changes, *elsewhere], plan)
+    with ExitStack() as stack:
+        prepared = _Prepared(stack, stack.enter_context(routes.Link()))
+        link = prepared.link
+        steps = [prepared.beside(link.add_address(address)) for address in new_addresses]
+        steps += (prepared.beside(link.add_route(route)) for route in new_routes)
+        steps += _table_steps(
+            prepared, changes, order, _removals(prepared, old_routes, old_addresses)
+        )
+        steps += _table_steps(prepared, elsewhere, ("raw", "nat", "mangle"))
+        _carry_out([*steps, *_forget(choice, plan)])
     count = sum(ruleset.rule_count for ruleset in plan.rulesets)
     families = " and ".join(ruleset.family.title for ruleset in plan.rulesets)
     tell(f"{'replaced by' if not starts or elsewhere else 'installed'} {count} rules ({families})")
@@ -158,32 +185,38 @@ def _clean(choice: Choice, tell: Callable[[str], None]) -> None:
     changes = _changes(choice.backend, live, Plan(()))
     elsewhere = _other_changes(choice)
     if not (changes or elsewhere):
+        # A run that was killed may have left a table that it had only just made.
+        _carry_out(_forget(choice, Plan(())))
         tell("there are no rules of ours: nothing to do")
         return
-    # What the routes and the address are recognised by goes last, so that a clean that was
-    # killed can be run again.
-    steps = _table_steps(
-        [*changes, *elsewhere],
-        ("raw", "mangle", "nat"),
-        {
-            "mangle": list(map(_route_removal, _our_routes(live, elsewhere))),
-            "nat": list(map(_address_removal, _our_addresses(live, elsewhere))),
-        },
-    )
-    _carry_out(steps)
-    _forget([*changes, *elsewhere], Plan(()))
+    with ExitStack() as stack:
+        prepared = _Prepared(stack, stack.enter_context(routes.Link()))
+        old_routes, old_addresses = _our_routes(live, elsewhere), _our_addresses(live, elsewhere)
+        removals = _removals(prepared, old_routes, old_addresses)
+        steps = _table_steps(prepared, [*changes, *elsewhere], ("raw", "mangle", "nat"), removals)
+        _carry_out([*steps, *_forget(choice, Plan(()))])
     count = sum(len(extract(ruleset).tables) for ruleset in live) + len(elsewhere)
     tell(f"removed our rules from {count} table{'' if count == 1 else 's'}")
 
 
-def _forget(changes: Iterable[_Change], plan: Plan) -> None:
-    """Take away the tables that are left empty, where the backend has a way to."""
+def _forget(choice: Choice, plan: Plan) -> list[_Step]:
+    """Steps that take away our tables that are left empty, where the backend has a way to."""
     planned = {
         (ruleset.family, table.name) for ruleset in plan.rulesets for table in ruleset.tables
     }
-    for change in changes:
-        if (change.family, change.table) not in planned:
-            change.backend.forget(change.family, change.table)
+    steps = []
+    for backend in filter(None, (choice.backend, choice.other)):
+        for family in Family:
+            for table in _TABLES:
+                if backend is choice.other or (family, table) not in planned:
+                    remove = partial(backend.forget, family, table)
+                    # With its rules' own step comes back the table.
+                    steps.append(_Step(f"{family.title} table {table}", remove, _nothing))
+    return steps
+
+
+def _nothing() -> None:
+    """Nothing to take back."""
 
 
 def _read(backend: Backend, plan: Plan = _EMPTY) -> tuple[Ruleset, ...]:
@@ -279,30 +312,28 @@ def _our_addresses(live: Sequence[Ruleset], elsewhere: Sequence[_Change]) -> lis
     return [address] if found and routes.has_address(address) else []
 
 
-def _route_removal(route: PolicyRoute) -> _Step:
-    return _Step(
-        f"the route for mark {route.mark}",
-        lambda: routes.remove_route(route),
-        lambda: routes.add_route(route),
-    )
+def _removals(
+    prepared: _Prepared, old_routes: Iterable[PolicyRoute], addresses: Iterable[InterfaceAddress]
+) -> dict[str, list[_Step]]:
+    """Steps by the table that they come before.
 
-
-def _address_removal(address: InterfaceAddress) -> _Step:
-    return _Step(
-        f"the address {address.address}",
-        lambda: routes.remove_address(address),
-        lambda: routes.add_address(address),
-    )
-
-
-def _reversed(step: _Step) -> _Step:
-    return _Step(step.what, step.back, step.do)
+    What the routes and the address are recognised by goes after them, so that a run that was
+    killed can be run again.
+    """
+    link = prepared.link
+    return {
+        "mangle": [prepared.beside(link.remove_route(route)) for route in old_routes],
+        "nat": [prepared.beside(link.remove_address(address)) for address in addresses],
+    }
 
 
 def _table_steps(
-    changes: Sequence[_Change], order: Sequence[str], before: Mapping[str, list[_Step]] = _NOTHING
+    prepared: _Prepared,
+    changes: Sequence[_Change],
+    order: Sequence[str],
+    before: Mapping[str, list[_Step]] = _NOTHING,
 ) -> list[_Step]:
-    """A step for each change, tables in *order*, each transaction prepared beforehand.
+    """A step for each change, tables in *order*, each transaction prepared.
 
     *before* holds steps to take before the first change of a table, or at the end without one.
     """
@@ -313,52 +344,84 @@ def _table_steps(
     ranked = sorted(changes, key=lambda change: (*order, change.table).index(change.table))
     for change in ranked:
         steps += waiting.pop(change.table, ())
-        transaction = change.backend.prepare(change.family, change.table, change.steps, check=check)
-        steps.append(
-            _Step(
-                f"{change.family.title} table {change.table} ({change.backend.name})",
-                transaction.commit,
-                partial(_put_back, change),
-            )
-        )
+        steps.append(prepared.table(change, check=check))
     for left in waiting.values():
         steps += left
     return steps
 
 
 def _put_back(change: _Change) -> None:
-    """Take the change of one table back."""
-    live = change.live or Table(change.table)
+    """Take the change of one table back, if it was made."""
+    backend, family, table = change.backend, change.family, change.table
+    back = _way_back(change, backend.read(family).table(table))
+    if back:
+        transaction = backend.prepare(family, table, back, check=False)
+        try:
+            transaction.commit()
+        finally:
+            transaction.close()
     if change.live is None:
-        live = change.backend.read(change.family).table(change.table) or live
-        ours = recognise(live)
-        back = edits(change.table, live, None, ours.shared, ours.own_chains)
-    else:
-        back = undo(live, change.steps)
-    change.backend.prepare(change.family, change.table, back, check=False).commit()
-    if change.live is None:
-        change.backend.forget(change.family, change.table)
+        backend.forget(family, table)
+
+
+def _way_back(change: _Change, now: Table | None) -> tuple[Edit, ...]:
+    """The steps from what is there *now* to what was there before the change."""
+    live = change.live
+    # A table that was left empty is taken away.
+    now = now or Table(change.table)
+    if live and _rules(now) == _rules(live):
+        return ()
+    if live and _rules(now) == _rules(apply(live, change.steps)):
+        return undo(live, change.steps)
+    # Somebody else has changed the table too: only our part of it goes back.
+    ours = recognise(now)
+    before = extract(Ruleset(change.family, (live,) if live else ()))
+    return edits(change.table, now, before.table(change.table), ours.shared, ours.own_chains)
+
+
+def _rules(table: Table) -> dict[str, tuple[Rule, ...]]:
+    return {chain.name: chain.rules for chain in table.chains}
 
 
 def _carry_out(steps: Sequence[_Step]) -> None:
-    """Do the steps; if one fails, take back those before it and raise what happened."""
-    done: list[_Step] = []
-    for step in steps:
+    """Do the steps; if something is raised, take back what was done and raise it again.
+
+    Interrupts wait until it is over.
+    """
+    begun: list[_Step] = []
+    with held(), Reserve() as reserve:
         try:
-            step.do()
+            for step in steps:
+                begun.append(step)
+                step.do()
+        except BaseException as error:
+            reserve.release()
+            failed = _take_back(begun)
+            if isinstance(error, KernelRefused):
+                lines = [*error.lines, *failed]
+                if len(begun) > 1 and not failed:
+                    lines.append("everything that was changed before was put back")
+                refused = KernelRefused(*lines)
+                refused.busy = error.busy
+                raise refused from error
+            if failed:
+                what = f"{type(error).__name__}: {error}".rstrip(": ")
+                message = f"the change was broken off: {what}"
+                raise KernelRefused(message, *failed) from error
+            raise
+
+
+def _take_back(begun: Sequence[_Step]) -> list[str]:
+    """Take back the steps, the last of which may be done or not; what could not be, as lines."""
+    failed: list[str] = []
+    for step in reversed(begun):
+        try:
+            _retrying(step.back)
         except KernelRefused as error:
-            lines = list(error.lines)
-            for earlier in reversed(done):
-                try:
-                    earlier.back()
-                except KernelRefused as failed:
-                    lines += (f"could not put back {earlier.what}: {line}" for line in failed.lines)
-            if done and len(lines) == len(error.lines):
-                lines.append("everything that was changed before was put back")
-            refused = KernelRefused(*lines)
-            refused.busy = error.busy
-            raise refused from error
-        done.append(step)
+            failed += (f"could not put back {step.what}: {line}" for line in error.lines)
+        except Exception as error:  # noqa: BLE001 - the other steps have to go back all the same
+            failed.append(f"could not put back {step.what}: {type(error).__name__}: {error}")
+    return failed
 
 
 #: More lines than this are no help; `istio-iptables diff` shows all of them.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from istio_iptables.errors import KernelRefused, SaveFileError
 from istio_iptables.kernel.backend import Fault, Reading, has_our_chains, legacy_tables, refuse
 from istio_iptables.kernel.blobs import UnknownPartError, decode, encode
+from istio_iptables.kernel.capabilities import missing
 from istio_iptables.netfilter.edits import Action
 from istio_iptables.netfilter.model import Chain, Counters, Family, Ruleset, Table
 from istio_iptables.netfilter.savefile import parse, parse_rule
@@ -41,7 +42,8 @@ _XTABLES_VERSIONS = (12, 11, 10)
 def _load_library(*names: str) -> ctypes.CDLL | None:
     for name in names:
         try:
-            return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            # The error number of each call is kept for ctypes.get_errno().
+            return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL, use_errno=True)
         except OSError:
             continue
     return None
@@ -81,21 +83,28 @@ def _import_iptc() -> Any:  # noqa: ANN401 - python-iptables has no types
     util.find_library = _find_library  # type: ignore[attr-defined]
     util.find_libc = lambda: ctypes.CDLL(None)  # type: ignore[attr-defined]
     util.load_kernel = lambda *_arguments, **_options: None  # type: ignore[attr-defined]
-    if "XTABLES_LIBDIR" not in os.environ:
-        multiarch = getattr(sys.implementation, "_multiarch", "")
-        folders = (folder.format(multiarch) for folder in _EXTENSION_FOLDERS)
-        os.environ["XTABLES_LIBDIR"] = next(filter(os.path.isdir, folders), "/usr/lib/xtables")
-    sys.modules["iptc.util"] = util
+    folder = os.environ.get("XTABLES_LIBDIR")
     try:
+        if folder is None:
+            multiarch = getattr(sys.implementation, "_multiarch", "")
+            folders = (each.format(multiarch) for each in _EXTENSION_FOLDERS)
+            os.environ["XTABLES_LIBDIR"] = next(filter(os.path.isdir, folders), "/usr/lib/xtables")
+        sys.modules["iptc.util"] = util
         import iptc
+    except MemoryError:
+        raise
     except Exception as error:
         # Its own message names neither the package nor the library.
-        del sys.modules["iptc.util"]
         message = (
             "python-iptables can't be loaded: is Debian's package iptables (libxtables, libip4tc,"
             f" libip6tc) installed? ({error})"
         )
         raise KernelRefused(message) from error
+    finally:
+        # Both are read while it is imported, and are nothing for the caller's process.
+        sys.modules.pop("iptc.util", None)
+        if folder is None:
+            os.environ.pop("XTABLES_LIBDIR", None)
     return iptc
 
 
@@ -210,6 +219,8 @@ class _Handle:
         self._table_name = table
         self._error = iptc.IPTCError
         maker = iptc.Table if family is Family.IPV4 else iptc.Table6
+        self._table: Any = None
+        ctypes.set_errno(0)
         try:
             self._table = maker(table, autocommit=False)
             # python-iptables keeps its table objects: this one may be another namespace's.
@@ -273,6 +284,7 @@ class _Handle:
     def edit(self, step: Edit) -> None:
         """Carry out one edit in the handle."""
         table, chain = self._table, _Name(step.chain)
+        ctypes.set_errno(0)
         try:
             if step.action is Action.APPEND:
                 table.append_entry(chain, encode(step.rule, self._family))
@@ -297,6 +309,7 @@ class _Handle:
 
     def commit(self) -> None:
         """Put the changed table in place of the kernel's, in one step."""
+        ctypes.set_errno(0)
         try:
             self._table.commit()
         except self._error as error:
@@ -306,14 +319,13 @@ class _Handle:
 
     def _refused(self, error: Exception, *words: str) -> KernelRefused:
         what = " ".join(words)
-        number = _libc_errno()
+        # What libiptc left behind: it keeps no error of its own, and Python has run meanwhile.
+        number = ctypes.get_errno()
         table = f"the {self._family.title} table {self._table_name} (legacy)"
         if isinstance(error, UnknownPartError):
             return KernelRefused(f"can't {what} {table}: {error}")
         reason = os.strerror(number) if number else str(error)
         if number in {errno.EPERM, errno.EACCES}:
-            from istio_iptables.kernel.capabilities import missing
-
             reason += missing()
         elif number == errno.ENOENT:
             reason = "the kernel has no such table (is its module loaded?)"
@@ -324,10 +336,3 @@ class _Handle:
         # two makes that invalid, although our rules are in. Begun anew, it goes on from there.
         refused.busy = number == errno.EAGAIN or (what == "commit" and number == errno.EINVAL)
         return refused
-
-
-def _libc_errno() -> int:
-    """The C library's errno as libiptc left it (python-iptables does not ask ctypes to keep it)."""
-    location = ctypes.CDLL(None)["__errno_location"]
-    location.restype = ctypes.POINTER(ctypes.c_int)
-    return int(location()[0])

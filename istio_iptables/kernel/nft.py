@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_iptables.errors import KernelRefused, SaveFileError
-from istio_iptables.kernel import netlink, nftables
+from istio_iptables.kernel import netlink, nftables, nftbatch
 from istio_iptables.kernel.backend import Fault, Reading, has_our_chains, refuse
 from istio_iptables.kernel.programs import ProgramFailed, run
 from istio_iptables.netfilter.edits import restore_lines
-from istio_iptables.netfilter.model import BUILT_IN_CHAINS, TABLES, Family, Match, Ruleset, Target
+from istio_iptables.netfilter.model import TABLES, Family, Match, Ruleset, Target
 from istio_iptables.netfilter.savefile import parse
 
 if TYPE_CHECKING:
@@ -93,21 +93,14 @@ class Nft:
                     f" process (netlink port {each.owner}), which alone may change it"
                 )
                 raise KernelRefused(message)
-        restore = _Restore(
-            _program(family, "restore"), "\n".join(restore_lines(table, steps)) + "\n"
-        )
+        restore = _Restore(family, table, "\n".join(restore_lines(table, steps)) + "\n")
         if check:
             restore.test()
         return restore
 
     def forget(self, family: Family, table: str) -> None:
-        """Take away the table if it holds nothing: iptables made it for us, so it goes with us."""
-        if not netlink.nft_is_empty(family.number, table, BUILT_IN_CHAINS[table]):
-            return
-        from pyroute2.nftables.main import NFTables
-
-        with NFTables(nfgen_family=family.number) as nft:
-            nft.table("del", name=table)
+        """Take away the table if we made it and it holds nothing."""
+        nftbatch.remove_table(family, table)
 
 
 def _why_unread(family: Family, name: str, error: KernelRefused, *, ours: bool) -> str:
@@ -180,8 +173,10 @@ def _mark(rule: Rule, shown: nftables.Shown) -> Rule:
 class _Restore:
     """The text of one table for iptables-nft-restore, which puts it in place in one step."""
 
-    def __init__(self, program: str, text: str) -> None:
-        self._program = program
+    def __init__(self, family: Family, table: str, text: str) -> None:
+        self._family = family
+        self._table = table
+        self._program = _program(family, "restore")
         self._text = text
 
     def test(self) -> None:
@@ -189,5 +184,12 @@ class _Restore:
         run([self._program, "--noflush", "--test"], self._text)
 
     def commit(self) -> None:
-        """Run the program; the kernel takes the table as a whole or not at all."""
+        """Run the program; the kernel takes the table as a whole or not at all.
+
+        A table that is not there is made first, with the mark by which it is known to be ours.
+        """
+        nftbatch.make_table(self._family, self._table)
         run([self._program, "--noflush"], self._text)
+
+    def close(self) -> None:
+        """Nothing: what is prepared is a text."""

@@ -16,7 +16,8 @@ import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.errors import ValidationFailed
+from istio_iptables import interrupts
+from istio_iptables.errors import KernelRefused, ValidationFailed
 from istio_iptables.kernel.namespace import entered
 from istio_iptables.netfilter.model import Family
 
@@ -80,7 +81,7 @@ def _attempt(probe: Probe, family: Family) -> str:
 
 def _reason(probe: Probe, last: int, target: str, taken: str) -> str:
     """Why no connection arrived, from the error number of the *last* one."""
-    if not _is_proxy(probe) and not _can_become_proxy():
+    if not _is_proxy(probe) and not _can_become_proxy(probe):
         return (
             f"not running as the proxy: the rules know users {_ids(probe.uids)} and groups"
             f" {_ids(probe.gids)}, this is user {os.geteuid()}, group {os.getegid()}, which may"
@@ -107,9 +108,9 @@ def _listen(
     """The listeners that could be had, and which ones could not."""
     listening, taken = [], []
     for port in dict.fromkeys(probe.listeners):
-        listener = open_sockets.enter_context(socket.socket(family.number, socket.SOCK_STREAM))
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            listener = open_sockets.enter_context(socket.socket(family.number, socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((_LISTEN[family], port))
             listener.listen(16)
         except OSError as error:
@@ -126,8 +127,11 @@ def _arrived(listening: Sequence[socket.socket], port: int, family: Family, seco
         for listener in listening:
             selector.register(listener, selectors.EVENT_READ, listener)
         for key, _ in selector.select(seconds):
-            listener = key.data
-            connection, _ = listener.accept()
+            try:
+                connection, _ = key.data.accept()
+            except OSError:
+                # Who connected has given up already.
+                continue
             with connection:
                 if _original_port(connection, family) == port:
                     return True
@@ -150,46 +154,63 @@ def _is_proxy(probe: Probe) -> bool:
     )
 
 
-def _can_become_proxy() -> bool:
-    """Whether a child of ours may take another user id."""
-    child = os.fork()
-    if child == 0:
+def _can_become_proxy(probe: Probe) -> bool:
+    """Whether a child of ours may take a user or a group id that the rules know."""
+
+    def become() -> int:
         try:
-            os.setuid(65534)
+            os.setgid(probe.gids[0][0])
         except OSError:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            os.setuid(probe.uids[0][0])
+        return 0
+
+    return _in_child(become) == 0
+
+
+def _in_child(work: Callable[[], int]) -> int:
+    """The small number that *work* returns in a process of its own, or that of its OSError."""
+    try:
+        child = os.fork()
+    except OSError as error:
+        message = f"can't start a process for the probe: {error.strerror}"
+        raise KernelRefused(message) from error
+    if child == 0:
+        interrupts.as_by_default()
+        status = errno.EIO
+        try:
+            status = work()
+        except OSError as error:
+            status = error.errno or errno.EIO
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def _connect_as_proxy(probe: Probe, family: Family, seconds: float) -> int:
     """Connect once, as the proxy if we may be it; returns the error number, 0 for none."""
     if _is_proxy(probe):
         return _connect(probe, family, seconds)
-    child = os.fork()
-    if child == 0:
-        status = errno.EIO
-        try:
-            # Istio's validator stays root here, and so it always fails as root.
-            with suppress(OSError):
-                os.setgroups([])
-                os.setgid(probe.gids[0][0])
-            with suppress(OSError):
-                os.setuid(probe.uids[0][0])
-            status = _connect(probe, family, seconds)
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def connect() -> int:
+        # Istio's validator stays root here, and so it always fails as root.
+        with suppress(OSError):
+            os.setgroups([])
+            os.setgid(probe.gids[0][0])
+        with suppress(OSError):
+            os.setuid(probe.uids[0][0])
+        return _connect(probe, family, seconds)
+
+    return _in_child(connect)
 
 
 def _connect(probe: Probe, family: Family, seconds: float) -> int:
-    with socket.socket(family.number, socket.SOCK_STREAM) as client:
-        client.settimeout(seconds)
-        try:
+    try:
+        with socket.socket(family.number, socket.SOCK_STREAM) as client:
+            client.settimeout(seconds)
             client.bind((_LISTEN[family], 0))
             client.connect((_CONNECT[family], probe.port))
-        except TimeoutError:
-            return errno.ETIMEDOUT
-        except OSError as error:
-            return error.errno or errno.EIO
+    except TimeoutError:
+        return errno.ETIMEDOUT
+    except OSError as error:
+        return error.errno or errno.EIO
     return 0

@@ -6,6 +6,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
+from istio_iptables import interrupts
 from istio_iptables.errors import KernelRefused
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def run(command: Sequence[str], stdin: str = "") -> str:
             check=False,
             # What it says is quoted, and read.
             env=os.environ | {"LC_ALL": "C"},
+            # Ctrl-C at a terminal is for us: we end the child, or wait for it.
+            process_group=0,
+            preexec_fn=interrupts.mask_of_children(),
         )
     except OSError as error:
         message = f"can't run {program}: {error.strerror or error}"

@@ -1,39 +1,37 @@
-"""Policy routes and the ::6 address: what is there, and changing it through pyroute2."""
+"""Policy routes and the ::6 address: what is there, and changing it through pyroute2.
+
+A change is prepared before anything is done: pyroute2 takes 150 ms to import, and may be missing.
+What is done then is one message after the other, each with the one that takes it back.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import netlink
+from istio_iptables.kernel.capabilities import missing
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import InterfaceAddress, PolicyRoute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    from pyroute2 import IPRoute
-
-__all__ = [
-    "add_address",
-    "add_route",
-    "delivering_routes",
-    "has_address",
-    "has_route",
-    "left_routes",
-    "remove_address",
-    "remove_route",
-]
+__all__ = ["Change", "Link", "delivering_routes", "has_address", "has_route", "left_routes"]
 
 #: Of the rule that leads to the main table.
 _MAIN_PRIORITY = 32766
 _RTPROT_BOOT = 3
 _SCOPE_HOST = 254
-_EXISTS = 17
-_GONE = frozenset({2, 3, 99})  # ENOENT, ESRCH, EADDRNOTAVAIL
+#: The errors that say that there is nothing to do.
+_NOTHING_TO_DO = {
+    "add": frozenset({errno.EEXIST}),
+    "del": frozenset({errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL}),
+}
+_OPPOSITE = {"add": "del", "del": "add"}
 #: Tables of the kernel's own, which hold more than a route of ours whatever they look like.
 _KERNEL_TABLES = frozenset({0, 253, 254, 255})
 
@@ -100,26 +98,133 @@ def delivering_routes() -> tuple[PolicyRoute, ...]:
     )
 
 
-def _change(what: str, *steps: Callable[[Any], object], fine: frozenset[int] = frozenset()) -> None:
-    """Carry out *steps* with pyroute2; an error number in *fine* means there was nothing to do."""
-    from pyroute2 import IPRoute, NetlinkError
+class _Message(NamedTuple):
+    """One message of pyroute2: ``rule``, ``route`` or ``addr``, ``add`` or ``del``, and its words."""
 
-    try:
-        with IPRoute() as ip:
-            for step in steps:
-                try:
-                    step(ip)
-                except NetlinkError as error:
-                    if error.code not in fine:
-                        raise
-    except NetlinkError as error:
-        from istio_iptables.kernel.capabilities import missing
+    about: str
+    action: str
+    words: dict[str, Any]
 
-        message = f"can't {what}: {os.strerror(error.code)}{missing()}"
-        raise KernelRefused(message) from error
-    except OSError as error:
-        message = f"can't {what}: {error.strerror or error}"
-        raise KernelRefused(message) from error
+    @property
+    def opposite(self) -> _Message:
+        """What takes it back."""
+        return self._replace(action=_OPPOSITE[self.action])
+
+
+class Change:
+    """The adding or removal of a policy route or an address, ready to be done and taken back."""
+
+    def __init__(self, link: Link, what: str, verb: str, messages: tuple[_Message, ...]) -> None:
+        self.what = what
+        self._link = link
+        self._verb = verb
+        self._messages = messages
+        self._back: list[_Message] = []
+
+    def do(self) -> None:
+        """Do it; what is there already, or is gone already, is left so."""
+        for message in self._messages:
+            # Noted first: whatever is raised from here on, the kernel may have done it.
+            self._back.append(message.opposite)
+            if not self._send(message, self._verb):
+                self._back.pop()
+
+    def back(self) -> None:
+        """Take back what was done of it."""
+        while self._back:
+            self._send(self._back.pop(), "put back")
+
+    def _send(self, message: _Message, verb: str) -> bool:
+        """Whether there was anything to do for the message."""
+        try:
+            self._link.send(message)
+        except self._link.errors as error:
+            number = getattr(error, "code", 0) or getattr(error, "errno", 0) or 0
+            if number in _NOTHING_TO_DO[message.action]:
+                return False
+            reason = os.strerror(number) if number else str(error)
+            refused = f"can't {verb} {self.what}: {reason}{missing()}"
+            raise KernelRefused(refused) from error
+        return True
+
+
+class Link:
+    """pyroute2's connection to the kernel, in the namespace the process is in.
+
+    It is opened when the first change is prepared. Raises KernelRefused if it can't be.
+    """
+
+    def __init__(self) -> None:
+        self._ip: Any = None
+        #: What sending raises when the kernel refuses.
+        self.errors: tuple[type[Exception], ...] = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ip is not None:
+            self._ip.close()
+
+    def send(self, message: _Message) -> None:
+        """Send one message of a change."""
+        getattr(self._ip, message.about)(message.action, **message.words)
+
+    def _open(self) -> None:
+        if self._ip is not None:
+            return
+        import logging  # pyroute2 needs it in any case
+
+        disabled = logging.root.manager.disable
+        try:
+            # Short of memory, hashlib logs tracebacks and goes on.
+            logging.disable()
+            from pyroute2 import IPRoute, NetlinkError
+        except MemoryError:
+            raise
+        except Exception as error:
+            # Loading runs its modules, which may raise anything.
+            message = f"pyroute2, which changes routes and addresses, can't be loaded: {error}"
+            raise KernelRefused(message) from error
+        finally:
+            logging.disable(disabled)
+        self.errors = (NetlinkError, OSError)
+        try:
+            self._ip = IPRoute()
+        except self.errors as error:
+            message = f"can't open pyroute2's connection to the kernel: {error}"
+            raise KernelRefused(message) from error
+
+    def add_route(self, route: PolicyRoute) -> Change:
+        """Adds the route and then the rule that leads to it; what is there already stays as it is."""
+        messages = [_Message("route", "add", _route_words(route))]
+        if not _priorities(route):
+            words = _rule_words(route, _free_priority(route.family))
+            messages.append(_Message("rule", "add", words))
+        return self._change(f"the route '{' '.join(route.commands[1])}'", "add", messages)
+
+    def remove_route(self, route: PolicyRoute) -> Change:
+        """Removes the route, and then every copy of the rule, by which the route is found."""
+        messages = [_Message("route", "del", _route_words(route))]
+        # Each by its priority: pyroute2 looks for the rule at 32000 when it is not told where.
+        messages += (
+            _Message("rule", "del", _rule_words(route, number)) for number in _priorities(route)
+        )
+        return self._change(f"the rule '{' '.join(route.commands[0])}'", "remove", messages)
+
+    def add_address(self, address: InterfaceAddress) -> Change:
+        """Adds the address to its interface, if it is not there."""
+        what = f"the address {address.address} to {address.interface}"
+        return self._change(what, "add", [_Message("addr", "add", _address_words(address))])
+
+    def remove_address(self, address: InterfaceAddress) -> Change:
+        """Removes the address from its interface, if it is there."""
+        what = f"the address {address.address} from {address.interface}"
+        return self._change(what, "remove", [_Message("addr", "del", _address_words(address))])
+
+    def _change(self, what: str, verb: str, messages: Iterable[_Message]) -> Change:
+        self._open()
+        return Change(self, what, verb, tuple(messages))
 
 
 def _route_words(route: PolicyRoute) -> dict[str, Any]:
@@ -128,32 +233,11 @@ def _route_words(route: PolicyRoute) -> dict[str, Any]:
         "family": route.family.number,
         "dst": "default",
         "type": "local",
-        "oif": socket.if_nametoindex("lo"),
+        "oif": _interface("lo"),
         "table": route.table,
         "proto": _RTPROT_BOOT,
         "scope": _SCOPE_HOST,
     }
-
-
-def add_route(route: PolicyRoute) -> None:
-    """Add the route and then the rule that leads to it; what is there already stays as it is."""
-    steps: list[Callable[[Any], object]] = [lambda ip: ip.route("add", **_route_words(route))]
-    if not _priorities(route):
-        words = _rule_words(route, _free_priority(route.family))
-        steps.append(lambda ip: ip.rule("add", **words))
-    _change(f"add the route '{' '.join(route.commands[1])}'", *steps, fine=frozenset({_EXISTS}))
-
-
-def remove_route(route: PolicyRoute) -> None:
-    """Remove the route, and then every copy of the rule, by which the route is found."""
-    steps: list[Callable[[Any], object]] = [lambda ip: ip.route("del", **_route_words(route))]
-    # Each by its priority: pyroute2 looks for the rule at 32000 when it is not told where.
-    steps += (partial(_delete_rule, _rule_words(route, number)) for number in _priorities(route))
-    _change(f"remove the rule '{' '.join(route.commands[0])}'", *steps, fine=_GONE)
-
-
-def _delete_rule(words: dict[str, Any], ip: IPRoute) -> None:
-    ip.rule("del", **words)
 
 
 def _rule_words(route: PolicyRoute, priority: int) -> dict[str, Any]:
@@ -161,30 +245,18 @@ def _rule_words(route: PolicyRoute, priority: int) -> dict[str, Any]:
     return {"family": number, "fwmark": route.mark, "table": route.table, "priority": priority}
 
 
-def add_address(address: InterfaceAddress) -> None:
-    """Add the address to its interface, if it is not there."""
-    words = _address_words(address)
-    _change(
-        f"add the address {address.address} to {address.interface}",
-        lambda ip: ip.addr("add", **words),
-        fine=frozenset({_EXISTS}),
-    )
-
-
-def remove_address(address: InterfaceAddress) -> None:
-    """Remove the address from its interface, if it is there."""
-    words = _address_words(address)
-    _change(
-        f"remove the address {address.address} from {address.interface}",
-        lambda ip: ip.addr("del", **words),
-        fine=_GONE,
-    )
-
-
 def _address_words(address: InterfaceAddress) -> dict[str, Any]:
     return {
         "family": address.family.number,
-        "index": socket.if_nametoindex(address.interface),
+        "index": _interface(address.interface),
         "address": address.address,
         "prefixlen": address.prefix,
     }
+
+
+def _interface(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        message = f"can't find the interface {name}: {error.strerror or error}"
+        raise KernelRefused(message) from error

@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from istio_iptables import interrupts
 from istio_iptables.errors import IstioIptablesError, KernelRefused
 from istio_iptables.lab import kernelcalls
 from istio_iptables.lab.kernelcalls import NEW_IPC, NEW_MOUNTS, NEW_NETWORK, NEW_PROCESSES
@@ -53,6 +54,7 @@ def in_world(work: Callable[[int], _Result], *, interrupts_end_it: bool = True) 
     caller = os.getpid()
     guard = os.fork()
     if guard == 0:
+        interrupts.as_by_default()
         os.close(reader)
         end_with(lambda: _guard(caller, writer, work), writer)
     os.close(writer)

@@ -6,6 +6,7 @@ backends carry out: one list, so that these can't differ.
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -146,8 +147,18 @@ def apply(live: Table, steps: Iterable[Edit]) -> Table:
 def undo(live: Table, steps: Iterable[Edit]) -> tuple[Edit, ...]:
     """The steps that lead back to *live* from what *steps* make of it, rule by rule."""
     chains = {chain.name: list(chain.rules) for chain in live.chains}
-    reverse = [_perform(chains, step) for step in steps]
-    return tuple(step for group in reversed(reverse) for step in group)
+    ever = Counter((chain.name, rule.text) for chain in live.chains for rule in chain.rules)
+    reverse = []
+    for step in steps:
+        reverse.append(_perform(chains, step))
+        if step.action in {Action.APPEND, Action.INSERT}:
+            ever[step.chain, step.rule.text] += 1
+    return tuple(
+        # Whatever else is in the chain by then: the text of a rule that came once is enough.
+        step._replace(by_text=step.action is Action.DELETE and ever[step.chain, step.rule.text] < 2)  # noqa: PLR2004 - once
+        for group in reversed(reverse)
+        for step in group
+    )
 
 
 def _perform(chains: dict[str, list[Rule]], step: Edit) -> list[Edit]:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from istio_iptables.builder import build
+from istio_iptables.kernel import legacy, nft
+from istio_iptables.kernel.host import Host
+from istio_iptables.kernel.install import Where
+from istio_iptables.kernel.install import install as apply
 from istio_iptables.netfilter.model import Family
+from istio_iptables.settings.config import configure
+from istio_iptables.settings.sources import gather
 from tests.kernel.configurations import CONFIGURATIONS, DUAL, TPROXY, UNLIKE
 from tests.kernel.foreign import load_layout
 from tests.kernel.sandbox import (
@@ -243,6 +251,142 @@ def test_nft_rules_that_iptables_can_not_read() -> None:
     assert result.status == 1
     assert any("rules that iptables can't show" in line for line in result.errors)
     assert command("nft", "list", "ruleset") == before
+
+
+#: From the start of Python to where there is enough of it, in KiB of address space.
+MEMORY = range(14_000, 60_000, 2_300)
+
+
+@pytest.mark.parametrize("first", ["everything", "documented"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_too_little_memory(backend: str, first: str) -> None:
+    """A replace under ulimit -v has the old rules or the new ones, and one line why."""
+    second = "documented" if first == "everything" else "everything"
+    install(backend, *CONFIGURATIONS[first])
+    before = state(backends=(backend,))
+    refused = 0
+    for limit in MEMORY:
+        script = f'ulimit -v {limit}; exec "$0" "$@"'
+        words = (CLI, "--force-iptables-binary", backend, *CONFIGURATIONS[second], "--reconcile")
+        result = process("sh", "-c", script, *words)
+        if result.status == 0:
+            break
+        assert state(backends=(backend,)) == before
+        if ": error: " in result.err:
+            # Otherwise Python had not come as far as to our code.
+            refused += 1
+            assert "Traceback" not in result.err
+            assert result.err.count(": error: ") == 1, result.err
+    assert refused > 3
+
+
+@pytest.mark.parametrize("words", [(*DUAL, "--reconcile"), ("clean",)], ids=["replace", "clean"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pyroute2_can_not_be_loaded(backend: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    """What takes the policy route away is loaded before anything is done."""
+    install(backend, *CONFIGURATIONS["everything"])
+    before = state()
+    (tmp_path / "pyroute2").mkdir()
+    (tmp_path / "pyroute2" / "__init__.py").write_text("raise ImportError('it is broken')")
+    words = (*words, "--force-iptables-binary", backend)
+    result = process(CLI, *words, environment={"PYTHONPATH": str(tmp_path)})
+    check_told(result, "pyroute2", "can't be loaded", "it is broken")
+    assert state() == before
+
+
+class _Broken(BaseException):
+    """What no code expects."""
+
+
+@pytest.mark.parametrize("error", [MemoryError, OSError, SystemError, KeyboardInterrupt, _Broken])
+@pytest.mark.parametrize("done", [False, True], ids=["before", "behind"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_anything_may_be_raised(
+    backend: str,
+    done: bool,  # noqa: FBT001 - a case
+    error: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before or behind each commit of a table: everything goes back, and the error goes on."""
+    made = legacy._Handle if backend == "legacy" else nft._Restore
+    commit = made.commit
+    install(backend, *CONFIGURATIONS["everything"])
+    before = state(backends=(backend,))
+    values, _ = gather({"dual_stack": "true", "istio_service_cidr": "*"}, {})
+    plan = build(configure(values, Host())[0])
+    for fatal in range(1, 7):
+        commits = 0
+
+        def failing(self: Any) -> None:
+            nonlocal commits
+            commits += 1
+            if commits == fatal and not done:  # noqa: B023 - called in this round only
+                raise error
+            commit(self)
+            if commits == fatal:  # noqa: B023 - see above
+                raise error
+
+        monkeypatch.setattr(made, "commit", failing)
+        with pytest.raises(error):
+            apply(plan, lambda _: None, Where(backend=backend), replace=True)
+        monkeypatch.undo()
+        assert state(backends=(backend,)) == before
+
+
+@pytest.mark.parametrize("end", ["exit 1", "kill -KILL $$", "kill -TERM $$"])
+def test_a_child_that_has_done_its_work_may_still_fail(end: str, programs: Path) -> None:
+    """Whether iptables-nft-restore has changed the table is asked of the kernel, not of its status."""
+    install("nft", *CONFIGURATIONS["everything"])
+    before = state(backends=("nft",))
+    for name in ("iptables-nft-restore", "ip6tables-nft-restore"):
+        _fake(programs, name, f'/usr/sbin/{name} "$@" || exit; [ $# = 1 ] || exit 0\n{end}')
+    path = {"PATH": f"{programs}:/usr/sbin:/usr/bin"}
+    for words in ((*DUAL, "--reconcile"), ("--cleanup-only",)):
+        result = process(CLI, "--force-iptables-binary", "nft", *words, environment=path)
+        assert result.status == 1, result
+        # Each child that puts a table back fails as well, after it has done so.
+        assert "Traceback" not in result.err
+        assert state(backends=("nft",)) == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_refusal_leaves_nothing_open(backend: str) -> None:
+    """Handles of tables that were prepared and not committed are closed."""
+    run("--cleanup-only")
+    set_loopback(up=False)
+    assert install(backend, *TPROXY).status == 1
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        assert install(backend, *TPROXY).status == 1
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_loading_python_iptables_leaves_the_process_alone() -> None:
+    """No variable and no module stays that was there only for its import."""
+    script = (
+        "import os, sys; before = dict(os.environ)\n"
+        "from istio_iptables.kernel.legacy import _import_iptc; _import_iptc()\n"
+        "assert dict(os.environ) == before\n"
+        "import iptc.util; assert iptc.util.__file__"
+    )
+    assert process(sys.executable, "-c", script) == Finished(0, "", "")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_few_descriptors(backend: str) -> None:
+    """With any number of descriptors: all of the new rules or all of the old ones."""
+    install(backend, *CONFIGURATIONS["everything"])
+    before = state(backends=(backend,))
+    for limit in range(5, 40):
+        script = f'ulimit -n {limit}; exec "$0" "$@"'
+        words = (CLI, "--force-iptables-binary", backend, *DUAL, "--reconcile")
+        result = process("sh", "-c", script, *words)
+        if result.status == 0:
+            break
+        assert "Traceback" not in result.err or ": error: " not in result.err
+        assert state(backends=(backend,)) == before
+    assert result.status == 0
+    assert limit > 10
 
 
 def test_no_more_files_can_be_opened() -> None:

@@ -1,0 +1,52 @@
+"""What a roll-back needs, held back: when descriptors or memory are short, that is why there is one."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Self
+
+from istio_iptables.errors import KernelRefused
+
+__all__ = ["Reserve"]
+
+#: A child with its three pipes, one more for its start, and a connection to the kernel.
+_DESCRIPTORS = 10
+#: Address space, of which no page is touched: to read a large table and to write it again.
+_BYTES = 8 << 20
+
+
+class Reserve:
+    """Descriptors and address space that nobody else has until they are released.
+
+    Raises KernelRefused if there are not enough of them any more.
+    """
+
+    def __init__(self) -> None:
+        self._descriptors: list[int] = []
+        self._space: mmap.mmap | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._space = mmap.mmap(-1, _BYTES)
+            self._descriptors.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            while len(self._descriptors) < _DESCRIPTORS:
+                self._descriptors.append(os.dup(self._descriptors[0]))
+        except OSError as error:
+            self.release()
+            message = (
+                f"nothing was begun, since there is not enough to take it back: {error.strerror}"
+            )
+            raise KernelRefused(message) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give it all free."""
+        if self._space is not None:
+            self._space.close()
+            self._space = None
+        while self._descriptors:
+            os.close(self._descriptors.pop())
