@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from istio_iptables import __version__
-from istio_iptables.builder import build
 from istio_iptables.commandline import SettingsCommand, Subcommand, flags_given, split_extra
 from istio_iptables.configured import PROGRAM, configured, effective, tell
-from istio_iptables.errors import ExitStatus, IstioIptablesError, UsageProblems
+from istio_iptables.errors import ExitStatus, IstioIptablesError
 from istio_iptables.netfilter import formats
 from istio_iptables.netfilter.model import Family
 
@@ -73,8 +72,7 @@ def _open_missing_streams() -> None:
 def _run(ctx: click.Context, /, **_: object) -> ExitStatus | None:
     if ctx.invoked_subcommand is not None:
         return None
-    config, values = configured(flags_given(ctx), split_extra(ctx.args), os.environ)
-    plan = build(config)
+    config, values, plan = configured(flags_given(ctx), split_extra(ctx.args), os.environ)
     if config.dry_run:
         _print(plan, config, values)
         return ExitStatus.DONE
@@ -93,7 +91,6 @@ def _apply(plan: Plan, config: Config) -> None:
     if config.cleanup_only:
         clean(_note, where)
     elif not config.skip_rule_apply:
-        _warn_of_loops(plan, config)
         install(plan, _note, where, replace=config.reconcile or config.force_apply)
     if config.run_validation:
         from istio_iptables.kernel.probe import Probe, validate
@@ -110,16 +107,6 @@ def _apply(plan: Plan, config: Config) -> None:
             _note,
             namespace=config.network_namespace,
         )
-
-
-def _warn_of_loops(plan: Plan, config: Config) -> None:
-    """Tell of rules that would send Envoy's traffic back to it, or let applications escape."""
-    from istio_iptables.loops import findings
-
-    lines = [finding.line for finding in findings(plan.rulesets, plan.routes, config)]
-    if lines and config.strict:
-        raise UsageProblems([f"{line} (--strict)" for line in lines])
-    tell("warning", lines)
 
 
 def _print(plan: Plan, config: Config, values: Mapping[str, Value]) -> None:

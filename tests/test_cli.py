@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 DRY = ["--dry-run", "--ip-family", "ipv4"]
 IDS = ["-u", "1337"]
+PLAIN = [*DRY, *IDS, "-i", "*", "-b", "*"]
 
 # Refusals: arguments, environment, and a fragment of the one line that tells the problem.
 REFUSALS: list[tuple[str, list[str], dict[str, str], str]] = [
@@ -165,11 +167,16 @@ def test_control_characters_get_nowhere(name: str, letter: str) -> None:
 WARNINGS: list[tuple[str, list[str], dict[str, str], str]] = [
     (
         "q-with-all",
-        ["-i", "*", "-q", "80"],
+        ["-q", "80"],
         {},
         "(-q): no effect: all outbound traffic is captured",
     ),
-    ("d-without-all", ["-d", "80"], {}, "(-d): no effect: it excludes ports from -b '*' only"),
+    (
+        "d-without-all",
+        ["-b", "90", "-d", "80"],
+        {},
+        "(-d): no effect: it excludes ports from -b '*' only",
+    ),
     ("all-dns-alone", ["--capture-all-dns"], {}, "--capture-all-dns: no effect: it needs"),
     ("ipv6-off", ["-i", "fd00::/8"], {}, "(-i): no effect: IPv6 is off, which leaves fd00::/8"),
     ("mark-redirect", ["-t", "5"], {}, "(-t): no effect: only TPROXY"),
@@ -193,6 +200,95 @@ WARNINGS: list[tuple[str, list[str], dict[str, str], str]] = [
     ),
     ("bad-boolean-case", [], {"INVALID_DROP": "tRUE"}, "INVALID_DROP: 'tRUE' is not a boolean"),
     ("envoy-port", [], {"ENVOY_PORT": "9"}, "ENVOY_PORT: not read"),
+    ("nothing-outbound", ["-i", ""], {}, "nothing outbound is captured: --istio-service-cidr (-i)"),
+    (
+        "nothing-inbound",
+        ["-b", ", "],
+        {},
+        "nothing inbound is captured: --istio-inbound-ports (-b)",
+    ),
+    (
+        "nothing-at-all",
+        ["-i=", "-b="],
+        {},
+        "nothing is captured, outbound or inbound: --istio-service-cidr (-i) is empty;",
+    ),
+    (
+        "nothing-but-dns",
+        ["-i", "", "--redirect-dns", "--capture-all-dns"],
+        {},
+        "nothing but DNS outbound is captured",
+    ),
+    (
+        "no-owner-group",
+        ["--redirect-dns", "--capture-all-dns"],
+        {"ISTIO_OUTBOUND_OWNER_GROUPS": ""},
+        "nothing outbound is captured: ISTIO_OUTBOUND_OWNER_GROUPS is empty",
+    ),
+    (
+        "every-destination-excluded",
+        ["-x", "1.2.3.4/0"],
+        {},
+        "nothing outbound is captured: --istio-service-exclude-cidr (-x) excludes every destination",
+    ),
+    (
+        "every-outbound-port-excluded",
+        ["-o", "3000:65535,1:2999"],
+        {},
+        "nothing outbound is captured: --istio-local-outbound-ports-exclude (-o) excludes every",
+    ),
+    (
+        "every-inbound-port-excluded",
+        ["-d", "1:65535"],
+        {},
+        "nothing inbound is captured: --istio-local-exclude-ports (-d) excludes every port",
+    ),
+    (
+        "every-interface-excluded",
+        ["-c", "eth0,+"],
+        {},
+        "nothing is captured, outbound or inbound: --istio-exclude-interfaces (-c) excludes every",
+    ),
+    ("port-zero", ["-d", "80,0"], {}, "--istio-local-exclude-ports (-d): port 0 matches next to"),
+    ("every-port", ["-b", ":65535"], {}, "--istio-inbound-ports (-b): 0:65535 is every port"),
+    ("no-tunnel-port", [], {"INBOUND_TUNNEL_PORT": "0"}, "INBOUND_TUNNEL_PORT: port 0 matches"),
+    (
+        "same-ports",
+        ["-p", "15006"],
+        {},
+        "--inbound-capture-port (-z): 15006 is also the port of --envoy-port (-p)",
+    ),
+    (
+        "port-of-the-tunnel",
+        ["-e", "15001"],
+        {},
+        "--inbound-tunnel-port (-e): 15001 is also the port of --envoy-port (-p)",
+    ),
+    (
+        "port-of-the-agent",
+        ["-z", "15053", "--redirect-dns", "--capture-all-dns"],
+        {},
+        "15053 is also the port of --inbound-capture-port (-z)",
+    ),
+    (
+        "port-of-the-probe",
+        ["--run-validation", "--iptables-probe-port", "15006"],
+        {},
+        "--iptables-probe-port: 15006 is also the port of --inbound-capture-port (-z)",
+    ),
+    (
+        "application-user",
+        ["-u", "1000"],
+        {},
+        "runs as the proxy's uid 1000 escapes; decided by nat",
+    ),
+    ("application-group", ["-g", "5,1000-1001"], {}, "runs as the proxy's gid 1000 escapes"),
+    (
+        "loopback-of-envoy",
+        [],
+        {"ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR": "127.0.0.2/32"},
+        "what Envoy asks the agent would be sent back",
+    ),
 ]
 
 
@@ -202,23 +298,23 @@ WARNINGS: list[tuple[str, list[str], dict[str, str], str]] = [
     ids=[row[0] for row in WARNINGS],
 )
 def test_warned(arguments: list[str], environment: dict[str, str], fragment: str) -> None:
-    """What has no effect is told in one line; --strict makes it an error."""
-    result = run([*DRY, *IDS, *arguments], environment)
+    """What has no effect, or escapes, is told in one line; --strict makes it an error."""
+    result = run([*PLAIN, *arguments], environment)
     assert result.status == 0
     assert result.out.startswith("# IPv4\n*")
     (warning,) = result.warnings
     assert fragment in warning
-    strict = run([*DRY, *IDS, "--strict", *arguments], environment)
+    strict = run([*PLAIN, "--strict", *arguments], environment)
     assert (strict.status, strict.out) == (2, "")
     assert strict.errors == [f"{warning} (--strict)"]
 
 
 def test_strict_without_warnings() -> None:
     """--strict changes nothing where there is nothing to warn of."""
-    assert run([*DRY, *IDS, "--strict"]) == run([*DRY, *IDS])
+    result = run([*PLAIN, "--strict"])
+    assert result == run(PLAIN)
+    assert (result.status, result.err) == (0, "")
 
-
-PLAIN = [*DRY, *IDS, "-i", "*", "-b", "*"]
 
 # The ways to say the same in Go's flags.
 SPELLINGS: list[tuple[list[str], list[str]]] = [
@@ -312,7 +408,7 @@ def test_version() -> None:
 
 def test_verbose_tells_where_each_value_came_from() -> None:
     """-v shows each setting in force and its source on stderr, and stdout stays the same."""
-    arguments = [*DRY, "-i", "*"]
+    arguments = [*DRY, "-i", "*", "-b", "*"]
     environment = {"PROXY_UID": "5", "ISTIO_META_DNS_CAPTURE": "false", "REDIRECT_DNS": "true"}
     quiet, told = (run([*arguments, *more], environment) for more in ([], ["-v"]))
     assert told.out == quiet.out
@@ -419,7 +515,7 @@ def test_a_dry_run_without_addresses(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to make an empty namespace")
     done = subprocess.run(
-        ["unshare", "--net", sys.executable, "-m", "istio_iptables", "-n", *IDS],
+        ["unshare", "--net", sys.executable, "-m", "istio_iptables", "-n", *PLAIN[3:]],
         env={"PYTHONPATH": str(GOLDEN.parent), "PATH": os.environ["PATH"]},
         cwd=tmp_path,
         capture_output=True,
@@ -427,7 +523,7 @@ def test_a_dry_run_without_addresses(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     assert done.returncode == 0
-    assert done.stdout == run([*DRY, *IDS]).out
+    assert done.stdout == run(PLAIN).out
     assert done.stderr == (
         "istio-iptables: warning: no address to tell the address families by: IPv4 is assumed\n"
     )
@@ -439,7 +535,7 @@ def test_a_reader_that_has_seen_enough() -> None:
         [
             "sh",
             "-c",
-            f"{sys.executable} -m istio_iptables -n --ip-family ipv4 | head -c 5 >/dev/null",
+            f"{sys.executable} -m istio_iptables {shlex.join(PLAIN)} | head -c 5 >/dev/null",
         ],
         env={"PYTHONPATH": str(GOLDEN.parent), "PATH": os.environ["PATH"]},
         capture_output=True,
@@ -452,7 +548,7 @@ def test_a_reader_that_has_seen_enough() -> None:
 def test_bytes_that_are_no_text() -> None:
     """An interface name of any bytes is printed as those bytes."""
     done = subprocess.run(
-        [sys.executable, "-m", "istio_iptables", "-n", "--ip-family=ipv4", "-c", b"\xff\xfe"],
+        [sys.executable, "-m", "istio_iptables", *PLAIN, "-c", b"\xff\xfe"],
         env={"PYTHONPATH": str(GOLDEN.parent), "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
         capture_output=True,
         check=False,

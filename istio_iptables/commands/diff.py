@@ -9,7 +9,7 @@ import click
 
 from istio_iptables.commandline import SettingsCommand
 from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules, read_text
-from istio_iptables.configured import tell
+from istio_iptables.configured import Purpose, tell
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
 from istio_iptables.netfilter.drift import beside, differences
 from istio_iptables.netfilter.model import Family
@@ -42,7 +42,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         )
     if golden is not None:
         return _with_golden(asked(ctx, either_family=False), golden, as_json=options["as_json"])
-    given = asked(ctx, either_family=against is not None)
+    given = asked(ctx, either_family=against is not None, purpose=Purpose(live=against is None))
     if against is None:
         comparison = _with_live(given)
     else:

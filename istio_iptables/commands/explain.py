@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,9 +11,10 @@ import click
 from istio_iptables.commandline import SettingsCommand
 from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules
 from istio_iptables.commands.question import question
-from istio_iptables.configured import tell
+from istio_iptables.configured import Purpose, tell, warn
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
-from istio_iptables.loops import APPLICATIONS, findings
+from istio_iptables.escapes import APPLICATIONS
+from istio_iptables.loops import findings, left_out_live, with_proxies_of
 from istio_iptables.netfilter.model import Family, Ruleset
 from istio_iptables.netfilter.packet import World
 from istio_iptables.netfilter.trace import trace
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from istio_iptables.commands.material import Asked
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.netfilter.plan import PolicyRoute
-    from istio_iptables.settings.config import Config
-
 __all__ = ["command"]
 
 _PACKET_OPTIONS = ("proto", "src", "dst", "iface", "uid", "gid", "mark", "connmark", "ctstate")
@@ -45,9 +45,15 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         raise UsageProblems(["--in, --out: a packet goes one way: give one of them"])
     if rules is not None and (live or options["network_namespace"]):
         raise UsageProblems(["--rules: the rules are the file's, or live ones: give one of them"])
+    live = live or bool(options["network_namespace"] or os.environ.get("NETWORK_NAMESPACE"))
+    way = "inbound" if options["incoming"] else "outbound"
     # Somebody else's rules: the family of the plan must not depend on this machine.
-    given = asked(ctx, either_family=rules is not None)
-    subject = _subject(given, rules, options["family"], live=live or _has_namespace(given.config))
+    given = asked(
+        ctx,
+        either_family=rules is not None,
+        purpose=Purpose(() if live or rules is not None else (way,), follow=False),
+    )
+    subject = _subject(given, rules, options["family"], live=live)
     family = Family(options["family"]) if options["family"] else None
     if family is None and len(subject.rulesets) == 1:
         family = subject.rulesets[0].family
@@ -70,7 +76,14 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     people = list(APPLICATIONS)
     if packet.uid is not None and packet.gid is not None:
         people.append((packet.uid, packet.gid))
-    faults = findings(subject.rulesets, subject.routes, given.config, people)
+    proxy = given.config
+    if not given.given & {"proxy_uid", "proxy_gid"}:
+        proxy = with_proxies_of(proxy, subject.rulesets)
+    faults = findings(subject.rulesets, subject.routes, proxy, people)
+    if subject.addresses is not None:
+        warn(left_out_live(subject.rulesets, subject.addresses), strict=given.config.strict)
+    if given.config.strict:
+        warn([finding.line for finding in faults], strict=True)
     from istio_iptables.commands import explanation
 
     telling = explanation.Explanation(about, found, given.config, given.plan, faults)
@@ -91,10 +104,6 @@ def _own_addresses(packet: Packet) -> tuple[str, ...]:
     if packet.out_interface == "lo":
         ends.append(packet.destination)
     return tuple(each for each in ends if each is not None)
-
-
-def _has_namespace(config: Config) -> bool:
-    return bool(config.network_namespace)
 
 
 def _subject(given: Asked, rules: str | None, family: str | None, *, live: bool) -> _Subject:

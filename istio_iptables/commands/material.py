@@ -6,9 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.builder import build
 from istio_iptables.commandline import flags_given, split_extra
-from istio_iptables.configured import configured
+from istio_iptables.configured import Purpose, configured
 from istio_iptables.errors import CannotTell, SaveFileError
 from istio_iptables.netfilter.documents import rulesets
 from istio_iptables.netfilter.model import Family
@@ -44,10 +43,12 @@ class Asked(NamedTuple):
 
     config: Config
     plan: Plan
+    #: The names of the settings that somebody gave.
+    given: frozenset[str]
 
 
-def asked(ctx: click.Context, *, either_family: bool) -> Asked:
-    """The plan of the flags and the environment; warnings are told.
+def asked(ctx: click.Context, *, either_family: bool, purpose: Purpose | None = None) -> Asked:
+    """The plan of the flags and the environment; warnings are told, as *purpose* has it.
 
     With *either_family*, the plan has both families unless --ip-family says otherwise: the
     rules that it is held against are those of another machine than this.
@@ -58,8 +59,10 @@ def asked(ctx: click.Context, *, either_family: bool) -> Asked:
         flags.setdefault("ip_family", "dual")
     # Nothing is installed here, so what is unknown about the machine is assumed, and said.
     flags["dry_run"] = "true"
-    config, _ = configured(flags, split_extra(ctx.args), os.environ)
-    return Asked(config, build(config))
+    config, values, plan = configured(
+        flags, split_extra(ctx.args), os.environ, purpose or Purpose()
+    )
+    return Asked(config, plan, frozenset(name for name in values if values[name].given))
 
 
 def read_text(path: str) -> str:
