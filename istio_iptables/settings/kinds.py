@@ -146,12 +146,12 @@ def _ports(text: str, _: Names) -> PortRange:
         raise _Refused(reason)
     first, colon, last = text.partition(":")
     if not colon:
-        reason = f"is not a port: a port is a number from 0 to {_MAX_PORT}, a range is 80:90"
+        reason = f"is not a port: a port is a number from 1 to {_MAX_PORT}, a range is 80:90"
         raise _Refused(reason)
     # iptables reads an open end as the lowest or the highest port there is.
     low, high = _number(first) if first else 0, _number(last) if last else _MAX_PORT
     if low is None or high is None or high > _MAX_PORT or not (first or last):
-        reason = f"is not a port range: both ends are numbers from 0 to {_MAX_PORT}"
+        reason = f"is not a port range: both ends are numbers from 1 to {_MAX_PORT}"
         raise _Refused(reason)
     if low > high:
         reason = f"is not a port range: {low} is larger than {high}"

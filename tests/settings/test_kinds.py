@@ -98,7 +98,7 @@ REFUSED: list[tuple[Kind, str, str]] = [
     (Kind.PORT, "80:90", "is not a port"),
     (Kind.TUNNEL_PORT, "00", "is not a port"),
     (Kind.TUNNEL_PORT, "65536", "from 1 to 65535"),
-    (Kind.PORTS, "65536", "from 0 to 65535"),
+    (Kind.PORTS, "65536", "from 1 to 65535"),
     (Kind.PORTS, "080", "is not a port"),
     (Kind.PORTS, "\u0668\u0660", "is not a port"),
     (Kind.PORTS, "http", "is not a port"),
