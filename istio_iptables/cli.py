@@ -72,7 +72,7 @@ def _open_missing_streams() -> None:
 def _run(ctx: click.Context, /, **_: object) -> ExitStatus | None:
     if ctx.invoked_subcommand is not None:
         return None
-    config, values, plan = configured(flags_given(ctx), split_extra(ctx.args), os.environ)
+    config, values, plan = configured(flags_given(ctx), split_extra(ctx), os.environ)
     if config.dry_run:
         _print(plan, config, values)
         return ExitStatus.DONE

@@ -95,7 +95,21 @@ REFUSALS: list[tuple[str, list[str], dict[str, str], str]] = [
     ("unknown-flag", ["--no-such-flag"], {}, "--no-such-flag: there is no such option"),
     ("unknown-flag-value", ["--no-such-flag=5"], {}, "--no-such-flag: there is no such option"),
     ("after-the-end-of-options", ["--", "-b"], {}, "-b: there is no such option"),
-    ("log-flag-without-value", ["--log_target"], {}, "'--log_target' requires an argument"),
+    ("log-flag-without-value", ["--log_target"], {}, "--log_target: the value is missing"),
+    ("no-value", ["-b"], {}, "--istio-inbound-ports (-b): the value is missing"),
+    ("typo", ["--dryrun"], {}, "--dryrun: there is no such option: did you mean --dry-run?"),
+    (
+        "part-of-a-name",
+        ["--port", "80"],
+        {},
+        "--port: there is no such option: did you mean --envoy-",
+    ),
+    ("no-file", ["--config=x"], {}, "--config: there is no such option: there is no configuration"),
+    ("namespace", ["--namespace", "x"], {}, "did you mean --network-namespace?"),
+    ("of-explain", ["--dst", "1.2.3.4"], {}, "it is an option of 'istio-iptables explain', which"),
+    ("escape-sequence", ["--\x1b[2J"], {}, r"'--\x1b[2J': there is no such option"),
+    ("late-install", ["install"], {}, "unexpected argument 'install': no command is needed to"),
+    ("late-typo", ["difff"], {}, "unexpected argument 'difff': did you mean diff?"),
     ("shifted", ["-x", "-b"], {}, "(-x), item 1: '-b' looks like an option"),
     ("shifted-port", ["-p", "-z"], {}, "(-p): '-z' looks like an option"),
     ("shifted-interface", ["-c", "-k"], {}, "(-c), item 1: '-k' looks like an option"),
@@ -120,6 +134,88 @@ def test_refused(arguments: list[str], environment: dict[str, str], fragment: st
     (problem,) = result.errors
     assert fragment in problem
     assert result.err == f"istio-iptables: error: {problem}\n"
+
+
+#: Lines that make sense to whoever typed them: the arguments, and a fragment of the one answer.
+MISTAKES: list[tuple[list[str], str]] = [
+    (
+        ["difff", "--against", "x", "-i", "*"],
+        "'difff': there is no such command: did you mean diff?",
+    ),
+    (["uninstall"], "'uninstall': there is no such command: 'istio-iptables clean' removes"),
+    (["uninstal", "--force"], "'istio-iptables clean' removes what was installed"),
+    (["install", "-i", "*"], "no command is needed to install"),
+    (["apply", "-p", "x"], "no command is needed to install"),
+    (["frobnicate"], "there is no such command: the commands are clean, diff, explain, lab"),
+    (
+        ["-i", "*", "explain", "--dst", "X"],
+        "explain comes first: istio-iptables explain -i '*' --dst X",
+    ),
+    (
+        ["--dry-run", "-i", "*", "-p", "x", "diff"],
+        "diff comes first: istio-iptables diff -i '*' -p x",
+    ),
+    (["-n", "clean"], "clean comes first: istio-iptables clean"),
+    (["diff", "--golden"], "--golden: the value is missing"),
+    (["diff", "--json=x"], "--json: takes no value"),
+    (
+        ["diff", "--dry-run"],
+        "--dry-run: there is no such option: it is an option of istio-iptables",
+    ),
+    (["diff", "--goldn", "x"], "--goldn: there is no such option: did you mean --golden?"),
+    (["diff", "--family", "ipv5"], "--family: 'ipv5' is not one of ipv4, ipv6"),
+    (
+        ["lab", "--scenario", "x"],
+        "--scenario: 'x' is not one of sidecar, ingress, egress, plain-client",
+    ),
+    (["lab", "--envoy-uid", "x"], "--envoy-uid: 'x' is not a number from 0 to 4294967294"),
+    (["lab", "--envoy-uid", "-1"], "--envoy-uid: -1 is not a number from 0 to 4294967294"),
+    (["explain", "--uid"], "--uid: the value is missing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "fragment"), MISTAKES)
+def test_a_mistake_is_one_line(arguments: list[str], fragment: str) -> None:
+    """What was probably meant is told in one line, and nothing of what follows from it."""
+    result = run(arguments)
+    assert (result.status, result.out) == (2, "")
+    (problem,) = result.errors
+    assert fragment in problem
+    assert result.err == f"istio-iptables: error: {problem}\n"
+
+
+@pytest.mark.parametrize("files", [["LICENSE"], ["LICENSE", "Makefile", "explain"]])
+@pytest.mark.parametrize("command", [[], ["explain"], ["diff"]])
+def test_a_star_that_the_shell_expanded(
+    tmp_path: Path, files: list[str], command: list[str]
+) -> None:
+    """One line that tells to quote it, and names the options."""
+    for name in files:
+        (tmp_path / name).touch()
+    result = run([*command, "-i", *files, "-d", "15020", "-b", *files], folder=tmp_path)
+    assert (result.status, result.out) == (2, "")
+    assert result.errors == [
+        "the shell expanded * to the names of files here ('LICENSE', ...): quote it: -i '*' -b '*'"
+    ]
+
+
+def test_a_file_that_is_called_like_a_port(tmp_path: Path) -> None:
+    """What can be used is used, whatever files there are."""
+    (tmp_path / "80").touch()
+    assert run([*PLAIN, "-b", "80"], folder=tmp_path).status == 0
+
+
+@pytest.mark.parametrize("words", [["version"], ["-V"], ["--version"]])
+def test_version(words: list[str]) -> None:
+    """However it is asked for, the version is told."""
+    result = run(words)
+    assert (result.status, result.out) == (0, f"istio-iptables, version {__version__}\n")
+
+
+@pytest.mark.parametrize("command", [[], ["diff"]])
+def test_help_as_a_command(command: list[str]) -> None:
+    """As other programs have it."""
+    assert run(["help", *command]) == run([*command, "--help"])
 
 
 def test_all_refusals_at_once() -> None:
@@ -361,13 +457,6 @@ def test_a_flag_false_takes_a_dry_run_back() -> None:
     ]
 
 
-def test_a_flag_at_the_end_without_its_value() -> None:
-    """An option that lacks its value is told by its name."""
-    result = run([*DRY, "-b"])
-    assert (result.status, result.out) == (2, "")
-    assert "-b" in result.errors[0]
-
-
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_shows_everything(flag: str) -> None:
     """The help names every flag, short form, variable and default, in groups."""
@@ -399,11 +488,6 @@ def test_help_of_a_subcommand(command: str, own: str) -> None:
         headings = [line for line in text.splitlines() if line.endswith(":") and line[0] != " "]
         assert headings[0] == f"Options of {command}:"
         assert text.index(own) < text.index(headings[1])
-
-
-def test_version() -> None:
-    """--version tells the version."""
-    assert __version__ in run(["--version"]).out
 
 
 def test_verbose_tells_where_each_value_came_from() -> None:

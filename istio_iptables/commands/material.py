@@ -59,9 +59,7 @@ def asked(ctx: click.Context, *, either_family: bool, purpose: Purpose | None = 
         flags.setdefault("ip_family", "dual")
     # Nothing is installed here, so what is unknown about the machine is assumed, and said.
     flags["dry_run"] = "true"
-    config, values, plan = configured(
-        flags, split_extra(ctx.args), os.environ, purpose or Purpose()
-    )
+    config, values, plan = configured(flags, split_extra(ctx), os.environ, purpose or Purpose())
     return Asked(config, plan, frozenset(name for name in values if values[name].given))
 
 

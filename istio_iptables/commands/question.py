@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import UsageProblems
+from istio_iptables.kernel.host import Host
 from istio_iptables.loops import ELSEWHERE, POD
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.numbers import address_number, number, protocol_number
 from istio_iptables.netfilter.packet import STATES, Packet, World, is_loopback, loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["Question", "question"]
 
@@ -90,6 +91,11 @@ class _Reader:
             self._refuse(name, "is not a number, decimal or 0x...")
         return value
 
+    def identity(self, name: str, lookup: Callable[[str], int | None]) -> int | None:
+        """A number, or the name of a user or group, as the capture flags take them."""
+        found = lookup(self._given[name] or "")
+        return self.number(name) if found is None else found
+
     def protocol(self) -> int | None:
         text = self._given["proto"]
         value = _TCP if text is None else protocol_number(text)
@@ -122,7 +128,7 @@ def question(
     reader = _Reader(given)
     source, destination = reader.endpoint("src"), reader.endpoint("dst")
     protocol, state = reader.protocol(), reader.state()
-    uid, gid = reader.number("uid"), reader.number("gid")
+    uid, gid = reader.identity("uid", Host().uid), reader.identity("gid", Host().gid)
     mark, connmark = reader.number("mark"), reader.number("connmark")
     if incoming and (uid is not None or gid is not None):
         reader.problems.append("--uid, --gid: what comes in belongs to no socket of this pod yet")
