@@ -103,6 +103,7 @@ def _apply(plan: Plan, config: Config) -> None:
                 config.proxy_uids,
                 config.proxy_gids,
                 config.probe_timeout,
+                plan.routes,
             ),
             _note,
             namespace=config.network_namespace,

@@ -91,10 +91,15 @@ class _Reader:
             self._refuse(name, "is not a number, decimal or 0x...")
         return value
 
-    def identity(self, name: str, lookup: Callable[[str], int | None]) -> int | None:
-        """A number, or the name of a user or group, as the capture flags take them."""
-        found = lookup(self._given[name] or "")
-        return self.number(name) if found is None else found
+    def identity(self, name: str, what: str, lookup: Callable[[str], int | None]) -> int | None:
+        """A number, or the name of a user or group, as -u and -g take them."""
+        text = self._given[name]
+        if text is None or number(text) is not None:
+            return self.number(name)
+        found = lookup(text)
+        if found is None:
+            self._refuse(name, f"is neither a number nor a {what} that exists here")
+        return found
 
     def protocol(self) -> int | None:
         text = self._given["proto"]
@@ -128,7 +133,8 @@ def question(
     reader = _Reader(given)
     source, destination = reader.endpoint("src"), reader.endpoint("dst")
     protocol, state = reader.protocol(), reader.state()
-    uid, gid = reader.identity("uid", Host().uid), reader.identity("gid", Host().gid)
+    uid = reader.identity("uid", "user", Host().uid)
+    gid = reader.identity("gid", "group", Host().gid)
     mark, connmark = reader.number("mark"), reader.number("connmark")
     if incoming and (uid is not None or gid is not None):
         reader.problems.append("--uid, --gid: what comes in belongs to no socket of this pod yet")

@@ -91,3 +91,19 @@ def test_where_no_rules_are_made_none_are_judged(flag: str) -> None:
     _addresses("10.0.0.5/32", "fd00::5/128")
     result = run(flag, "--strict")
     assert (result.status, result.warnings, result.errors) == (0, [], [])
+
+
+@pytest.mark.parametrize("family", ["-4", "-6"])
+@pytest.mark.parametrize(
+    "gone", [("rule", "del", "fwmark", "1337"), ("route", "flush", "table", "133")]
+)
+def test_the_validation_needs_the_policy_route(family: str, gone: tuple[str, ...]) -> None:
+    """Without the rule or its route, in either family, nothing that TPROXY captures arrives."""
+    _addresses("10.0.0.5/32", "fd00::5/128")
+    flags = (*CAPTURE, "-m", "TPROXY", "--dual-stack", "--run-validation", "--probe-timeout", "1s")
+    assert run(*flags).status == 0
+    command("ip", family, *gone)
+    result = run(*flags, "--skip-rule-apply")
+    assert result.status == 126
+    (problem,) = result.errors
+    assert problem.startswith(f"IPv{family[1]}: the policy route is missing")
