@@ -10,7 +10,7 @@ import click
 
 from istio_iptables import __version__
 from istio_iptables.commandline import SettingsCommand, Subcommand, flags_given, split_extra
-from istio_iptables.configured import PROGRAM, configured, effective, tell
+from istio_iptables.configured import PROGRAM, configured, effective, tell, warn
 from istio_iptables.errors import ExitStatus, IstioIptablesError
 from istio_iptables.netfilter import formats
 from istio_iptables.netfilter.model import Family
@@ -18,6 +18,8 @@ from istio_iptables.netfilter.model import Family
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from istio_iptables.kernel.backend import Backend
+    from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.netfilter.plan import Plan
     from istio_iptables.settings.config import Config
     from istio_iptables.settings.sources import Value
@@ -84,6 +86,28 @@ def _note(line: str) -> None:
     tell("info", (line,))
 
 
+class _NodeCheck:
+    """Warns, once, of a network namespace that is a node's and no pod's."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._looked = False
+
+    def __call__(self, rulesets: Sequence[Ruleset], other: Backend | None) -> None:
+        from istio_iptables.kernel.node import signs
+
+        if self._looked:
+            return
+        self._looked = True
+        found = signs(rulesets, other)
+        if found:
+            where = self._config.network_namespace or "this network namespace"
+            line = (
+                f"{where} looks like a machine's own and no pod's ({found}): with these rules all"
+            )
+            warn([f"{line} of the machine's traffic goes to Envoy"], strict=self._config.strict)
+
+
 def _apply(plan: Plan, config: Config) -> None:
     from istio_iptables.kernel.install import Where, clean, install  # a dry run needs none of it
 
@@ -91,7 +115,13 @@ def _apply(plan: Plan, config: Config) -> None:
     if config.cleanup_only:
         clean(_note, where)
     elif not config.skip_rule_apply:
-        install(plan, _note, where, replace=config.reconcile or config.force_apply)
+        install(
+            plan,
+            _note,
+            where,
+            replace=config.reconcile or config.force_apply,
+            look=_NodeCheck(config),
+        )
     if config.run_validation:
         from istio_iptables.kernel.probe import Probe, validate
 

@@ -21,9 +21,11 @@ __all__ = [
     "addresses",
     "has_loopback_address",
     "is_local_default",
+    "nft_chains",
     "nft_is_empty",
     "nft_rules",
     "nft_tables",
+    "physical_interfaces",
     "policy_rules",
 ]
 
@@ -32,6 +34,7 @@ _NLM_F_REQUEST = 0x1
 _NLM_F_DUMP = 0x300
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
+_RTM_GETLINK = 18
 _RTM_GETADDR = 22
 _RTM_GETROUTE = 26
 _RTM_GETRULE = 34
@@ -51,6 +54,9 @@ _FR_ACT_TO_TBL = 1
 _RTA_OIF, _RTA_TABLE = 4, 15
 _RTN_LOCAL = 2
 _WHOLE = 0xFFFFFFFF
+
+_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_INFO_KIND = 3, 18, 1
+_ARPHRD_CARDS = frozenset({1, 32})
 
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
@@ -157,6 +163,14 @@ def nft_tables() -> tuple[tuple[int, str], ...]:
     return tuple((family, _name(parts.get(_NFTA_NAME))) for family, parts in found)
 
 
+def nft_chains() -> tuple[tuple[str, str], ...]:
+    """The nftables chains of this network namespace as (table, name), of any family."""
+    return tuple(
+        (_name(parts.get(_NFTA_TABLE)), _name(parts.get(_NFTA_CHAIN_NAME)))
+        for _, parts in _nft(_NFT_MSG_GETCHAIN)
+    )
+
+
 def nft_rules() -> frozenset[tuple[int, str]]:
     """The nftables tables, as (family, name), that hold a rule."""
     found = _nft(_NFT_MSG_GETRULE)
@@ -246,6 +260,25 @@ def has_loopback_address(address: str) -> bool:
         and dict(_attributes(content, 8)).get(_IFA_ADDRESS) == wanted
         for content in _answers(_RTM_GETADDR, body)
     )
+
+
+def physical_interfaces() -> tuple[str, ...]:
+    """The network cards of this namespace: Ethernet or InfiniBand, made by no ``ip link add``.
+
+    A virtual interface (veth, bridge, tun, macvlan, ...) says what kind it is. /sys would show
+    those of the namespace that it was mounted in.
+    """
+    found = []
+    # struct ifinfomsg: family, padding, type, index, flags, change.
+    for content in _answers(_RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0)):
+        parts = dict(_attributes(content, 16))
+        kinds = dict(_attributes(parts.get(_IFLA_LINKINFO, b""), 0))
+        if (
+            struct.unpack_from("=H", content, 2)[0] in _ARPHRD_CARDS
+            and _IFLA_INFO_KIND not in kinds
+        ):
+            found.append(_name(parts.get(_IFLA_IFNAME)))
+    return tuple(found)
 
 
 def _answers(kind: int, body: bytes) -> Iterator[bytes]:
