@@ -14,6 +14,7 @@ from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsagePr
 from istio_iptables.netfilter.drift import beside, differences
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import Plan
+from istio_iptables.netfilter.preceding import preceding
 from istio_iptables.ours import recognise
 
 if TYPE_CHECKING:
@@ -59,9 +60,8 @@ def _with_file(given: Asked, path: str, family: str | None) -> _Comparison:
     live = read_rules(path, family)
     families = tuple(each.family for each in live)
     wanted = tuple(each for each in given.plan.rulesets if each.family in families)
-    return _Comparison(
-        "stdin" if path == "-" else path, differences(live, wanted, recognise), families
-    )
+    found = differences(live, wanted, recognise) + preceding(live, wanted, recognise)
+    return _Comparison("stdin" if path == "-" else path, found, families)
 
 
 def _with_live(given: Asked) -> _Comparison:
@@ -74,6 +74,9 @@ def _with_live(given: Asked) -> _Comparison:
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     found = differences(state.rulesets, plan.rulesets, recognise)
+    # In both backends: the kernel asks the tables of the other one at the same hooks.
+    for rulesets in (state.rulesets, state.other_rulesets):
+        found += preceding(rulesets, plan.rulesets, recognise)
     found += beside(Plan((), state.routes, state.addresses), plan)
     # Rules of ours in the store that was not chosen take effect too: none is wanted there.
     found += differences(_ours_only(state.other_rulesets), (), recognise)

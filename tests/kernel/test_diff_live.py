@@ -71,3 +71,23 @@ def test_live_rules_explain_packets(backend: str) -> None:
     assert captured.out.endswith("captured by Envoy's outbound listener on port 15001\n")
     spared = run("explain", "--live", *DOCUMENTED, "--dst", "192.0.2.9:80")
     assert spared.out.endswith("goes out by eth0 untouched\n")
+
+
+@pytest.mark.parametrize(
+    "rule", [("raw", "OUTPUT", "-j", "NOTRACK"), ("mangle", "OUTPUT", "-p", "tcp", "-j", "DROP")]
+)
+@pytest.mark.parametrize("theirs", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_foreign_rules_that_switch_capture_off_are_told(
+    backend: str, theirs: str, rule: tuple[str, ...]
+) -> None:
+    """In a table before ours, where the plan has no rule; in either backend."""
+    install(backend, *DOCUMENTED)
+    table, *words = rule
+    command(f"iptables-{theirs}", "-t", table, "-A", *words)
+    result = run("diff", *DOCUMENTED, "--force-iptables-binary", backend)
+    assert result.status == 1
+    told, why, last = result.out.splitlines()
+    assert told.startswith(f"stranger: IPv4 {table} OUTPUT rule 1: -A OUTPUT")
+    assert why == f"    a foreign rule that may decide first: {table} comes before nat"
+    assert last == f"this namespace ({backend}) differs from the plan: 1 difference"
