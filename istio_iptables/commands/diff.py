@@ -11,13 +11,15 @@ from istio_iptables.commandline import SettingsCommand
 from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules, read_text
 from istio_iptables.configured import Purpose, tell
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
-from istio_iptables.netfilter.drift import beside, differences
+from istio_iptables.netfilter.drift import Kind, beside, differences
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import Plan
 from istio_iptables.netfilter.preceding import preceding
 from istio_iptables.ours import recognise
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from istio_iptables.commands.material import Asked
     from istio_iptables.netfilter.drift import Difference
     from istio_iptables.netfilter.model import Ruleset
@@ -32,6 +34,8 @@ class _Comparison(NamedTuple):
     what: str
     found: tuple[Difference, ...]
     families: tuple[Family, ...]
+    #: How many rules are missing where nothing of ours is there at all; else 0.
+    all_missing: int = 0
 
 
 @click.pass_context
@@ -61,7 +65,8 @@ def _with_file(given: Asked, path: str, family: str | None) -> _Comparison:
     families = tuple(each.family for each in live)
     wanted = tuple(each for each in given.plan.rulesets if each.family in families)
     found = differences(live, wanted, recognise) + preceding(live, wanted, recognise)
-    return _Comparison("stdin" if path == "-" else path, found, families)
+    missing = 0 if _holds_ours(live) else sum(ruleset.rule_count for ruleset in wanted)
+    return _Comparison("stdin" if path == "-" else path, found, families, missing)
 
 
 def _with_live(given: Asked) -> _Comparison:
@@ -81,7 +86,15 @@ def _with_live(given: Asked) -> _Comparison:
     # Rules of ours in the store that was not chosen take effect too: none is wanted there.
     found += differences(_ours_only(state.other_rulesets), (), recognise)
     where = config.network_namespace or "this namespace"
-    return _Comparison(f"{where} ({state.backend})", found, tuple(Family))
+    nothing = not (
+        _holds_ours(state.rulesets + state.other_rulesets) or state.routes or state.addresses
+    )
+    missing = sum(ruleset.rule_count for ruleset in plan.rulesets) if nothing else 0
+    return _Comparison(f"{where} ({state.backend})", found, tuple(Family), missing)
+
+
+def _holds_ours(rulesets: Iterable[Ruleset]) -> bool:
+    return any(recognise(table) for ruleset in rulesets for table in ruleset.tables)
 
 
 def _ours_only(rulesets: tuple[Ruleset, ...]) -> tuple[Ruleset, ...]:
@@ -95,9 +108,20 @@ def _titles(families: tuple[Family, ...]) -> str:
 
 
 def _print(comparison: _Comparison) -> None:
-    lines = [line for difference in comparison.found for line in difference.lines]
+    # All of the plan, rule by rule, would say no more than that nothing is there.
+    shown = [
+        each
+        for each in comparison.found
+        if not (comparison.all_missing and each.kind is Kind.MISSING)
+    ]
+    lines = [line for difference in shown for line in difference.lines]
     count = len(comparison.found)
-    if count:
+    if comparison.all_missing:
+        rules = (
+            "1 rule is" if comparison.all_missing == 1 else f"{comparison.all_missing} rules are"
+        )
+        lines.append(f"nothing of ours is in {comparison.what} ({rules} missing)")
+    elif count:
         counted = "1 difference" if count == 1 else f"{count} differences"
         lines.append(f"{comparison.what} differs from the plan: {counted}")
     else:

@@ -52,12 +52,25 @@ def test_what_somebody_changed_is_told(backend: str) -> None:
 
 
 def test_nothing_installed_is_everything_missing() -> None:
-    """Exit status 1, each rule with its reason."""
+    """Exit status 1 and one line; each rule with its reason is for programs."""
     result = run("diff", *DOCUMENTED)
     assert result.status == 1
+    count = len(run(*DOCUMENTED, "--dry-run").out.split("\n-A ")) - 1
     assert (
-        "missing: IPv4 nat OUTPUT rule 1: -A OUTPUT -j ISTIO_OUTPUT\n    Everything" in result.out
+        result.out == f"nothing of ours is in this namespace (legacy) ({count} rules are missing)\n"
     )
+    document = json.loads(run("diff", *DOCUMENTED, "--json").out)
+    assert document["differences"]
+    assert {each["kind"] for each in document["differences"]} == {"missing"}
+
+
+def test_nothing_of_ours_beside_rules_of_others() -> None:
+    """A foreign rule that would decide first is still told."""
+    command("iptables-legacy", "-t", "raw", "-A", "OUTPUT", "-j", "NOTRACK")
+    lines = run("diff", *DOCUMENTED).out.splitlines()
+    assert len(lines) == 3
+    assert lines[0] == "stranger: IPv4 raw OUTPUT rule 1: -A OUTPUT -j NOTRACK"
+    assert lines[2].startswith("nothing of ours is in this namespace (legacy) (")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
