@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from istio_iptables import __version__, interrupts
-from istio_iptables.builder import build
 from istio_iptables.commandline import SettingsCommand, Subcommand, flags_given, split_extra
-from istio_iptables.configured import PROGRAM, configured, effective, tell
-from istio_iptables.errors import ExitStatus, IstioIptablesError, UsageProblems
+from istio_iptables.configured import PROGRAM, configured, effective, tell, warn
+from istio_iptables.errors import ExitStatus, IstioIptablesError
 from istio_iptables.interrupts import TRACEBACK, Interrupted
 from istio_iptables.netfilter import formats
 from istio_iptables.netfilter.model import Family
@@ -25,6 +24,8 @@ from istio_iptables.text import write_exactly
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from istio_iptables.kernel.backend import Backend
+    from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.netfilter.plan import Plan
     from istio_iptables.settings.config import Config
     from istio_iptables.settings.sources import Value
@@ -103,8 +104,7 @@ def _place(error: BaseException) -> str:
 def _run(ctx: click.Context, /, **_: object) -> ExitStatus | None:
     if ctx.invoked_subcommand is not None:
         return None
-    config, values = configured(flags_given(ctx), split_extra(ctx.args), os.environ)
-    plan = build(config)
+    config, values, plan = configured(flags_given(ctx), split_extra(ctx), os.environ)
     if config.dry_run:
         _print(plan, config, values)
         return ExitStatus.DONE
@@ -116,6 +116,28 @@ def _note(line: str) -> None:
     tell("info", (line,))
 
 
+class _NodeCheck:
+    """Warns, once, of a network namespace that is a node's and no pod's."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._looked = False
+
+    def __call__(self, rulesets: Sequence[Ruleset], other: Backend | None) -> None:
+        from istio_iptables.kernel.node import signs
+
+        if self._looked:
+            return
+        self._looked = True
+        found = signs(rulesets, other)
+        if found:
+            where = self._config.network_namespace or "this network namespace"
+            line = (
+                f"{where} looks like a machine's own and no pod's ({found}): with these rules all"
+            )
+            warn([f"{line} of the machine's traffic goes to Envoy"], strict=self._config.strict)
+
+
 def _apply(plan: Plan, config: Config) -> None:
     from istio_iptables.kernel.install import Where, clean, install  # a dry run needs none of it
 
@@ -123,8 +145,13 @@ def _apply(plan: Plan, config: Config) -> None:
     if config.cleanup_only:
         clean(_note, where)
     elif not config.skip_rule_apply:
-        _warn_of_loops(plan, config)
-        install(plan, _note, where, replace=config.reconcile or config.force_apply)
+        install(
+            plan,
+            _note,
+            where,
+            replace=config.reconcile or config.force_apply,
+            look=_NodeCheck(config),
+        )
     if config.run_validation:
         from istio_iptables.kernel.probe import Probe, validate
 
@@ -136,20 +163,11 @@ def _apply(plan: Plan, config: Config) -> None:
                 config.proxy_uids,
                 config.proxy_gids,
                 config.probe_timeout,
+                plan.routes,
             ),
             _note,
             namespace=config.network_namespace,
         )
-
-
-def _warn_of_loops(plan: Plan, config: Config) -> None:
-    """Tell of rules that would send Envoy's traffic back to it, or let applications escape."""
-    from istio_iptables.loops import findings
-
-    lines = [finding.line for finding in findings(plan.rulesets, plan.routes, config)]
-    if lines and config.strict:
-        raise UsageProblems([f"{line} (--strict)" for line in lines])
-    tell("warning", lines)
 
 
 def _print(plan: Plan, config: Config, values: Mapping[str, Value]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from istio_iptables.errors import UsageProblems
 from istio_iptables.settings.options import GROUPS, SETTINGS, Kind, Setting
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ _LOG_VALUES = (
     "--vklog",
 )
 _LOG_FLAGS = ("--log_as_json",)
+
+#: What is no command here, but can only mean an option.
+_ASKED = {"help": "--help", "version": "--version", "-V": "--version"}
+
+#: Where ``*`` means something, so that the shell is often left to expand it.
+_TAKES_STAR = frozenset({Kind.PORTS_OR_ALL, Kind.CIDRS_OR_ALL})
 
 
 class _SettingOption(click.Option):
@@ -135,13 +142,62 @@ class SettingsCommand(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read *args*; a subcommand is one only in the first place, as in Go's programs."""
+        """Read *args*; a subcommand is one only in the first place, as in Go's programs.
+
+        Raises UsageProblems where the whole line is a known mistake.
+        """
+        if self._elsewhere and args and args[0] in _ASKED:
+            # Other programs have commands for these, so that it is clear what is meant.
+            args = [*args[1:2], _ASKED[args[0]]] if args[0] == "help" else [_ASKED[args[0]]]
         if args and args[0] in self.list_commands(ctx):
             return super().parse_args(ctx, args)
         ctx.allow_interspersed_args = True
         arguments, booleans = _like_pflag(args, self.settings)
         ctx.obj = booleans
-        return click.Command.parse_args(self, ctx, arguments)
+        try:
+            rest = click.Command.parse_args(self, ctx, arguments)
+        except click.UsageError as error:
+            from istio_iptables.mistakes import in_our_words
+
+            raise UsageProblems([in_our_words(error, self._label(error))]) from None
+        if not ctx.resilient_parsing:
+            self._refuse_mistakes(ctx, args)
+        return rest
+
+    def _label(self, error: click.UsageError) -> str:
+        """The option that *error* is about, as other problems name it."""
+        param = getattr(error, "param", None)
+        name = getattr(error, "option_name", "")
+        for each in self.params:
+            if each is param or name in each.opts:
+                return _label(each)
+        return name
+
+    def _refuse_mistakes(self, ctx: click.Context, args: list[str]) -> None:
+        """Tell of a mistake that makes nonsense of most of the arguments in one line, not in many."""
+        words = [each for each in ctx.args if not each.startswith("-")]
+        stars = {
+            _shortest(each): ctx.params[each.setting.name]
+            for each in reversed(self.params)
+            if isinstance(each, _SettingOption)
+            and each.setting.kind in _TAKES_STAR
+            and ctx.params[each.setting.name]
+            and not _usable(each.setting.kind, ctx.params[each.setting.name])
+        }
+        if not words and not stars:
+            return
+        from istio_iptables import mistakes
+
+        line = mistakes.expanded_star(words, stars)
+        if self._elsewhere and not line:
+            commands = self.list_commands(ctx)
+            line = mistakes.behind_the_flags(str(ctx.info_name), args, words, commands)
+            if not line and words[:1] == args[:1]:
+                hint = mistakes.no_command(words[0], commands)
+                hint = hint or f"the commands are {', '.join(commands)}"
+                line = f"{words[0]!r}: there is no such command: {hint}"
+        if line:
+            raise UsageProblems([line])
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
         """What may follow the name: a subcommand is one only in the first place."""
@@ -184,6 +240,24 @@ class SettingsCommand(click.Group):
                 )
 
 
+def _label(param: click.Parameter) -> str:
+    """An option as problems name it: ``--istio-inbound-ports (-b)``."""
+    long = next((name for name in param.opts if name.startswith("--")), param.opts[0])
+    short = next((name for name in param.opts if not name.startswith("--")), "")
+    return f"{long} ({short})" if short and short != long else long
+
+
+def _shortest(param: click.Parameter) -> str:
+    return min(param.opts, key=len)
+
+
+def _usable(kind: Kind, text: str) -> bool:
+    from istio_iptables.settings.kinds import Names, parse
+
+    # Only CIDRs and ports are asked for, and those have no names.
+    return not parse(kind, text, Names(lambda _: None, lambda _: None))[1]
+
+
 def _records(options: Iterable[click.Parameter], ctx: click.Context) -> list[tuple[str, str]]:
     """What ``--help`` says about *options*."""
     return [record for option in options if (record := option.get_help_record(ctx)) is not None]
@@ -213,7 +287,7 @@ def _like_pflag(
             continue
         elif name in _LOG_VALUES:
             if not equals and next(rest, None) is None:
-                raise click.BadOptionUsage(name, f"Option {name!r} requires an argument.")
+                raise UsageProblems([f"{name}: the value is missing"])
         elif name in long:
             given = text if equals else next(rest, None)
             # Without a value click says so, in the spelling that was used.
@@ -239,17 +313,36 @@ def flags_given(ctx: click.Context) -> Mapping[str, str]:
     return given | (ctx.obj or {})
 
 
-def split_extra(arguments: Iterable[str]) -> list[str]:
-    """One problem for each argument that belongs to no option."""
+def split_extra(ctx: click.Context) -> list[str]:
+    """One problem for each argument that belongs to no option.
+
+    What stands behind an option that there is not is taken for its value, which is no problem.
+    """
     problems = []
-    for argument in arguments:
+    unknown = False
+    for argument in ctx.args:
+        after_unknown, unknown = unknown, False
         if argument.startswith("--log_"):
             continue
+        from istio_iptables import mistakes
+
         if argument.startswith("-") and argument != "-":
-            problems.append(f"{argument.partition('=')[0]}: there is no such option")
-        else:
+            name = argument.partition("=")[0]
+            hint = mistakes.no_option(name, ctx)
+            unknown = name == argument
+            shown = name if name.isprintable() else ascii(name)
+            problems.append(f"{shown}: there is no such option{hint and f': {hint}'}")
+        elif not after_unknown:
+            hint = ""
+            if ctx.parent is None:
+                commands = ctx.command.list_commands(ctx)  # type: ignore[attr-defined]  # a group
+                hint = mistakes.no_command(argument, commands)
             problems.append(
-                f"unexpected argument {argument!r}: every value belongs to an option, and a list is"
-                " one word, with commas and without blanks"
+                f"unexpected argument {argument!r}: "
+                + (
+                    hint
+                    or "every value belongs to an option, and a list is one word, with commas and"
+                    " without blanks"
+                )
             )
     return problems

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from istio_iptables.builder import build
 from istio_iptables.errors import UsageProblems
+from istio_iptables.escapes import plan_warnings
 from istio_iptables.kernel.host import Host
 from istio_iptables.settings.config import Config, configure
 from istio_iptables.settings.sources import Value, gather
 from istio_iptables.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
-__all__ = ["PROGRAM", "configured", "effective", "tell"]
+    from istio_iptables.netfilter.plan import Plan
+
+__all__ = ["PROGRAM", "Purpose", "configured", "effective", "tell", "warn"]
 
 PROGRAM = "istio-iptables"
 
@@ -25,23 +29,53 @@ def tell(kind: str, lines: Iterable[str]) -> None:
         print(f"{PROGRAM}: {kind}: {printable(line)}", file=sys.stderr)
 
 
+def warn(lines: Collection[str], *, strict: bool) -> None:
+    """Tell warnings; with *strict* they are raised as UsageProblems."""
+    if strict and lines:
+        raise UsageProblems([f"{line} (--strict)" for line in lines])
+    tell("warning", lines)
+
+
+class Purpose(NamedTuple):
+    """What the plan of the settings is for, which decides what is worth a warning about it."""
+
+    #: The directions in which it matters what the plan leaves uncaptured; none where the rules in
+    #: question are others than the plan's.
+    ways: Collection[str] = ("outbound", "inbound")
+    #: As in ``plan_warnings``.
+    follow: bool = True
+    #: As in ``configure``.
+    live: bool = False
+
+
+_ITSELF = Purpose()
+
+
 def configured(
-    flags: Mapping[str, str], extra: list[str], environ: Mapping[str, str]
-) -> tuple[Config, dict[str, Value]]:
-    """The settings, all their problems raised together, their warnings told."""
+    flags: Mapping[str, str],
+    extra: list[str],
+    environ: Mapping[str, str],
+    purpose: Purpose = _ITSELF,
+) -> tuple[Config, dict[str, Value], Plan]:
+    """The settings and their plan; all problems raised together, the warnings told."""
     values, warnings = gather(flags, environ)
     try:
         config, more = configure(
-            values, Host(), envoy_user=environ.get("ENVOY_USER") or "istio-proxy"
+            values,
+            Host(),
+            envoy_user=environ.get("ENVOY_USER") or "istio-proxy",
+            live=purpose.live,
+            plan_counts=bool(purpose.ways),
         )
     except UsageProblems as error:
         raise UsageProblems([*extra, *error.lines]) from None
     if extra:
         raise UsageProblems(extra)
     warnings += more
-    if config.strict and warnings:
-        raise UsageProblems([f"{warning} (--strict)" for warning in warnings])
-    tell("warning", warnings)
+    plan = build(config)
+    if config.dry_run or not (config.cleanup_only or config.skip_rule_apply):
+        warnings += plan_warnings(plan, config, values, purpose.ways, follow=purpose.follow)
+    warn(warnings, strict=config.strict)
     if config.verbose:
         tell(
             "setting",
@@ -50,7 +84,7 @@ def configured(
                 for value in values.values()
             ),
         )
-    return config, values
+    return config, values, plan
 
 
 def effective(value: Value, config: Config) -> str:

@@ -9,30 +9,32 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from istio_iptables.builder.chains import IN_REDIRECT, OUTPUT, REDIRECT
+from istio_iptables.escapes import APPLICATIONS
 from istio_iptables.netfilter.model import Family
-from istio_iptables.netfilter.packet import Packet, World, loopback
+from istio_iptables.netfilter.numbers import number
+from istio_iptables.netfilter.packet import Packet, World, is_loopback, loopback
 from istio_iptables.netfilter.trace import trace
+from istio_iptables.ours import recognise
+from istio_iptables.settings.config import uncaptured_ipv6
 from istio_iptables.settings.values import ALL, IdRange, Mode
 from istio_iptables.verdict import judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from istio_iptables.netfilter.model import Ruleset
+    from istio_iptables.netfilter.model import Rule, Ruleset
     from istio_iptables.netfilter.plan import PolicyRoute
     from istio_iptables.netfilter.trace import Outcome, Step
     from istio_iptables.settings.config import Config
 
-__all__ = ["APPLICATIONS", "ELSEWHERE", "POD", "Fault", "Finding", "findings"]
+__all__ = ["ELSEWHERE", "POD", "Fault", "Finding", "findings", "left_out_live", "with_proxies_of"]
 
 #: An address of the pod and one of somewhere else, for examples.
 POD = {Family.IPV4: "10.244.0.2", Family.IPV6: "fd00:10:244::2"}
 ELSEWHERE = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
 #: The address from which Envoy's inbound side connects to the application.
 _PASSTHROUGH = {Family.IPV4: "127.0.0.6", Family.IPV6: "::6"}
-
-#: What applications in containers run as when nobody says otherwise: (uid, gid).
-APPLICATIONS = ((0, 0), (1000, 0), (1000, 1000))
 
 _TCP, _UDP = 6, 17
 _MOST_IDS = 4
@@ -79,6 +81,39 @@ def findings(
     return tuple(found.values())
 
 
+def with_proxies_of(config: Config, rulesets: Iterable[Ruleset]) -> Config:
+    """*config* with the proxy's users and groups that the rules name, where they name any.
+
+    These are the owners of what goes from the pod to itself by Envoy's inbound listener.
+    """
+    found: dict[str, list[IdRange]] = {"--uid-owner": [], "--gid-owner": []}
+    for ruleset in rulesets:
+        nat = ruleset.table("nat")
+        output = nat.chain(OUTPUT) if nat else None
+        for rule in output.rules if output else ():
+            if rule.target is None or rule.target.name != IN_REDIRECT:
+                continue
+            for match in rule.matches:
+                for option in match.options:
+                    if option.name in found and option.values and not option.negated:
+                        first, _, last = option.values[0].partition("-")
+                        low, high = number(first), number(last or first)
+                        if low is not None and high is not None:
+                            found[option.name].append(IdRange(low, high))
+    return config._replace(
+        proxy_uids=tuple(dict.fromkeys(found["--uid-owner"])) or config.proxy_uids,
+        proxy_gids=tuple(dict.fromkeys(found["--gid-owner"])) or config.proxy_gids,
+    )
+
+
+def left_out_live(rulesets: Iterable[Ruleset], addresses: Iterable[str]) -> list[str]:
+    """What a namespace with these rules and addresses leaves uncaptured: IPv6, if it does."""
+    ours = {
+        ruleset.family for ruleset in rulesets if any(recognise(each) for each in ruleset.tables)
+    }
+    return uncaptured_ipv6(addresses, "--dual-stack") if ours == {Family.IPV4} else []
+
+
 class _Probe:
     """Sends example packets through the rules of one family."""
 
@@ -94,11 +129,7 @@ class _Probe:
         if config.owner_groups is not ALL:
             return config.owner_groups[0].first if config.owner_groups else 64999
         taken = set(ranges)
-        return next(
-            number
-            for number in range(64999, 0, -1)
-            if not any(each.first <= number <= each.last for each in taken)
-        )
+        return next(identity for identity in range(64999, 0, -1) if not _within(identity, taken))
 
     # Envoy's own traffic.
 
@@ -169,18 +200,30 @@ class _Probe:
                 yield question, "what the agent asks the real DNS server"
 
     def _captured_destinations(self) -> list[tuple[str, int]]:
-        """Destinations that are meant to be captured when the application asks for them."""
-        config, family = self._config, self._family
-        elsewhere = ELSEWHERE[family]
-        if config.outbound_cidrs is ALL:
-            return [(elsewhere, 80)]
-        version = 4 if family is Family.IPV4 else 6
-        found = [
-            (each.address, 80)
-            for each in config.outbound_cidrs
-            if each.version == version and not each.loopback
-        ][:2]
-        return found + [(elsewhere, each.first) for each in config.outbound_ports[:2]]
+        """Destinations that are meant to be captured when the application asks for them.
+
+        They are read from the rules, which may be those of a namespace or a file.
+        """
+        nat = self._ruleset.table("nat")
+        networks: list[tuple[str, int]] = []
+        ports: list[tuple[str, int]] = []
+        for chain in nat.chains if nat else ():
+            if chain.name == "PREROUTING":
+                continue
+            for rule in chain.rules:
+                if rule.target is None or rule.target.name != REDIRECT:
+                    continue
+                address = ELSEWHERE[self._family]
+                if rule.destination is not None and not rule.destination.negated:
+                    address = rule.destination.value.partition("/")[0]
+                port = _port(rule)
+                if is_loopback(address, self._family):
+                    continue
+                if port is None:
+                    networks.append((address, 80))
+                else:
+                    ports.append((address, port))
+        return list(dict.fromkeys(networks))[:2] + list(dict.fromkeys(ports))[:2]
 
     # Applications that pass for Envoy.
 
@@ -189,12 +232,12 @@ class _Probe:
         config, family = self._config, self._family
         for uid, gid in applications:
             names = [
-                f"{what} {number}"
-                for what, number, ids in (
+                f"{what} {identity}"
+                for what, identity, ids in (
                     ("uid", uid, config.proxy_uids),
                     ("gid", gid, config.proxy_gids),
                 )
-                if _within(number, ids)
+                if _within(identity, ids)
             ]
             if not names:
                 continue
@@ -227,8 +270,17 @@ class _Probe:
         return Finding(fault, self._family, place, step.text, packet, line)
 
 
-def _within(number: int, ids: Iterable[IdRange]) -> bool:
-    return any(each.first <= number <= each.last for each in ids)
+def _port(rule: Rule) -> int | None:
+    """The first destination port that *rule* asks for, or None."""
+    for match in rule.matches:
+        option = match.option("--dport")
+        if option is not None and option.values and not option.negated:
+            return number(option.values[0].partition(":")[0])
+    return None
+
+
+def _within(identity: int, ids: Iterable[IdRange]) -> bool:
+    return any(each.first <= identity <= each.last for each in ids)
 
 
 def _decisive(outcome: Outcome) -> Step:

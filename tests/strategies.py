@@ -65,9 +65,9 @@ class FixedMachine(NamedTuple):
 # The items of settings.
 
 #: Ports that mean something somewhere in the rules, and the ends of what is possible.
-_PORTS = (1, 22, 53, 80, 443, 8080, 15001, 15006, 15008, 15020, 15053, 15090, 65535)
+_PORTS = (0, 1, 22, 53, 80, 443, 8080, 15001, 15006, 15008, 15020, 15053, 15090, 65535)
 
-ports = st.one_of(st.sampled_from(_PORTS), st.integers(1, 65535))
+ports = st.one_of(st.sampled_from(_PORTS), st.integers(0, 65535))
 
 
 @st.composite
@@ -77,7 +77,7 @@ def port_items(draw: st.DrawFn) -> str:
     if draw(st.integers(0, 3)):
         return str(first)
     last = draw(st.integers(first, 65535))
-    low = draw(st.sampled_from([str(first), ""])) if last < 65535 else str(first)
+    low = draw(st.sampled_from([str(first), ""]))
     return f"{low}:{draw(st.sampled_from([str(last), ''])) if low else last}"
 
 
@@ -143,7 +143,8 @@ def or_all(items: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 _TEXTS: dict[Kind, st.SearchStrategy[str]] = {
     Kind.FLAG: st.sampled_from(("true", "false", "1", "0", "t", "F")),
-    Kind.PORT: ports.map(str),
+    Kind.PORT: ports.filter(bool).map(str),
+    Kind.TUNNEL_PORT: ports.map(str),
     Kind.PORTS: st.one_of(st.just(""), lists_of(port_items())),
     Kind.PORTS_OR_ALL: or_all(lists_of(port_items())),
     Kind.CIDR: st.integers(8, 32).map("127.0.0.1/{}".format),

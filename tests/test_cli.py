@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.program import run
 
 DRY = ["--dry-run", "--ip-family", "ipv4"]
 IDS = ["-u", "1337"]
+PLAIN = [*DRY, *IDS, "-i", "*", "-b", "*"]
 
 # Refusals: arguments, environment, and a fragment of the one line that tells the problem.
 REFUSALS: list[tuple[str, list[str], dict[str, str], str]] = [
@@ -90,7 +92,21 @@ REFUSALS: list[tuple[str, list[str], dict[str, str], str]] = [
     ("unknown-flag", ["--no-such-flag"], {}, "--no-such-flag: there is no such option"),
     ("unknown-flag-value", ["--no-such-flag=5"], {}, "--no-such-flag: there is no such option"),
     ("after-the-end-of-options", ["--", "-b"], {}, "-b: there is no such option"),
-    ("log-flag-without-value", ["--log_target"], {}, "'--log_target' requires an argument"),
+    ("log-flag-without-value", ["--log_target"], {}, "--log_target: the value is missing"),
+    ("no-value", ["-b"], {}, "--istio-inbound-ports (-b): the value is missing"),
+    ("typo", ["--dryrun"], {}, "--dryrun: there is no such option: did you mean --dry-run?"),
+    (
+        "part-of-a-name",
+        ["--port", "80"],
+        {},
+        "--port: there is no such option: did you mean --envoy-",
+    ),
+    ("no-file", ["--config=x"], {}, "--config: there is no such option: there is no configuration"),
+    ("namespace", ["--namespace", "x"], {}, "did you mean --network-namespace?"),
+    ("of-explain", ["--dst", "1.2.3.4"], {}, "it is an option of 'istio-iptables explain', which"),
+    ("escape-sequence", ["--\x1b[2J"], {}, r"'--\x1b[2J': there is no such option"),
+    ("late-install", ["install"], {}, "unexpected argument 'install': no command is needed to"),
+    ("late-typo", ["difff"], {}, "unexpected argument 'difff': did you mean diff?"),
     ("shifted", ["-x", "-b"], {}, "(-x), item 1: '-b' looks like an option"),
     ("shifted-port", ["-p", "-z"], {}, "(-p): '-z' looks like an option"),
     ("shifted-interface", ["-c", "-k"], {}, "(-c), item 1: '-k' looks like an option"),
@@ -115,6 +131,88 @@ def test_refused(arguments: list[str], environment: dict[str, str], fragment: st
     (problem,) = result.errors
     assert fragment in problem
     assert result.err == f"istio-iptables: error: {problem}\n"
+
+
+#: Lines that make sense to whoever typed them: the arguments, and a fragment of the one answer.
+MISTAKES: list[tuple[list[str], str]] = [
+    (
+        ["difff", "--against", "x", "-i", "*"],
+        "'difff': there is no such command: did you mean diff?",
+    ),
+    (["uninstall"], "'uninstall': there is no such command: 'istio-iptables clean' removes"),
+    (["uninstal", "--force"], "'istio-iptables clean' removes what was installed"),
+    (["install", "-i", "*"], "no command is needed to install"),
+    (["apply", "-p", "x"], "no command is needed to install"),
+    (["frobnicate"], "there is no such command: the commands are clean, diff, explain, lab"),
+    (
+        ["-i", "*", "explain", "--dst", "X"],
+        "explain comes first: istio-iptables explain -i '*' --dst X",
+    ),
+    (
+        ["--dry-run", "-i", "*", "-p", "x", "diff"],
+        "diff comes first: istio-iptables diff -i '*' -p x",
+    ),
+    (["-n", "clean"], "clean comes first: istio-iptables clean"),
+    (["diff", "--golden"], "--golden: the value is missing"),
+    (["diff", "--json=x"], "--json: takes no value"),
+    (
+        ["diff", "--dry-run"],
+        "--dry-run: there is no such option: it is an option of istio-iptables",
+    ),
+    (["diff", "--goldn", "x"], "--goldn: there is no such option: did you mean --golden?"),
+    (["diff", "--family", "ipv5"], "--family: 'ipv5' is not one of ipv4, ipv6"),
+    (
+        ["lab", "--scenario", "x"],
+        "--scenario: 'x' is not one of sidecar, ingress, egress, plain-client",
+    ),
+    (["lab", "--envoy-uid", "x"], "--envoy-uid: 'x' is not a number from 0 to 4294967294"),
+    (["lab", "--envoy-uid", "-1"], "--envoy-uid: -1 is not a number from 0 to 4294967294"),
+    (["explain", "--uid"], "--uid: the value is missing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "fragment"), MISTAKES)
+def test_a_mistake_is_one_line(arguments: list[str], fragment: str) -> None:
+    """What was probably meant is told in one line, and nothing of what follows from it."""
+    result = run(arguments)
+    assert (result.status, result.out) == (2, "")
+    (problem,) = result.errors
+    assert fragment in problem
+    assert result.err == f"istio-iptables: error: {problem}\n"
+
+
+@pytest.mark.parametrize("files", [["LICENSE"], ["LICENSE", "Makefile", "explain"]])
+@pytest.mark.parametrize("command", [[], ["explain"], ["diff"]])
+def test_a_star_that_the_shell_expanded(
+    tmp_path: Path, files: list[str], command: list[str]
+) -> None:
+    """One line that tells to quote it, and names the options."""
+    for name in files:
+        (tmp_path / name).touch()
+    result = run([*command, "-i", *files, "-d", "15020", "-b", *files], folder=tmp_path)
+    assert (result.status, result.out) == (2, "")
+    assert result.errors == [
+        "the shell expanded * to the names of files here ('LICENSE', ...): quote it: -i '*' -b '*'"
+    ]
+
+
+def test_a_file_that_is_called_like_a_port(tmp_path: Path) -> None:
+    """What can be used is used, whatever files there are."""
+    (tmp_path / "80").touch()
+    assert run([*PLAIN, "-b", "80"], folder=tmp_path).status == 0
+
+
+@pytest.mark.parametrize("words", [["version"], ["-V"], ["--version"]])
+def test_version(words: list[str]) -> None:
+    """However it is asked for, the version is told."""
+    result = run(words)
+    assert (result.status, result.out) == (0, f"istio-iptables, version {__version__}\n")
+
+
+@pytest.mark.parametrize("command", [[], ["diff"]])
+def test_help_as_a_command(command: list[str]) -> None:
+    """As other programs have it."""
+    assert run(["help", *command]) == run([*command, "--help"])
 
 
 def test_all_refusals_at_once() -> None:
@@ -162,11 +260,16 @@ def test_control_characters_get_nowhere(name: str, letter: str) -> None:
 WARNINGS: list[tuple[str, list[str], dict[str, str], str]] = [
     (
         "q-with-all",
-        ["-i", "*", "-q", "80"],
+        ["-q", "80"],
         {},
         "(-q): no effect: all outbound traffic is captured",
     ),
-    ("d-without-all", ["-d", "80"], {}, "(-d): no effect: it excludes ports from -b '*' only"),
+    (
+        "d-without-all",
+        ["-b", "90", "-d", "80"],
+        {},
+        "(-d): no effect: it excludes ports from -b '*' only",
+    ),
     ("all-dns-alone", ["--capture-all-dns"], {}, "--capture-all-dns: no effect: it needs"),
     ("ipv6-off", ["-i", "fd00::/8"], {}, "(-i): no effect: IPv6 is off, which leaves fd00::/8"),
     ("mark-redirect", ["-t", "5"], {}, "(-t): no effect: only TPROXY"),
@@ -190,6 +293,95 @@ WARNINGS: list[tuple[str, list[str], dict[str, str], str]] = [
     ),
     ("bad-boolean-case", [], {"INVALID_DROP": "tRUE"}, "INVALID_DROP: 'tRUE' is not a boolean"),
     ("envoy-port", [], {"ENVOY_PORT": "9"}, "ENVOY_PORT: not read"),
+    ("nothing-outbound", ["-i", ""], {}, "nothing outbound is captured: --istio-service-cidr (-i)"),
+    (
+        "nothing-inbound",
+        ["-b", ", "],
+        {},
+        "nothing inbound is captured: --istio-inbound-ports (-b)",
+    ),
+    (
+        "nothing-at-all",
+        ["-i=", "-b="],
+        {},
+        "nothing is captured, outbound or inbound: --istio-service-cidr (-i) is empty;",
+    ),
+    (
+        "nothing-but-dns",
+        ["-i", "", "--redirect-dns", "--capture-all-dns"],
+        {},
+        "nothing but DNS outbound is captured",
+    ),
+    (
+        "no-owner-group",
+        ["--redirect-dns", "--capture-all-dns"],
+        {"ISTIO_OUTBOUND_OWNER_GROUPS": ""},
+        "nothing outbound is captured: ISTIO_OUTBOUND_OWNER_GROUPS is empty",
+    ),
+    (
+        "every-destination-excluded",
+        ["-x", "1.2.3.4/0"],
+        {},
+        "nothing outbound is captured: --istio-service-exclude-cidr (-x) excludes every destination",
+    ),
+    (
+        "every-outbound-port-excluded",
+        ["-o", "3000:65535,1:2999"],
+        {},
+        "nothing outbound is captured: --istio-local-outbound-ports-exclude (-o) excludes every",
+    ),
+    (
+        "every-inbound-port-excluded",
+        ["-d", "1:65535"],
+        {},
+        "nothing inbound is captured: --istio-local-exclude-ports (-d) excludes every port",
+    ),
+    (
+        "every-interface-excluded",
+        ["-c", "eth0,+"],
+        {},
+        "nothing is captured, outbound or inbound: --istio-exclude-interfaces (-c) excludes every",
+    ),
+    ("port-zero", ["-d", "80,0"], {}, "--istio-local-exclude-ports (-d): port 0 matches next to"),
+    ("every-port", ["-b", ":65535"], {}, "--istio-inbound-ports (-b): 0:65535 is every port"),
+    ("no-tunnel-port", [], {"INBOUND_TUNNEL_PORT": "0"}, "INBOUND_TUNNEL_PORT: port 0 matches"),
+    (
+        "same-ports",
+        ["-p", "15006"],
+        {},
+        "--inbound-capture-port (-z): 15006 is also the port of --envoy-port (-p)",
+    ),
+    (
+        "port-of-the-tunnel",
+        ["-e", "15001"],
+        {},
+        "--inbound-tunnel-port (-e): 15001 is also the port of --envoy-port (-p)",
+    ),
+    (
+        "port-of-the-agent",
+        ["-z", "15053", "--redirect-dns", "--capture-all-dns"],
+        {},
+        "15053 is also the port of --inbound-capture-port (-z)",
+    ),
+    (
+        "port-of-the-probe",
+        ["--run-validation", "--iptables-probe-port", "15006"],
+        {},
+        "--iptables-probe-port: 15006 is also the port of --inbound-capture-port (-z)",
+    ),
+    (
+        "application-user",
+        ["-u", "1000"],
+        {},
+        "runs as the proxy's uid 1000 escapes; decided by nat",
+    ),
+    ("application-group", ["-g", "5,1000-1001"], {}, "runs as the proxy's gid 1000 escapes"),
+    (
+        "loopback-of-envoy",
+        [],
+        {"ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR": "127.0.0.2/32"},
+        "what Envoy asks the agent would be sent back",
+    ),
 ]
 
 
@@ -199,23 +391,23 @@ WARNINGS: list[tuple[str, list[str], dict[str, str], str]] = [
     ids=[row[0] for row in WARNINGS],
 )
 def test_warned(arguments: list[str], environment: dict[str, str], fragment: str) -> None:
-    """What has no effect is told in one line; --strict makes it an error."""
-    result = run([*DRY, *IDS, *arguments], environment)
+    """What has no effect, or escapes, is told in one line; --strict makes it an error."""
+    result = run([*PLAIN, *arguments], environment)
     assert result.status == 0
     assert result.out.startswith("# IPv4\n*")
     (warning,) = result.warnings
     assert fragment in warning
-    strict = run([*DRY, *IDS, "--strict", *arguments], environment)
+    strict = run([*PLAIN, "--strict", *arguments], environment)
     assert (strict.status, strict.out) == (2, "")
     assert strict.errors == [f"{warning} (--strict)"]
 
 
 def test_strict_without_warnings() -> None:
     """--strict changes nothing where there is nothing to warn of."""
-    assert run([*DRY, *IDS, "--strict"]) == run([*DRY, *IDS])
+    result = run([*PLAIN, "--strict"])
+    assert result == run(PLAIN)
+    assert (result.status, result.err) == (0, "")
 
-
-PLAIN = [*DRY, *IDS, "-i", "*", "-b", "*"]
 
 # The ways to say the same in Go's flags.
 SPELLINGS: list[tuple[list[str], list[str]]] = [
@@ -262,13 +454,6 @@ def test_a_flag_false_takes_a_dry_run_back() -> None:
     ]
 
 
-def test_a_flag_at_the_end_without_its_value() -> None:
-    """An option that lacks its value is told by its name."""
-    result = run([*DRY, "-b"])
-    assert (result.status, result.out) == (2, "")
-    assert "-b" in result.errors[0]
-
-
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_shows_everything(flag: str) -> None:
     """The help names every flag, short form, variable and default, in groups."""
@@ -302,14 +487,9 @@ def test_help_of_a_subcommand(command: str, own: str) -> None:
         assert text.index(own) < text.index(headings[1])
 
 
-def test_version() -> None:
-    """--version tells the version."""
-    assert __version__ in run(["--version"]).out
-
-
 def test_verbose_tells_where_each_value_came_from() -> None:
     """-v shows each setting in force and its source on stderr, and stdout stays the same."""
-    arguments = [*DRY, "-i", "*"]
+    arguments = [*DRY, "-i", "*", "-b", "*"]
     environment = {"PROXY_UID": "5", "ISTIO_META_DNS_CAPTURE": "false", "REDIRECT_DNS": "true"}
     quiet, told = (run([*arguments, *more], environment) for more in ([], ["-v"]))
     assert told.out == quiet.out
@@ -416,7 +596,7 @@ def test_a_dry_run_without_addresses(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to make an empty namespace")
     done = subprocess.run(
-        ["unshare", "--net", sys.executable, "-m", "istio_iptables", "-n", *IDS],
+        ["unshare", "--net", sys.executable, "-m", "istio_iptables", "-n", *PLAIN[3:]],
         env={"PYTHONPATH": str(GOLDEN.parent), "PATH": os.environ["PATH"]},
         cwd=tmp_path,
         capture_output=True,
@@ -424,7 +604,7 @@ def test_a_dry_run_without_addresses(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     assert done.returncode == 0
-    assert done.stdout == run([*DRY, *IDS]).out
+    assert done.stdout == run(PLAIN).out
     assert done.stderr == (
         "istio-iptables: warning: no address to tell the address families by: IPv4 is assumed\n"
     )
@@ -436,7 +616,7 @@ def test_a_reader_that_has_seen_enough() -> None:
         [
             "sh",
             "-c",
-            f"{sys.executable} -m istio_iptables -n --ip-family ipv4 | head -c 5 >/dev/null",
+            f"{sys.executable} -m istio_iptables {shlex.join(PLAIN)} | head -c 5 >/dev/null",
         ],
         env={"PYTHONPATH": str(GOLDEN.parent), "PATH": os.environ["PATH"]},
         capture_output=True,
@@ -449,7 +629,7 @@ def test_a_reader_that_has_seen_enough() -> None:
 def test_bytes_that_are_no_text() -> None:
     """An interface name of any bytes is printed as those bytes."""
     done = subprocess.run(
-        [sys.executable, "-m", "istio_iptables", "-n", "--ip-family=ipv4", "-c", b"\xff\xfe"],
+        [sys.executable, "-m", "istio_iptables", *PLAIN, "-c", b"\xff\xfe"],
         env={"PYTHONPATH": str(GOLDEN.parent), "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
         capture_output=True,
         check=False,

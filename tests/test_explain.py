@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from istio_iptables.builder import build
-from istio_iptables.loops import APPLICATIONS, Fault, Finding, findings
+from istio_iptables.escapes import APPLICATIONS
+from istio_iptables.loops import Fault, Finding, findings
 from istio_iptables.netfilter.model import Family, Ruleset
 from istio_iptables.settings.config import Config, configure
 from istio_iptables.settings.sources import gather
@@ -491,7 +492,9 @@ def test_malformed_rules_are_unknown_and_no_error(tmp_path: Path, rule: str) -> 
         ("--dst [::1]x", "--dst: '[::1]x': write an address"),
         ("--dst 1.2.3.4:99999", "--dst: '1.2.3.4:99999': a port is a number from 0 to 65535"),
         ("--dst 1.2.3.4 --src ::1", "--src, --dst: the addresses are of different families"),
-        ("--uid me", "--uid: 'me': is not a number, decimal or 0x..."),
+        ("--uid me", "--uid: 'me': is neither a number nor a user that exists here"),
+        ("--gid us", "--gid: 'us': is neither a number nor a group that exists here"),
+        ("--uid 4294967296", "--uid: '4294967296': is not a number, decimal or 0x..."),
         ("--proto nonsense", "--proto: 'nonsense': is no protocol"),
         ("--ctstate OLD", "--ctstate: 'OLD': is not one of NEW"),
         ("--in --uid 5", "--uid, --gid: what comes in belongs to no socket of this pod yet"),
@@ -507,6 +510,12 @@ def test_bad_questions_are_refused(arguments: str, problem: str) -> None:
     result = run(["explain", *arguments.split()])
     assert result.status == 2
     assert any(error.startswith(problem) for error in result.errors), result.err
+
+
+def test_owners_by_name() -> None:
+    """Users and groups may be named, as for -u and -g."""
+    named, numbered = (explain(*DOCUMENTED, "--uid", name, "--gid", name) for name in ("root", "0"))
+    assert named == numbered
 
 
 def test_every_problem_of_a_packet_is_told_at_once() -> None:

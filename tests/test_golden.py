@@ -128,3 +128,71 @@ def test_write_changes_only_what_differs(
     assert wrong.read_text() == right
     assert (tmp_path / "dns-without-server" / "expected").stat().st_mtime_ns == untouched
     assert golden._main([]) == 0
+
+
+def _add(folder: Path, arguments: str, environment: str = "") -> None:
+    folder.mkdir()
+    (folder / "about").write_text("A case.\n")
+    (folder / "arguments").write_text(f"{arguments}\n")
+    if environment:
+        (folder / "environment").write_text(f"{environment}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ("-i '*'", "--dry-run is missing"),
+        ("", "--dry-run is missing"),
+        ("-n --dry-run=false", "--dry-run is missing"),
+        ("--log_target --dry-run", "--dry-run is missing"),
+        ("--ip-family=ipv4 -b --dry-run", "--dry-run is missing"),
+        ("clean", "clean is a command"),
+        ("lab --dry-run", "lab is a command"),
+    ],
+)
+def test_a_case_that_would_do_more_than_print_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    why: str,
+) -> None:
+    """Before any case is run, and DRY_RUN in the environment is not enough: by the file's name."""
+    shutil.copytree(GOLDEN / "documented", tmp_path / "documented")
+    (tmp_path / "documented" / "expected").write_text("")
+    _add(tmp_path / "installs", arguments, "DRY_RUN=true")
+    monkeypatch.setattr(golden, "GOLDEN", tmp_path)
+    monkeypatch.setattr(golden, "run", lambda *_: pytest.fail("a case was run"))
+    assert golden._main(["--write"]) == 2
+    name = f"{tmp_path.name}/installs/arguments"
+    assert capsys.readouterr().err == f"{name}: no dry run: {why}\n"
+    assert (tmp_path / "documented" / "expected").read_text() == ""
+
+
+@pytest.mark.parametrize("arguments", ["-n", "-ni '*'", "--dry-run=1", "-n=t -i '*' --nonsense"])
+def test_a_dry_run_however_it_is_spelled_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str
+) -> None:
+    """The program's own parser says what a dry run is."""
+    _add(tmp_path / "prints", arguments)
+    monkeypatch.setattr(golden, "GOLDEN", tmp_path)
+    assert [case.name for case in cases()] == ["prints"]
+
+
+def test_files_that_can_not_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A quote that is not closed, a variable without a value, letters that are none: all at once."""
+    _add(tmp_path / "a-quote", "-n -i '*")
+    _add(tmp_path / "b-variable", "-n", "PROXY_UID")
+    _add(tmp_path / "c-letters", "-n")
+    (tmp_path / "c-letters" / "about").write_bytes(b"\xff")
+    monkeypatch.setattr(golden, "GOLDEN", tmp_path)
+    assert golden._main([]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        f"{tmp_path.name}/{name}"
+        for name in ("a-quote/arguments", "b-variable/environment", "c-letters/about")
+    ]
+    assert "No closing quotation" in lines[0]
+    assert "'PROXY_UID' is not NAME=value" in lines[1]

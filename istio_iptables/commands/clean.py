@@ -24,7 +24,7 @@ _SETTINGS = tuple(map(setting, ("network_namespace", "cni_mode", "force_iptables
 def _run(ctx: click.Context, /, **_: object) -> ExitStatus:
     values, warnings = gather(flags_given(ctx), os.environ, _SETTINGS)
     fields, problems = typed(values, Names(Host().uid, Host().gid))
-    if wrong := [*split_extra(ctx.args), *problems]:
+    if wrong := [*split_extra(ctx), *problems]:
         raise UsageProblems(wrong)
     tell("warning", warnings)
     clean(

@@ -15,15 +15,18 @@ from istio_iptables.commands.material import (
     read_text,
     require_namespace,
 )
-from istio_iptables.configured import tell
+from istio_iptables.configured import Purpose, tell
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
-from istio_iptables.netfilter.drift import beside, differences
+from istio_iptables.netfilter.drift import Kind, beside, differences
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import Plan
+from istio_iptables.netfilter.preceding import preceding
 from istio_iptables.ours import recognise
 from istio_iptables.text import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from istio_iptables.commands.material import Asked
     from istio_iptables.netfilter.drift import Difference
     from istio_iptables.netfilter.model import Ruleset
@@ -40,6 +43,8 @@ class _Comparison(NamedTuple):
     families: tuple[Family, ...]
     #: The line about rules of ours in the other backend; "" without any.
     elsewhere: str = ""
+    #: How many rules are missing where nothing of ours is there at all; else 0.
+    all_missing: int = 0
 
     @property
     def total(self) -> int:
@@ -58,7 +63,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         return _with_golden(asked(ctx, either_family=False), golden, as_json=options["as_json"])
     if against is None:
         require_namespace(ctx)
-    given = asked(ctx, either_family=against is not None)
+    given = asked(ctx, either_family=against is not None, purpose=Purpose(live=against is None))
     if against is None:
         comparison = _with_live(given)
     else:
@@ -75,9 +80,9 @@ def _with_file(given: Asked, path: str, family: str | None) -> _Comparison:
     live = read_rules(path, family)
     families = tuple(each.family for each in live)
     wanted = tuple(each for each in given.plan.rulesets if each.family in families)
-    return _Comparison(
-        "stdin" if path == "-" else path, differences(live, wanted, recognise), families
-    )
+    found = differences(live, wanted, recognise) + preceding(live, wanted, recognise)
+    missing = 0 if _holds_ours(live) else sum(ruleset.rule_count for ruleset in wanted)
+    return _Comparison("stdin" if path == "-" else path, found, families, all_missing=missing)
 
 
 def _with_live(given: Asked) -> _Comparison:
@@ -90,12 +95,21 @@ def _with_live(given: Asked) -> _Comparison:
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     found = differences(state.rulesets, plan.rulesets, recognise)
+    # In both backends: the kernel asks the tables of the other one at the same hooks.
+    for rulesets in (state.rulesets, state.other_rulesets):
+        found += preceding(rulesets, plan.rulesets, recognise)
     found += beside(Plan((), state.routes, state.addresses), plan)
     # Rules of ours in the store that was not chosen take effect too: none is wanted there.
     tell("warning", state.warnings)
     where = config.network_namespace or "this namespace"
     elsewhere = _elsewhere(state.other_rulesets, "nft" if state.backend == "legacy" else "legacy")
-    return _Comparison(f"{where} ({state.backend})", found, tuple(Family), elsewhere)
+    nothing = not (elsewhere or _holds_ours(state.rulesets) or state.routes or state.addresses)
+    missing = sum(ruleset.rule_count for ruleset in plan.rulesets) if nothing else 0
+    return _Comparison(f"{where} ({state.backend})", found, tuple(Family), elsewhere, missing)
+
+
+def _holds_ours(rulesets: Iterable[Ruleset]) -> bool:
+    return any(recognise(table) for ruleset in rulesets for table in ruleset.tables)
 
 
 def _elsewhere(rulesets: tuple[Ruleset, ...], backend: str) -> str:
@@ -117,11 +131,16 @@ def _titles(families: tuple[Family, ...]) -> str:
 
 def _print(comparison: _Comparison) -> None:
     for difference in comparison.found:
-        sys.stdout.writelines(f"{printable(line)}\n" for line in difference.lines)
+        # All of the plan, rule by rule, would say no more than that nothing is there.
+        if not (comparison.all_missing and difference.kind is Kind.MISSING):
+            sys.stdout.writelines(f"{printable(line)}\n" for line in difference.lines)
     if comparison.elsewhere:
         sys.stdout.write(f"{printable(comparison.elsewhere)}\n")
     count = comparison.total
-    if count:
+    if comparison.all_missing:
+        rules = "rule is" if comparison.all_missing == 1 else "rules are"
+        line = f"nothing of ours is in {comparison.what} ({comparison.all_missing} {rules} missing)"
+    elif count:
         counted = "1 difference" if count == 1 else f"{count} differences"
         line = f"{comparison.what} differs from the plan: {counted}"
     else:

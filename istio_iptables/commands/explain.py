@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,16 +13,20 @@ from istio_iptables.commands.escape import escape
 from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules, require_namespace
 from istio_iptables.commands.question import question
 from istio_iptables.commands.unseen import passed, unseen
-from istio_iptables.configured import tell
+from istio_iptables.configured import Purpose, tell, warn
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
-from istio_iptables.loops import APPLICATIONS, findings
+from istio_iptables.escapes import APPLICATIONS
+from istio_iptables.loops import findings, left_out_live, with_proxies_of
 from istio_iptables.netfilter.model import Family, Ruleset
 from istio_iptables.netfilter.packet import World
 from istio_iptables.netfilter.trace import End, trace
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from istio_iptables.commands.material import Asked
     from istio_iptables.commands.unseen import Unseen
+    from istio_iptables.loops import Finding
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.netfilter.plan import PolicyRoute
     from istio_iptables.netfilter.trace import Trace
@@ -43,20 +48,13 @@ class _Subject(NamedTuple):
     source: str
     #: Chains that the kernel asks as well, and whose rules aren't known.
     unseen: tuple[Unseen, ...] = ()
+    #: The addresses that tell which families are in use; none where they aren't known.
+    own: tuple[str, ...] = ()
 
 
 @click.pass_context
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
-    rules, live = options["rules"], options["live"]
-    if options["incoming"] and options["outgoing"]:
-        raise UsageProblems(["--in, --out: a packet goes one way: give one of them"])
-    if rules is not None and (live or options["network_namespace"]):
-        raise UsageProblems(["--rules: the rules are the file's, or live ones: give one of them"])
-    if rules is None:
-        require_namespace(ctx)
-    # Somebody else's rules: the family of the plan must not depend on this machine.
-    given = asked(ctx, either_family=rules is not None)
-    subject = _subject(given, rules, options["family"], live=live or _has_namespace(given.config))
+    given, subject = _read(ctx, options)
     family = Family(options["family"]) if options["family"] else None
     if family is None and len(subject.rulesets) == 1:
         family = subject.rulesets[0].family
@@ -70,24 +68,13 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         tell("warning", (f"there are no {packet.family.title} rules in {subject.source}",))
         ruleset = Ruleset(packet.family)
     found = trace(ruleset, packet, world, misses=options["near"])
-    people = list(APPLICATIONS)
-    if packet.uid is not None and packet.gid is not None:
-        people.append((packet.uid, packet.gid))
-    faults = findings(subject.rulesets, subject.routes, given.config, people)
-    from istio_iptables.commands import explanation
-
+    faults = _faults(given, subject, packet)
     own = escape(found, ruleset, world, given.config)
     if own is not None and own[:3] not in {each[:3] for each in faults}:
         faults += (own,)
-    native = {
-        each.line
-        for outcome in found.outcomes
-        for each in passed(outcome, subject.unseen)
-        if each.name.startswith("nftables")
-    }
-    if native:
-        chains = ", ".join(sorted(native))
-        tell("warning", (f"the kernel asks chains as well that are not followed: {chains}",))
+    _warn_of_native_chains(found, subject)
+    from istio_iptables.commands import explanation
+
     telling = explanation.Explanation(
         explanation.Answer(
             about,
@@ -110,6 +97,54 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         text = telling.text(near=options["near"])
     sys.stdout.write(text)
     return ExitStatus.DONE
+
+
+def _read(ctx: click.Context, options: Mapping[str, Any]) -> tuple[Asked, _Subject]:
+    """The settings, and the rules that the options name."""
+    rules, live = options["rules"], options["live"]
+    if options["incoming"] and options["outgoing"]:
+        raise UsageProblems(["--in, --out: a packet goes one way: give one of them"])
+    if rules is not None and (live or options["network_namespace"]):
+        raise UsageProblems(["--rules: the rules are the file's, or live ones: give one of them"])
+    if rules is None:
+        require_namespace(ctx)
+    live = live or bool(options["network_namespace"] or os.environ.get("NETWORK_NAMESPACE"))
+    way = "inbound" if options["incoming"] else "outbound"
+    # Somebody else's rules: the family of the plan must not depend on this machine.
+    given = asked(
+        ctx,
+        either_family=rules is not None,
+        purpose=Purpose(() if live or rules is not None else (way,), follow=False),
+    )
+    return given, _subject(given, rules, options["family"], live=live)
+
+
+def _faults(given: Asked, subject: _Subject, packet: Packet) -> tuple[Finding, ...]:
+    """What the rules do to Envoy's traffic and to applications; --strict raises it."""
+    people = list(APPLICATIONS)
+    if packet.uid is not None and packet.gid is not None:
+        people.append((packet.uid, packet.gid))
+    proxy = given.config
+    if not given.given & {"proxy_uid", "proxy_gid"}:
+        proxy = with_proxies_of(proxy, subject.rulesets)
+    faults = findings(subject.rulesets, subject.routes, proxy, people)
+    if subject.addresses is not None:
+        warn(left_out_live(subject.rulesets, subject.own), strict=given.config.strict)
+    if given.config.strict:
+        warn([finding.line for finding in faults], strict=True)
+    return faults
+
+
+def _warn_of_native_chains(found: Trace, subject: _Subject) -> None:
+    native = {
+        each.line
+        for outcome in found.outcomes
+        for each in passed(outcome, subject.unseen)
+        if each.name.startswith("nftables")
+    }
+    if native:
+        chains = ", ".join(sorted(native))
+        tell("warning", (f"the kernel asks chains as well that are not followed: {chains}",))
 
 
 def _remarks(found: Trace, subject: _Subject, config: Config) -> tuple[str, ...]:
@@ -146,10 +181,6 @@ def _own_addresses(packet: Packet) -> tuple[str, ...]:
     return tuple(each for each in ends if each is not None)
 
 
-def _has_namespace(config: Config) -> bool:
-    return bool(config.network_namespace)
-
-
 def _subject(given: Asked, rules: str | None, family: str | None, *, live: bool) -> _Subject:
     plan = given.plan
     if rules is not None:
@@ -166,6 +197,7 @@ def _subject(given: Asked, rules: str | None, family: str | None, *, live: bool)
         state = kernel.read(plan, namespace=config.network_namespace, backend=config.backend)
         with entered(config.network_namespace):
             addresses = netlink.interface_addresses()
+            own = netlink.addresses()
             there = routes.delivering_routes()
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
@@ -178,7 +210,7 @@ def _subject(given: Asked, rules: str | None, family: str | None, *, live: bool)
         tables = ", ".join(state.unreadable)
         tell("warning", (f"tables that can't be read are not followed: {tables}",))
     source = f"the live rules ({state.backend})"
-    return _Subject(state.rulesets, there, addresses, source, unseen(state))
+    return _Subject(state.rulesets, there, addresses, source, unseen(state), own)
 
 
 def _option(name: str, about: str, metavar: str) -> click.Option:

@@ -79,7 +79,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     for alias, name in _ALIASES.items():
         if options[alias] is not None:
             flags[name] = options[alias]
-    problems = split_extra(ctx.args)
+    problems = split_extra(ctx)
     config, warnings = _configured(flags, problems)
     plan = build(config)
     scenario = scenarios.make(options["scenario"], config, options["envoy_uid"])

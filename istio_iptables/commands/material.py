@@ -7,9 +7,8 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.builder import build
 from istio_iptables.commandline import flags_given, split_extra
-from istio_iptables.configured import configured, tell
+from istio_iptables.configured import Purpose, configured, tell
 from istio_iptables.errors import CannotTell, KernelRefused, SaveFileError
 from istio_iptables.netfilter.documents import decoded, read
 from istio_iptables.netfilter.model import Family
@@ -50,10 +49,12 @@ class Asked(NamedTuple):
 
     config: Config
     plan: Plan
+    #: The names of the settings that somebody gave.
+    given: frozenset[str]
 
 
-def asked(ctx: click.Context, *, either_family: bool) -> Asked:
-    """The plan of the flags and the environment; warnings are told.
+def asked(ctx: click.Context, *, either_family: bool, purpose: Purpose | None = None) -> Asked:
+    """The plan of the flags and the environment; warnings are told, as *purpose* has it.
 
     With *either_family*, the plan has both families unless --ip-family says otherwise: the
     rules that it is held against are those of another machine than this.
@@ -65,12 +66,12 @@ def asked(ctx: click.Context, *, either_family: bool) -> Asked:
     # Nothing is installed here, so what is unknown about the machine is assumed, and said.
     flags["dry_run"] = "true"
     try:
-        config, _ = configured(flags, split_extra(ctx.args), os.environ)
+        config, values, plan = configured(flags, split_extra(ctx), os.environ, purpose or Purpose())
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     if config.dns_servers_file:
         tell("info", (f"the DNS servers are those of {config.dns_servers_file} (--resolv-conf)",))
-    return Asked(config, build(config))
+    return Asked(config, plan, frozenset(name for name in values if values[name].given))
 
 
 def require_namespace(ctx: click.Context) -> None:

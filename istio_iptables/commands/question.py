@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import UsageProblems
+from istio_iptables.kernel.host import Host
 from istio_iptables.loops import ELSEWHERE, POD
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.numbers import address_number, number, protocol_number
@@ -18,7 +19,7 @@ from istio_iptables.netfilter.packet import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["Question", "question"]
 
@@ -98,6 +99,16 @@ class _Reader:
             self._refuse(name, "is not a number, decimal or 0x...")
         return value
 
+    def identity(self, name: str, what: str, lookup: Callable[[str], int | None]) -> int | None:
+        """A number, or the name of a user or group, as -u and -g take them."""
+        text = self._given[name]
+        if text is None or number(text) is not None:
+            return self.number(name)
+        found = lookup(text)
+        if found is None:
+            self._refuse(name, f"is neither a number nor a {what} that exists here")
+        return found
+
     def protocol(self) -> int | None:
         text = self._given["proto"]
         value = _TCP if text is None else protocol_number(text)
@@ -129,7 +140,8 @@ def question(
     reader = _Reader(given)
     source, destination = reader.endpoint("src"), reader.endpoint("dst")
     protocol, state = reader.protocol(), reader.state()
-    uid, gid = reader.number("uid"), reader.number("gid")
+    uid = reader.identity("uid", "user", Host().uid)
+    gid = reader.identity("gid", "group", Host().gid)
     mark, connmark = reader.number("mark"), reader.number("connmark")
     if incoming and (uid is not None or gid is not None):
         reader.problems.append("--uid, --gid: what comes in belongs to no socket of this pod yet")

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from istio_iptables.kernel.backend import Backend, Choice, Transaction
+
+    #: Is shown the rulesets of the backend in use, and the other backend.
+    Look = Callable[[Sequence[Ruleset], Backend | None], None]
+
     from istio_iptables.netfilter.edits import Edit
     from istio_iptables.netfilter.model import Rule
 
@@ -97,18 +101,24 @@ class _Prepared(NamedTuple):
 
 
 def install(
-    plan: Plan, tell: Callable[[str], None], where: Where = _HERE, *, replace: bool = False
+    plan: Plan,
+    tell: Callable[[str], None],
+    where: Where = _HERE,
+    *,
+    replace: bool = False,
+    look: Look | None = None,
 ) -> None:
     """Make a network namespace hold exactly *plan*, as far as our rules go.
 
     Rules of others keep their bytes and places. What is already as planned is left alone; if
     other rules of ours are there, they are replaced with *replace*, and Differs lists the
-    differences without it. Raises KernelRefused when the machine can't or won't, with
+    differences without it. *look* is shown what is there before anything changes, and may raise.
+    Raises KernelRefused when the machine can't or won't, with
     everything as it was before, or with what could not be put back.
     """
     tell = _once(tell)
     with entered(where.namespace), locked(tell, pod_only=where.pod_lock):
-        _retrying(lambda: _install(plan, choose(where.backend), tell, replace=replace))
+        _retrying(lambda: _install(plan, choose(where.backend), tell, replace=replace, look=look))
 
 
 def clean(tell: Callable[[str], None], where: Where = _HERE) -> None:
@@ -145,10 +155,19 @@ def _retrying(work: Callable[[], None]) -> None:
     return None
 
 
-def _install(plan: Plan, choice: Choice, tell: Callable[[str], None], *, replace: bool) -> None:
+def _install(
+    plan: Plan,
+    choice: Choice,
+    tell: Callable[[str], None],
+    *,
+    replace: bool,
+    look: Look | None,
+) -> None:
     require_plan_mapped(plan)
     tell(f"backend {choice.backend.name}: {choice.reason}")
     live = _read(choice.backend, plan)
+    if look:
+        look(live, choice.other)
     changes = _changes(choice.backend, live, plan)
     elsewhere = _other_changes(choice)
     old_routes = [route for route in _our_routes(live, elsewhere) if not _planned(route, plan)]

@@ -95,6 +95,12 @@ def _import_iptc() -> Any:  # noqa: ANN401 - python-iptables has no types
         raise
     except Exception as error:
         # Its own message names neither the package nor the library.
+        if isinstance(error, ModuleNotFoundError) and error.name == "iptc":
+            message = (
+                "python-iptables is not installed for this Python: pip install python-iptables, or"
+                " use the other backend: --force-iptables-binary nft"
+            )
+            raise KernelRefused(message) from error
         message = (
             "python-iptables can't be loaded: is Debian's package iptables (libxtables, libip4tc,"
             f" libip6tc) installed? ({error})"

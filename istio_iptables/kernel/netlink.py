@@ -27,9 +27,11 @@ __all__ = [
     "interface_index",
     "is_local_default",
     "nft",
+    "nft_chains",
     "nft_is_empty",
     "nft_rules",
     "nft_tables",
+    "physical_interfaces",
     "policy_rules",
     "text",
 ]
@@ -42,6 +44,7 @@ _NLM_F_DUMP_INTR = 0x10
 _ATTEMPTS = 20
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
+_RTM_GETLINK = 18
 _RTM_GETADDR = 22
 _RTM_GETROUTE = 26
 _RTM_GETRULE = 34
@@ -61,6 +64,9 @@ _FR_ACT_TO_TBL = 1
 _RTA_OIF, _RTA_TABLE = 4, 15
 _RTN_LOCAL = 2
 _WHOLE = 0xFFFFFFFF
+
+_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_INFO_KIND = 3, 18, 1
+_ARPHRD_CARDS = frozenset({1, 32})
 
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
@@ -236,6 +242,14 @@ def nft_tables() -> tuple[tuple[int, str], ...]:
     return tuple((family, text(parts.get(_NFTA_NAME))) for family, parts in found)
 
 
+def nft_chains() -> tuple[tuple[str, str], ...]:
+    """The nftables chains of this network namespace as (table, name), of any family."""
+    return tuple(
+        (text(parts.get(_NFTA_TABLE)), text(parts.get(_NFTA_CHAIN_NAME)))
+        for _, parts in nft(_NFT_MSG_GETCHAIN)
+    )
+
+
 def nft_rules() -> frozenset[tuple[int, str]]:
     """The nftables tables, as (family, name), that hold a rule."""
     found = nft(_NFT_MSG_GETRULE)
@@ -325,6 +339,25 @@ def has_loopback_address(address: str) -> bool:
         and dict(attributes(content, 8)).get(_IFA_ADDRESS) == wanted
         for content in _answers(_RTM_GETADDR, body)
     )
+
+
+def physical_interfaces() -> tuple[str, ...]:
+    """The network cards of this namespace: Ethernet or InfiniBand, made by no ``ip link add``.
+
+    A virtual interface (veth, bridge, tun, macvlan, ...) says what kind it is. /sys would show
+    those of the namespace that it was mounted in.
+    """
+    found = []
+    # struct ifinfomsg: family, padding, type, index, flags, change.
+    for content in _answers(_RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0)):
+        parts = dict(attributes(content, 16))
+        kinds = dict(attributes(parts.get(_IFLA_LINKINFO, b""), 0))
+        if (
+            struct.unpack_from("=H", content, 2)[0] in _ARPHRD_CARDS
+            and _IFLA_INFO_KIND not in kinds
+        ):
+            found.append(text(parts.get(_IFLA_IFNAME)))
+    return tuple(found)
 
 
 def _answers(kind: int, body: bytes) -> list[bytes]:

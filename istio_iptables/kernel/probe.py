@@ -24,11 +24,16 @@ from istio_iptables.netfilter.model import Family
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from istio_iptables.netfilter.plan import PolicyRoute
+
 __all__ = ["Probe", "validate"]
 
 _SO_ORIGINAL_DST = 80
 _RETRY_SECONDS = 0.1
 _LISTEN = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
+#: An address that is nobody's.
+_ELSEWHERE = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
+_RTN_LOCAL = 2
 _CONNECT = {Family.IPV4: "127.0.0.6", Family.IPV6: "::6"}
 
 
@@ -43,12 +48,16 @@ class Probe(NamedTuple):
     uids: Sequence[tuple[int, int]]
     gids: Sequence[tuple[int, int]]
     timeout: float
+    #: The policy routes without which what is captured never arrives.
+    routes: tuple[PolicyRoute, ...] = ()
 
 
 def validate(probe: Probe, tell: Callable[[str], None], *, namespace: str = "") -> None:
     """Return when a connection of each family was captured.
 
-    Raises ValidationFailed, one line a family, with the reason as far as it can be known.
+    Under TPROXY that is the way by nat, which the policy routes have no part in: they are looked
+    at for themselves. Raises ValidationFailed, one line a family and a route, with the reason as
+    far as it can be known.
     """
     with entered(namespace):
         problems = []
@@ -58,8 +67,27 @@ def validate(probe: Probe, tell: Callable[[str], None], *, namespace: str = "") 
                 problems.append(f"{family.title}: {problem}")
             else:
                 tell(f"{family.title}: a connection to port {probe.port} was captured")
+        problems += (
+            f"{route.family.title}: the policy route is missing: what TPROXY captures is not"
+            f" delivered, and answers of the application do not come back"
+            f" ({'; '.join(' '.join(command) for command in route.commands)})"
+            for route in probe.routes
+            if not _delivers(route)
+        )
     if problems:
         raise ValidationFailed(*problems)
+
+
+def _delivers(route: PolicyRoute) -> bool:
+    """Whether the kernel delivers here what has the route's mark, whoever it is for."""
+    from pyroute2 import IPRoute, NetlinkError
+
+    with IPRoute() as ip:
+        try:
+            found = ip.route("get", dst=_ELSEWHERE[route.family], mark=route.mark)
+        except NetlinkError:
+            return False  # the network is unreachable
+    return bool(found and found[0]["type"] == _RTN_LOCAL)
 
 
 def _attempt(probe: Probe, family: Family) -> str:

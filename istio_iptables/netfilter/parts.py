@@ -34,6 +34,7 @@ ACCEPT = Target("ACCEPT")
 DROP = Target("DROP")
 RETURN = Target("RETURN")
 
+_EVERY_PORT = "0:65535"
 _WHOLE_MARK = "0xffffffff"
 _ANY_ADDRESS = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 - text of a rule, not bound
 _MARK_MASKS = (Option("--nfmask", (_WHOLE_MARK,)), Option("--ctmask", (_WHOLE_MARK,)))
@@ -42,11 +43,14 @@ _MARK_MASKS = (Option("--nfmask", (_WHOLE_MARK,)), Option("--ctmask", (_WHOLE_MA
 def ports(
     protocol: str, *, dport: str | None = None, sport: str | None = None, negated: bool = False
 ) -> Match:
-    """``-m tcp --dport 80``; a port is a number or a range ``80:90``."""
+    """``-m tcp --dport 80``; a port is a number or a range ``80:90``.
+
+    A range of all ports is no condition, and iptables-save leaves it out.
+    """
     options = []
-    if sport is not None:
+    if sport is not None and sport != _EVERY_PORT:
         options.append(Option("--sport", (sport,), negated))
-    if dport is not None:
+    if dport is not None and dport != _EVERY_PORT:
         options.append(Option("--dport", (dport,), negated))
     return Match(protocol, tuple(options))
 

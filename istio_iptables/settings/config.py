@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from istio_iptables.errors import KernelRefused, UsageProblems
@@ -11,11 +12,11 @@ from istio_iptables.settings.sources import typed
 from istio_iptables.settings.values import ALL, IPV6, IdRange, Mode, Network, PortRange, Wildcard
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from istio_iptables.settings.sources import Value
 
-__all__ = ["MAX_OWNER_GROUPS", "Config", "Machine", "configure"]
+__all__ = ["MAX_OWNER_GROUPS", "Config", "Machine", "configure", "uncaptured_ipv6"]
 
 #: Included groups become one rule with a match of five words each, and iptables-restore reads at
 #: most 255 words in a rule: 49 groups load, 50 do not, legacy and nft alike (Istio promises 64,
@@ -26,6 +27,11 @@ _DEFAULT_PROXY_ID = 1337
 _OUTBOUND_MARK = 1338
 #: A namespace named by a process, which has a resolv.conf of its own.
 _NAMESPACE_OF_PROCESS = re.compile(r"(/proc/\d+)/(?:task/\d+/)?ns/net", re.ASCII)
+_AGENT_DNS_PORT = 15053
+_LAST_PORT = 65535
+#: The address on lo that goes with IPv6 rules, and how many others a line names.
+_PASSTHROUGH_IPV6 = "::6"
+_MOST_ADDRESSES = 3
 _MAIN_ROUTE_TABLES = {253: "default", 254: "main", 255: "local"}
 
 
@@ -125,12 +131,21 @@ _HELPERS = frozenset({"resolv_conf", "ip_family"})
 
 
 def configure(
-    values: Mapping[str, Value], machine: Machine, *, envoy_user: str = "istio-proxy"
+    values: Mapping[str, Value],
+    machine: Machine,
+    *,
+    envoy_user: str = "istio-proxy",
+    live: bool = False,
+    plan_counts: bool = True,
 ) -> tuple[Config, list[str]]:
     """The Config that *values* make on *machine*, and a warning for each setting without effect.
 
-    Raises UsageProblems with one line for each bad item when anything can't be used; the
-    machine is asked for its addresses and DNS servers only after everything else is right.
+    With *live* the namespace itself is what the settings are about, as it is to an install: its
+    addresses matter although --ip-family was given. Without *plan_counts* the rules in question
+    are others than those of the settings, so what these leave out is not told.
+
+    Raises UsageProblems with one line for each bad item when anything can't be used; the machine
+    is asked for its addresses and DNS servers only after everything else is right.
     """
     names = Names(machine.uid, machine.gid)
     read, problems = typed(values, names)
@@ -144,7 +159,14 @@ def configure(
     if not fields["proxy_gids"]:
         fields["proxy_gids"] = fields["proxy_uids"]
     warnings: list[str] = []
-    _complete_families(fields, values, machine, warnings)
+    if not fields["dry_run"]:
+        # What makes no rules leaves nothing out.
+        plan_counts = not (fields["cleanup_only"] or fields["skip_rule_apply"])
+        live = plan_counts
+    addresses = _complete_families(fields, values, machine, warnings, live=live)
+    if plan_counts and not fields["ipv6"]:
+        auto = fields["ip_family"] == "auto"
+        warnings += uncaptured_ipv6(addresses, "--dual-stack" if auto else "--ip-family dual")
     _complete_dns(fields, values, machine, warnings)
     for helper in _HELPERS:
         del fields[helper]
@@ -181,10 +203,16 @@ def _wrong_together(fields: Mapping[str, object], values: Mapping[str, Value]) -
 
 
 def _complete_families(
-    fields: dict[str, object], values: Mapping[str, Value], machine: Machine, warnings: list[str]
-) -> None:
-    """Decide whether IPv6 is on (CONTRACT section 1, "IPv6")."""
+    fields: dict[str, object],
+    values: Mapping[str, Value],
+    machine: Machine,
+    warnings: list[str],
+    *,
+    live: bool,
+) -> tuple[str, ...]:
+    """Decide whether IPv6 is on (CONTRACT section 1, "IPv6"); returns the addresses, if asked for."""
     asked = fields["ip_family"]
+    addresses: tuple[str, ...] = ()
     if fields["cleanup_only"]:
         # A clean-up goes by what is there, in both families.
         fields["ipv6"] = True
@@ -194,7 +222,6 @@ def _complete_families(
         except KernelRefused as error:
             if not fields["dry_run"]:
                 raise
-            addresses = ()
             warnings += error.lines
         if not addresses:
             if not fields["dry_run"]:
@@ -208,10 +235,33 @@ def _complete_families(
         fields["ipv6"] = any(":" in address for address in seen)
     else:
         fields["ipv6"] = asked == "dual"
+        if live and not fields["ipv6"]:
+            # Only a warning hangs on it: a namespace that can't be looked at is told of later.
+            with suppress(KernelRefused):
+                addresses = machine.addresses(str(fields["network_namespace"]))
     if fields["dual_stack"] and not fields["ipv6"]:
         why = "there is no IPv6 address" if asked == "auto" else f"--ip-family is {asked}"
         warnings.append(f"{values['dual_stack'].label}: no effect: {why}")
     del fields["dual_stack"]
+    return addresses
+
+
+def uncaptured_ipv6(addresses: Iterable[str], flag: str) -> list[str]:
+    """A line about the IPv6 addresses among *addresses* where there are IPv4 rules alone.
+
+    *flag* is what makes IPv6 rules too.
+    """
+    # ::6 is our own: an earlier installation with IPv6 put it there.
+    ipv6 = [address for address in addresses if ":" in address and address != _PASSTHROUGH_IPV6]
+    if not ipv6:
+        return []
+    named = ", ".join(ipv6[:_MOST_ADDRESSES])
+    if len(ipv6) > _MOST_ADDRESSES:
+        named += f" and {len(ipv6) - _MOST_ADDRESSES} more"
+    what = "IPv6 address" if len(ipv6) == 1 else "IPv6 addresses"
+    return [
+        f"{what} {named}: not captured, since the rules are for IPv4 only: {flag} captures IPv6"
+    ]
 
 
 def _complete_dns(
@@ -315,9 +365,9 @@ def _ipv6(networks: tuple[Network, ...] | Wildcard, *, loopback: bool = True) ->
 
 def _harmful(config: Config, values: Mapping[str, Value]) -> list[str]:
     """One line for each setting whose value breaks the pod although the kernel takes it."""
+    warnings = [*_same_ports(config, values), *_port_zero(config, values)]
     if config.mode is not Mode.TPROXY:
-        return []
-    warnings = []
+        return warnings
     table = _MAIN_ROUTE_TABLES.get(config.tproxy_route_table)
     if table and config.inbound_ports:
         warnings.append(
@@ -330,3 +380,51 @@ def _harmful(config: Config, values: Mapping[str, Value]) -> list[str]:
             " own traffic to the application, which can't be told apart then"
         )
     return warnings
+
+
+def _same_ports(config: Config, values: Mapping[str, Value]) -> list[str]:
+    """One line for each pair of ports that can't be the same, and are."""
+    ports = [
+        (values["envoy_port"].label, config.envoy_port),
+        (values["inbound_capture_port"].label, config.inbound_capture_port),
+        (values["inbound_tunnel_port"].label, config.inbound_tunnel_port),
+    ]
+    if config.redirect_dns:
+        ports.append(("the agent's DNS resolver", _AGENT_DNS_PORT))
+    if config.run_validation:
+        ports.append((values["iptables_probe_port"].label, config.probe_port))
+    return [
+        f"{label}: {port} is also the port of {earlier}: one listener gets what is meant for the other"
+        for number, (label, port) in enumerate(ports)
+        for earlier, other in ports[:number]
+        if port == other
+    ]
+
+
+def _port_zero(config: Config, values: Mapping[str, Value]) -> list[str]:
+    """One line for each port 0, and for each range that is every port."""
+    lists: tuple[tuple[str, tuple[PortRange, ...] | Wildcard], ...] = (
+        ("istio_inbound_ports", config.inbound_ports),
+        ("istio_local_exclude_ports", config.inbound_ports_exclude),
+        ("istio_outbound_ports", config.outbound_ports),
+        ("istio_local_outbound_ports_exclude", config.outbound_ports_exclude),
+        (
+            "inbound_tunnel_port",
+            (PortRange(config.inbound_tunnel_port, config.inbound_tunnel_port),),
+        ),
+    )
+    return [
+        f"{values[name].label}: {_odd_range(each)}"
+        for name, ports in lists
+        if ports is not ALL
+        for each in dict.fromkeys(ports)
+        if _odd_range(each)
+    ]
+
+
+def _odd_range(ports: PortRange) -> str:
+    if ports == (0, 0):
+        return "port 0 matches next to nothing: no connection is made to it"
+    if ports == (0, _LAST_PORT):
+        return f"{ports} is every port"
+    return ""

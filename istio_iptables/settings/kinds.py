@@ -137,9 +137,14 @@ def _port(text: str, _: Names) -> int:
     return number
 
 
+def _tunnel_port(text: str, names: Names) -> int:
+    # Nobody listens on it and nothing is sent to it, so that Istio and the kernel take a 0.
+    return 0 if text.strip(" ") == "0" else _port(text, names)
+
+
 def _ports(text: str, _: Names) -> PortRange:
     number = _number(text)
-    if number is not None and 1 <= number <= _MAX_PORT:
+    if number is not None and number <= _MAX_PORT:
         return PortRange(number, number)
     _refuse_option(text)
     dashed = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text, re.ASCII)
@@ -152,20 +157,11 @@ def _ports(text: str, _: Names) -> PortRange:
         raise _Refused(reason)
     # iptables reads an open end as the lowest or the highest port there is.
     low, high = _number(first) if first else 0, _number(last) if last else _MAX_PORT
-    if (
-        low is None
-        or high is None
-        or (first and low < 1)
-        or high > _MAX_PORT
-        or not (first or last)
-    ):
+    if low is None or high is None or high > _MAX_PORT or not (first or last):
         reason = f"is not a port range: both ends are numbers from 1 to {_MAX_PORT}"
         raise _Refused(reason)
     if low > high:
         reason = f"is not a port range: {low} is larger than {high}"
-        raise _Refused(reason)
-    if (low, high) == (0, _MAX_PORT):
-        reason = "is every port: name the ports"
         raise _Refused(reason)
     return PortRange(low, high)
 
@@ -330,6 +326,7 @@ _ITEM: dict[Kind, Callable[[str, Names], object]] = {
 _SINGLE: dict[Kind, Callable[[str, Names], object]] = {
     Kind.FLAG: _flag,
     Kind.PORT: _port,
+    Kind.TUNNEL_PORT: _tunnel_port,
     Kind.CIDR: _loopback_network,
     Kind.MODE: _mode,
     Kind.NUMBER: _positive,

@@ -18,6 +18,8 @@ class Kind(Enum):
 
     FLAG = ""
     PORT = "PORT"
+    #: Takes 0 too, which is no port.
+    TUNNEL_PORT = "PORT|0"
     PORTS = "PORTS"
     PORTS_OR_ALL = "PORTS|*"
     CIDR = "CIDR"
@@ -104,7 +106,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "inbound_tunnel_port",
         PROXY,
-        Kind.PORT,
+        Kind.TUNNEL_PORT,
         "The HBONE tunnel's port, which is never redirected.",
         default="15008",
         short="e",

@@ -52,12 +52,25 @@ def test_what_somebody_changed_is_told(backend: str) -> None:
 
 
 def test_nothing_installed_is_everything_missing() -> None:
-    """Exit status 1, each rule with its reason."""
+    """Exit status 1 and one line; each rule with its reason is for programs."""
     result = run("diff", *DOCUMENTED)
     assert result.status == 1
+    count = len(run(*DOCUMENTED, "--dry-run").out.split("\n-A ")) - 1
     assert (
-        "missing: IPv4 nat OUTPUT rule 1: -A OUTPUT -j ISTIO_OUTPUT\n    Everything" in result.out
+        result.out == f"nothing of ours is in this namespace (legacy) ({count} rules are missing)\n"
     )
+    document = json.loads(run("diff", *DOCUMENTED, "--json").out)
+    assert document["differences"]
+    assert {each["kind"] for each in document["differences"]} == {"missing"}
+
+
+def test_nothing_of_ours_beside_rules_of_others() -> None:
+    """A foreign rule that would decide first is still told."""
+    command("iptables-legacy", "-t", "raw", "-A", "OUTPUT", "-j", "NOTRACK")
+    lines = run("diff", *DOCUMENTED).out.splitlines()
+    assert len(lines) == 3
+    assert lines[0] == "stranger: IPv4 raw OUTPUT rule 1: -A OUTPUT -j NOTRACK"
+    assert lines[2].startswith("nothing of ours is in this namespace (legacy) (")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -71,3 +84,23 @@ def test_live_rules_explain_packets(backend: str) -> None:
     assert captured.out.endswith("captured by Envoy's outbound listener on port 15001\n")
     spared = run("explain", "--live", *DOCUMENTED, "--dst", "192.0.2.9:80")
     assert spared.out.endswith("goes out by eth0 untouched\n")
+
+
+@pytest.mark.parametrize(
+    "rule", [("raw", "OUTPUT", "-j", "NOTRACK"), ("mangle", "OUTPUT", "-p", "tcp", "-j", "DROP")]
+)
+@pytest.mark.parametrize("theirs", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_foreign_rules_that_switch_capture_off_are_told(
+    backend: str, theirs: str, rule: tuple[str, ...]
+) -> None:
+    """In a table before ours, where the plan has no rule; in either backend."""
+    install(backend, *DOCUMENTED)
+    table, *words = rule
+    command(f"iptables-{theirs}", "-t", table, "-A", *words)
+    result = run("diff", *DOCUMENTED, "--force-iptables-binary", backend)
+    assert result.status == 1
+    told, why, last = result.out.splitlines()
+    assert told.startswith(f"stranger: IPv4 {table} OUTPUT rule 1: -A OUTPUT")
+    assert why == f"    a foreign rule that may decide first: {table} comes before nat"
+    assert last == f"this namespace ({backend}) differs from the plan: 1 difference"

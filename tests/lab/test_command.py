@@ -94,7 +94,7 @@ def test_own_ports() -> None:
         (["--without", "all"], "--without: 'all': there is no such rule: TABLE CHAIN NUMBER"),
         (["--mode", "tproxy"], "--istio-inbound-interception-mode (-m): 'tproxy'"),
         (["--dry-run"], "--dry-run: there is no such option"),
-        (["--scenario", "nothing"], "Invalid value for '--scenario'"),
+        (["--scenario", "nothing"], "--scenario: 'nothing' is not one of sidecar, "),
     ],
 )
 def test_refusals(arguments: list[str], problem: str) -> None:

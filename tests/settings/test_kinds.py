@@ -38,6 +38,10 @@ ACCEPTED: list[tuple[Kind, str, object]] = [
     (Kind.PORTS, "80, 90,,443", (PortRange(80, 80), PortRange(90, 90), PortRange(443, 443))),
     (Kind.PORTS, "80:90,80:80", (PortRange(80, 90), PortRange(80, 80))),
     (Kind.PORTS, ":90,65535:", (PortRange(0, 90), PortRange(65535, 65535))),
+    (Kind.PORTS, "0,0:90", (PortRange(0, 0), PortRange(0, 90))),
+    (Kind.PORTS_OR_ALL, "0:65535,:65535,0:", (PortRange(0, 65535),) * 3),
+    (Kind.TUNNEL_PORT, " 0 ", 0),
+    (Kind.TUNNEL_PORT, "15008", 15008),
     (Kind.PORTS_OR_ALL, "*", ALL),
     (Kind.PORTS_OR_ALL, " * ", ALL),
     (Kind.CIDRS_OR_ALL, "*", ALL),
@@ -94,7 +98,8 @@ REFUSED: list[tuple[Kind, str, str]] = [
     (Kind.PORT, "-b", "looks like an option"),
     (Kind.PORT, "", "is not a port"),
     (Kind.PORT, "80:90", "is not a port"),
-    (Kind.PORTS, "0", "from 1 to 65535"),
+    (Kind.TUNNEL_PORT, "00", "is not a port"),
+    (Kind.TUNNEL_PORT, "65536", "from 1 to 65535"),
     (Kind.PORTS, "65536", "from 1 to 65535"),
     (Kind.PORTS, "080", "is not a port"),
     (Kind.PORTS, "\u0668\u0660", "is not a port"),
@@ -103,9 +108,7 @@ REFUSED: list[tuple[Kind, str, str]] = [
     (Kind.PORTS, "90:80", "90 is larger than 80"),
     (Kind.PORTS, "80:90:100", "both ends are numbers"),
     (Kind.PORTS, "80:65536", "both ends are numbers"),
-    (Kind.PORTS, "0:90", "both ends are numbers"),
     (Kind.PORTS, ":", "both ends are numbers"),
-    (Kind.PORTS, ":65535", "is every port"),
     (Kind.PORTS, "1 2", "is not a port"),
     (Kind.PORTS, "-d", "looks like an option"),
     (Kind.PORTS, "*", "is not accepted here"),
@@ -261,11 +264,10 @@ class TestItems:
 
     @given(lists_of(port_items()))
     def test_ports(self, text: str) -> None:
-        """A port's text reads as the same port again, if it does not start at 0."""
+        """A port's text reads as the same port again."""
         for each in value(Kind.PORTS, text):
             assert 0 <= each.first <= each.last <= 65535
-            if each.first:
-                assert value(Kind.PORTS, str(each)) == (each,)
+            assert value(Kind.PORTS, str(each)) == (each,)
 
     @given(lists_of(networks))
     def test_networks(self, text: str) -> None:

@@ -1,0 +1,69 @@
+"""Whether a network namespace is the machine's own, where rules for a pod do harm."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from istio_iptables.errors import KernelRefused
+from istio_iptables.kernel import netlink
+from istio_iptables.netfilter.model import Family
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from istio_iptables.kernel.backend import Backend
+    from istio_iptables.netfilter.model import Ruleset
+
+__all__ = ["signs"]
+
+#: Whose chains stand on nodes alone, by how their names begin. Docker also has chains in the
+#: namespaces of its containers, for its DNS: DOCKER_OUTPUT and DOCKER_POSTROUTING.
+_CHAINS = {
+    "KUBE-": "kube-proxy",
+    "DOCKER-": "Docker",
+    "CNI-": "CNI plugins",
+    "cali-": "Calico",
+    "FLANNEL-": "flannel",
+    "CILIUM_": "Cilium",
+    "NETAVARK": "netavark",
+}
+#: The same for whole nftables tables.
+_TABLES = {"kube-proxy": "kube-proxy", "docker-bridges": "Docker", "netavark": "netavark"}
+_MOST_INTERFACES = 3
+
+
+def signs(rulesets: Iterable[Ruleset], other: Backend | None = None) -> str:
+    """What shows that the current namespace is a node's and no pod's, in a few words, or "".
+
+    *rulesets* are those of the backend in use, *other* is the one beside it.
+    """
+    found = []
+    interfaces = netlink.physical_interfaces()
+    if interfaces:
+        found.append(f"physical interface {', '.join(interfaces[:_MOST_INTERFACES])}")
+    nft = netlink.nft_chains()
+    owners: dict[str, str] = {}
+    for chain in (*_chains(rulesets), *_other_chains(other), *(name for _, name in nft)):
+        # Docker's first chain has no dash.
+        prefix = next((each for each in _CHAINS if f"{chain}-".startswith(each)), None)
+        if prefix is not None:
+            owners.setdefault(_CHAINS[prefix], f"chain {chain}")
+    for table, _ in nft:
+        if table in _TABLES:
+            owners.setdefault(_TABLES[table], f"table {table}")
+    found += (f"{what} of {owner}" for owner, what in owners.items())
+    return "; ".join(found)
+
+
+def _chains(rulesets: Iterable[Ruleset]) -> Iterator[str]:
+    for ruleset in rulesets:
+        for table in ruleset.tables:
+            yield from (chain.name for chain in table.chains)
+
+
+def _other_chains(other: Backend | None) -> Iterator[str]:
+    # The chains of nft are asked for by netlink, also where iptables can't show their rules.
+    if other is not None and other.name == "legacy":
+        with suppress(KernelRefused):
+            yield from _chains([other.read(family) for family in Family])
