@@ -98,19 +98,31 @@ def _read(plan: Plan, forced: str) -> LiveState:
 
 def _native_chains() -> tuple[NativeChain, ...]:
     """The base chains that do something and that iptables does not show, in the kernel's order."""
+    candidates = [
+        (chain, chain.base)
+        for chain in nftables.chains()
+        if chain.base is not None
+        and chain.family in nftables.FAMILIES
+        and not (
+            chain.family in {family.number for family in Family}
+            and chain.table in TABLES
+            and nftables.is_iptables(chain)
+        )
+    ]
+    if not candidates:
+        return ()
     idle = {(table.family, table.name) for table in nftables.tables() if table.dormant}
     filled = {(family, table, chain) for family, table, chain, _ in nftables.rules()}
-    numbers = {family.number for family in Family}
-    found = []
-    for chain in nftables.chains():
-        family = nftables.FAMILIES.get(chain.family)
-        if chain.base is None or family is None or (chain.family, chain.table) in idle:
-            continue
-        if not (chain.drops or (chain.family, chain.table, chain.name) in filled):
-            continue
-        if chain.family in numbers and chain.table in TABLES and nftables.is_iptables(chain):
-            continue
-        hook = nftables.hook_name(chain.family, chain.base.hook)
-        kind, _, priority = chain.base
-        found.append(NativeChain(family, chain.table, chain.name, kind, hook, priority))
-    return tuple(found)
+    return tuple(
+        NativeChain(
+            nftables.FAMILIES[chain.family],
+            chain.table,
+            chain.name,
+            base.kind,
+            nftables.hook_name(chain.family, base.hook),
+            base.priority,
+        )
+        for chain, base in candidates
+        if (chain.family, chain.table) not in idle
+        and (chain.drops or (chain.family, chain.table, chain.name) in filled)
+    )

@@ -41,7 +41,7 @@ _NLM_F_REQUEST = 0x1
 _NLM_F_DUMP = 0x300
 _NLM_F_DUMP_INTR = 0x10
 #: How often a dump that somebody changed meanwhile is begun anew.
-_ATTEMPTS = 20
+_ATTEMPTS = 10
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
 _RTM_GETLINK = 18

@@ -7,6 +7,7 @@ whether the kernel applies a table, and which rules iptables-nft-save can't be b
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.kernel.netlink import attributes, nft, text
@@ -172,26 +173,49 @@ def shown(expressions: bytes) -> Shown:
     loaded: set[tuple[int, ...]] = set()
     port = False
     for _, element in attributes(expressions):
-        parts = dict(attributes(element))
-        name = text(parts.get(_EXPRESSION_NAME))
-        if name not in {"lookup", "payload", "meta", "cmp", "range"}:
+        part = _part(element)
+        if part is None:
             continue
-        data = dict(attributes(parts.get(_EXPRESSION_DATA, b"")))
-        if name == "lookup":
-            # A set, or a map: of verdicts, of addresses.
-            matches = False
-            target = target and _LOOKUP_TARGET not in data
-        elif name in {"payload", "meta"}:
-            source = _PAYLOAD_SOURCE if name == "payload" else _META_SOURCE
-            if source in data:
-                target = False
-                continue
-            keys = (_PAYLOAD_BASE, _PAYLOAD_OFFSET) if name == "payload" else (_META_KEY,)
-            what = tuple(_number(data.get(key)) for key in keys)
+        if part.writes:
+            target = False
+        elif part.loads:
             # Of two conditions on one field, the last is shown.
-            matches = matches and what not in loaded
-            loaded.add(what)
-            port = name == "payload" and what[0] == _TRANSPORT
-        elif name == "range" or _number(data.get(_CMP_OPERATION)) not in _EQUALITY:
-            matches = matches and port
+            matches = matches and part.loads not in loaded
+            loaded.add(part.loads)
+            port = part.loads[:2] == (_PAYLOAD, _TRANSPORT)
+        matches = matches and not part.looks_up and (port or not part.compares)
     return Shown(matches, target)
+
+
+class _Part(NamedTuple):
+    """What matters of one expression."""
+
+    #: The field that it loads for the next comparison.
+    loads: tuple[int, ...] = ()
+    #: It compares by order rather than for equality, which is shown of ports alone.
+    compares: bool = False
+    looks_up: bool = False
+    #: It changes the packet, or goes on by what it found.
+    writes: bool = False
+
+
+_PAYLOAD, _META = 0, 1
+
+
+# Most expressions of thousands of rules are the same ones.
+@lru_cache(maxsize=4096)
+def _part(element: bytes) -> _Part | None:
+    parts = dict(attributes(element))
+    name = text(parts.get(_EXPRESSION_NAME))
+    if name not in {"lookup", "payload", "meta", "cmp", "range"}:
+        return None
+    data = dict(attributes(parts.get(_EXPRESSION_DATA, b"")))
+    if name == "lookup":
+        # A set, or a map: of verdicts, of addresses.
+        return _Part(looks_up=True, writes=_LOOKUP_TARGET in data)
+    if name == "payload":
+        place = (_number(data.get(_PAYLOAD_BASE)), _number(data.get(_PAYLOAD_OFFSET)))
+        return _Part((_PAYLOAD, *place), writes=_PAYLOAD_SOURCE in data)
+    if name == "meta":
+        return _Part((_META, _number(data.get(_META_KEY))), writes=_META_SOURCE in data)
+    return _Part(compares=name == "range" or _number(data.get(_CMP_OPERATION)) not in _EQUALITY)

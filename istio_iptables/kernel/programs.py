@@ -60,7 +60,7 @@ def _path(program: str) -> str:
         if os.access(path, os.X_OK):
             return path
     package = " (is the package iptables installed?)" if "tables" in program else ""
-    message = f"can't run {program}: it is in none of {', '.join(folders)}{package}"
+    message = f"can't run {program}: No such file in {', '.join(folders)}{package}"
     raise KernelRefused(message)
 
 

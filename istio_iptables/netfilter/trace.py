@@ -201,7 +201,11 @@ class _Journeys:
 
     def _by_mark_or_not(self, way: Way) -> Iterator[tuple[Way, bool]]:
         """Whether a policy route delivers the packet here; both when its mark isn't known."""
-        home = self._world.is_routed_home(way.packet)
+        packet = way.packet
+        home = self._world.is_routed_home(packet)
+        if home is None and self._world.is_local(packet.destination, packet.family):
+            # It is delivered here with any mark.
+            home = False
         if home is not None:
             yield way, home
             return

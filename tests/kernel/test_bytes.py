@@ -268,3 +268,47 @@ def test_every_plan_by_iptables_is_the_same_bytes(config: Config) -> None:
         with sandbox():
             _put_in_all(ruleset)
             assert [kernel_bytes(ruleset.family, name) for name in names] == theirs
+
+
+class _Xt(ctypes.Structure):
+    """struct _xt_align, which the kernel takes its XT_ALIGN from."""
+
+    _fields_ = (
+        ("u8", ctypes.c_uint8),
+        ("u16", ctypes.c_uint16),
+        ("u32", ctypes.c_uint32),
+        ("u64", ctypes.c_uint64),
+    )
+
+
+class _Entry6(ctypes.Structure):
+    """The end of struct ip6t_entry, behind its 136 bytes of addresses and interfaces."""
+
+    _fields_ = (
+        ("ipv6", ctypes.c_uint32 * 34),
+        ("nfcache", ctypes.c_uint),
+        ("target_offset", ctypes.c_uint16),
+        ("next_offset", ctypes.c_uint16),
+        ("comefrom", ctypes.c_uint),
+        ("counters", ctypes.c_uint64 * 2),
+    )
+
+
+class _Entry4(ctypes.Structure):
+    """The same of struct ipt_entry, behind 84 bytes."""
+
+    _fields_ = (("ip", ctypes.c_uint32 * 21), *_Entry6._fields_[1:])
+
+
+def test_sizes_are_this_machine_s() -> None:
+    """Parts are filled up to the alignment that C gives a number of 64 bits, entries as C does."""
+    width = ctypes.alignment(_Xt)
+    for text in ("-p tcp -m tcp --dport 80", "-p udp -m udp --dport 80", "-m mark --mark 0x1"):
+        for family, entry in ((Family.IPV4, _Entry4), (Family.IPV6, _Entry6)):
+            bare = encode(parse_rule("-j RETURN"), family)
+            whole = encode(parse_rule(f"{text} -j RETURN"), family)
+            head = ctypes.sizeof(entry)
+            assert len(bare) == head + (32 + 4 + width - 1) // width * width
+            (size,) = struct.unpack_from("=H", whole, head)
+            assert size % width == 0
+            assert len(whole) == len(bare) + size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -215,13 +216,23 @@ def test_iptables_nft_is_not_installed(hidden: str, programs: Path) -> None:
     """A missing program is named; nothing is half done."""
     for tool in ("iptables", "ip6tables"):
         for what in {"save", "restore"} - {hidden}:
-            _fake(programs, f"{tool}-nft-{what}", f'exec /usr/sbin/{tool}-nft-{what} "$@"')
+            shutil.copy("/usr/sbin/xtables-nft-multi", programs / f"{tool}-nft-{what}")
     load_layout("docker", "nft")
     before = state()
-    words = (CLI, *DUAL, "--force-iptables-binary", "nft")
-    result = process(*words, environment={"PATH": str(programs)})
+    # Root's folders are looked in whatever PATH says.
+    hide = '/usr/bin/mount -t tmpfs none /usr/sbin && exec "$0" "$@"'
+    words = ("/usr/bin/unshare", "--mount", "/bin/sh", "-c", hide, CLI, *DUAL)
+    result = process(*words, "--force-iptables-binary", "nft", environment={"PATH": str(programs)})
     check_told(result, f"can't run iptables-nft-{hidden}", "No such file")
     assert state() == before
+
+
+def test_a_path_without_the_folders_of_root() -> None:
+    """As cron and su leave it: the programs are found all the same."""
+    for arguments in (DUAL, (*DUAL, "--reconcile"), ("clean",)):
+        words = (CLI, *arguments, "--force-iptables-binary", "nft")
+        result = process(*words, environment={"PATH": "/usr/bin:/bin"})
+        assert (result.status, "error" in result.err) == (0, False)
 
 
 @pytest.mark.parametrize("given", ["gone", "/run/netns/gone", "/proc/999999999/ns/net"])

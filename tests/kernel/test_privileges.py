@@ -17,6 +17,7 @@ from tests.kernel.sandbox import (
     ours_in,
     planned,
     process,
+    run,
     save,
     state,
 )
@@ -96,6 +97,55 @@ def test_the_missing_capability_is_named(held: str, lacking: str, backend: str) 
     assert result.status == 1
     assert f"{lacking} is missing" in result.err or f"{lacking} are missing" in result.err
     assert state() == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("held", ["", "net_raw", "net_admin", "sys_admin dac_override"])
+@pytest.mark.parametrize("asked", ["diff", "explain", "clean"])
+def test_what_can_not_be_read_is_not_absent(asked: str, held: str, backend: str) -> None:
+    """Our rules are there: without a capability the answer is the right one, or that none can be had."""
+    assert run("--force-iptables-binary", backend, *EVERYTHING).status == 0
+    before = state()
+    words = {"diff": ("diff", *EVERYTHING), "explain": ("explain", "--live"), "clean": ("clean",)}
+    result = with_only(held, *words[asked])
+    assert "Traceback" not in result.err
+    if (held, backend) == ("net_admin", "nft"):
+        assert result.status == 0
+        return
+    assert (result.status, result.out) == (1 if asked == "clean" else 2, "")
+    errors = [line for line in result.err.splitlines() if "error" in line]
+    assert len(errors) == 1
+    lacking = {"net_raw": "CAP_NET_ADMIN is", "net_admin": "CAP_NET_RAW is"}.get(held)
+    assert f"{lacking or 'CAP_NET_ADMIN and CAP_NET_RAW are'} missing" in errors[0]
+    assert state() == before
+
+
+@pytest.mark.parametrize("asked", ["diff", "install", "clean"])
+def test_another_user_namespace_than_the_network_namespace_s(asked: str) -> None:
+    """All capabilities are there, and none of them counts here: that is what the line says."""
+    arguments = {
+        "diff": ("diff",),
+        "install": ("-u", "0", "--ip-family", "ipv4"),
+        "clean": ("clean",),
+    }[asked]
+    result = process("unshare", "--user", "--map-root-user", CLI, *arguments)
+    assert result.status == (2 if asked == "diff" else 1)
+    assert "Operation not permitted: the network namespace belongs to another" in result.err
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ids_that_the_user_namespace_does_not_map(backend: str) -> None:
+    """One line each that names the id, and nothing begun; a mapped id goes in."""
+    own = ("unshare", "--user", "--map-root-user", "--net")
+    words = (*own, CLI, "--ip-family", "ipv4", "--force-iptables-binary", backend, "-b", "*")
+    result = process(*words)
+    assert result.status == 1
+    assert result.err.splitlines() == [
+        f"istio-iptables: error: {kind} 1337 is not mapped in this user namespace"
+        f" (/proc/self/{kind}_map): the kernel knows no such user or group here"
+        for kind in ("uid", "gid")
+    ]
+    assert process(*words, "-u", "0", "-g", "0").status == 0
 
 
 def test_nothing_at_all_is_needed_to_print() -> None:
