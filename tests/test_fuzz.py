@@ -101,7 +101,10 @@ PARTS = (
 _FLAGS = [each.flag for each in SETTINGS if each.on_command_line]
 _SHORT = [f"-{each.short}" for each in SETTINGS if each.short]
 _VALUES = st.one_of(
-    st.sampled_from(ODD), st.sampled_from(("*", "80", "TPROXY")), st.text(max_size=8)
+    st.sampled_from(ODD),
+    st.sampled_from(("*", "80", "TPROXY")),
+    st.text(max_size=8),
+    st.binary(max_size=4).map(lambda data: data.decode(errors="surrogateescape")),
 )
 _OF_A_PACKET = ["proto", "src", "dst", "iface", "uid", "gid", "mark", "connmark", "ctstate"]
 

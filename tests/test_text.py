@@ -217,3 +217,13 @@ def test_rules_are_written_byte_for_byte(
     assert (done.returncode, done.stderr) == (0, b"")
     assert b" PREROUTING " in done.stdout
     assert b" -i " + name + b" -j RETURN\n" in done.stdout
+
+
+def test_a_list_of_dns_servers_that_is_none(tmp_path: Path) -> None:
+    """Whatever bytes it has, and however long it is; a device has no end."""
+    path = tmp_path / "resolv.conf"
+    path.write_bytes(b"nameserver \xf9\nnameserver 1.1\0.1.1\nnameserver 10.0.0.1/8\n")
+    for each in (str(path), "/dev/zero"):
+        result = run(["-n", "-i", "*", "--ip-family=ipv4", "--redirect-dns", "--resolv-conf", each])
+        assert result.status == 0
+        assert f"--redirect-dns: no effect: {each} names no DNS server" in result.warnings

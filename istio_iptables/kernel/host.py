@@ -67,7 +67,7 @@ class Host:
             number = AF_INET6 if ":" in address else AF_INET
             try:
                 servers.append(inet_ntop(number, inet_pton(number, address)))
-            except OSError:
+            except (OSError, ValueError):
                 continue
         return tuple(servers)
 
@@ -83,7 +83,7 @@ def _read(path: str) -> str:
     with open(file, encoding="utf-8", errors="replace") as text:
         if root and not stat.S_ISREG(os.fstat(file).st_mode):
             raise OSError(0, "not a regular file")
-        return text.read(_MOST_BYTES if root else -1)
+        return text.read(_MOST_BYTES)
 
 
 def _resolved(root: str, path: str) -> str:

@@ -175,7 +175,7 @@ def _network(text: str, _: Names) -> Network:
     version, number, bits = (IPV6, AF_INET6, 128) if ":" in address else (IPV4, AF_INET, 32)
     try:
         packed = inet_pton(number, address)
-    except OSError:
+    except (OSError, UnicodeError):
         reason = "is not a CIDR: write a network such as 10.0.0.0/8 or fd00::/8"
         raise _Refused(reason) from None
     if not slash:

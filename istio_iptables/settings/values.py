@@ -1,4 +1,8 @@
-"""The typed values of settings: ports, ids, networks, and "all of them"."""
+"""The typed values of settings: ports, ids, networks, and "all of them".
+
+They are tuples: a range of ports equals one of ids with the same ends. mypy refuses every place
+where the two could meet (strict equality), so that nothing at run time has to tell them apart.
+"""
 
 from __future__ import annotations
 

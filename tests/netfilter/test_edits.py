@@ -276,3 +276,23 @@ def test_unchanged_chains_are_not_touched() -> None:
         (Action.RESET, "ISTIO_B"),
         (Action.APPEND, "ISTIO_B"),
     ]
+
+
+def test_a_rule_with_lines_in_its_comment_is_written_on_one() -> None:
+    """Each line is a command to iptables-restore; to delete such a rule its number is enough."""
+    rule = Rule(verbatim='-m comment --comment "a\n-A OUTPUT -j DROP\n" -j ISTIO_A')
+    lines = restore_lines(
+        "nat",
+        [
+            Edit(Action.DELETE, "OUTPUT", rule, 3, by_text=True),
+            Edit(Action.APPEND, "OUTPUT", rule),
+            Edit(Action.INSERT, "OUTPUT", rule, 1),
+        ],
+    )
+    assert lines == [
+        "*nat",
+        "-D OUTPUT 3",
+        '-A OUTPUT -m comment --comment "a -A OUTPUT -j DROP " -j ISTIO_A',
+        '-I OUTPUT 1 -m comment --comment "a -A OUTPUT -j DROP " -j ISTIO_A',
+        "COMMIT",
+    ]

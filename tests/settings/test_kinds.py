@@ -6,7 +6,7 @@ import ipaddress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from istio_iptables.settings.kinds import MAX_ID, Names, parse
@@ -289,7 +289,14 @@ class TestItems:
         """Decimal and hexadecimal are the same number."""
         assert value(Kind.NUMBER, text) == int(text, 0)
 
-    @given(st.sampled_from([kind for kind in Kind if kind is not Kind.TEXT]), st.text())
+    @given(
+        st.sampled_from([kind for kind in Kind if kind is not Kind.TEXT]),
+        # Bytes that are no UTF-8 are half of what a shell may hand over.
+        st.one_of(st.text(), st.binary().map(lambda data: data.decode(errors="surrogateescape"))),
+    )
+    @example(Kind.CIDRS, "\udcf9/8")
+    @example(Kind.UIDS, "\udcf9")
+    @example(Kind.INTERFACES, "\udcf9" * 16)
     def test_any_text_has_a_value_or_a_reason(self, kind: Kind, text: str) -> None:
         """Nothing a user types makes the reader of settings stumble."""
         parsed, faults = parse(kind, text, NAMES)
