@@ -67,6 +67,7 @@ class _Change(NamedTuple):
     family: Family
     table: str
     live: Table | None
+    planned: Table | None
     steps: tuple[Edit, ...]
 
 
@@ -95,7 +96,7 @@ class _Prepared(NamedTuple):
         self.stack.callback(transaction.close)
         return _Step(
             f"{family.title} table {table} ({backend.name})",
-            transaction.commit,
+            partial(_commit, change, transaction),
             partial(_put_back, change),
         )
 
@@ -255,7 +256,8 @@ def _changes(backend: Backend, live: Sequence[Ruleset], plan: Plan) -> list[_Cha
             ours = recognise(there)
             steps = edits(name, there, planned.table(name), ours.shared, ours.own_chains)
             if steps and not _means_the_same(ruleset, planned, name):
-                changes.append(_Change(backend, ruleset.family, name, there, steps))
+                wanted_table = planned.table(name)
+                changes.append(_Change(backend, ruleset.family, name, there, wanted_table, steps))
     return changes
 
 
@@ -367,6 +369,23 @@ def _table_steps(
     for left in waiting.values():
         steps += left
     return steps
+
+
+def _commit(change: _Change, transaction: Transaction) -> None:
+    """Make the change of one table."""
+    try:
+        transaction.commit()
+    except KernelRefused as error:
+        # libiptc puts the table in place, and then its old counters: whoever changes it between
+        # the two makes it say that it failed, although our rules are in.
+        if not error.busy or not _is_made(change):
+            raise
+
+
+def _is_made(change: _Change) -> bool:
+    now = change.backend.read(change.family).table(change.table)
+    ours = recognise(now)
+    return not edits(change.table, now, change.planned, ours.shared, ours.own_chains)
 
 
 def _put_back(change: _Change) -> None:

@@ -338,7 +338,6 @@ class _Handle:
         elif number == errno.EAGAIN:
             reason = "it was changed by someone else meanwhile"
         refused = KernelRefused(f"can't {what} {table}: {reason}")
-        # libiptc replaces the table and then adds the old counters: whoever changes it between the
-        # two makes that invalid, although our rules are in. Begun anew, it goes on from there.
+        # Adding the old counters is invalid when someone has changed the table since it was replaced.
         refused.busy = number == errno.EAGAIN or (what == "commit" and number == errno.EINVAL)
         return refused
