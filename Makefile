@@ -25,5 +25,5 @@ golden: setup ## rewrite what differs in golden/, and show it
 	@.venv/bin/python -m tests.golden --write
 
 clean: ## remove what was made here: the environment, caches, builds
-	rm -rf .venv build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
