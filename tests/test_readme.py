@@ -30,6 +30,9 @@ from tests.readme import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+CONTRACT = ROOT / "docs" / "contract.md"
+#: The settings that Istio's program does not have.
+OWN_SETTINGS = {"resolv_conf", "ip_family", "format", "only", "verbose", "strict"}
 BLOCKS = [
     pytest.param(block, id=f"{path.name}: {block[-1].command.strip()[:60]}")
     for path in TEXTS
@@ -56,6 +59,26 @@ def test_each_command_prints_what_is_shown(block: list[Shown]) -> None:
             pytest.skip(error.lines[0])
     for each, printed in zip(block, outputs(block), strict=True):
         assert agrees(each.output, printed), f"{each.command}{printed}"
+
+
+def test_the_contract_has_the_settings_of_the_program() -> None:
+    """Section 1 of the contract lists Istio's settings as the program reads them."""
+    text = CONTRACT.read_text(encoding="utf-8")
+    section = text.partition("\n## 1. ")[2].partition("\n## 2. ")[0]
+    rows = {
+        tuple(tuple(re.findall(r"`([-\w]+)`", cell)) for cell in line.split("|")[1:4])
+        for line in section.splitlines()
+        if line.startswith(("| `--", "| (none)"))
+    }
+    assert rows == {
+        (
+            (each.flag,) if each.on_command_line else (),
+            (f"-{each.short}",) if each.short else (),
+            each.environment,
+        )
+        for each in SETTINGS
+        if each.name not in OWN_SETTINGS
+    }
 
 
 def test_the_readme_is_short() -> None:
