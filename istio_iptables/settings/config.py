@@ -178,7 +178,7 @@ def _wrong_together(fields: Mapping[str, object], values: Mapping[str, Value]) -
 def _complete_families(
     fields: dict[str, object], values: Mapping[str, Value], machine: Machine, warnings: list[str]
 ) -> None:
-    """Decide whether IPv6 is on (CONTRACT section 1, "IPv6")."""
+    """Decide whether IPv6 is on (docs/contract.md, section 1, "IPv6")."""
     asked = fields["ip_family"]
     if fields["cleanup_only"]:
         # A clean-up goes by what is there, in both families.
@@ -212,7 +212,7 @@ def _complete_families(
 def _complete_dns(
     fields: dict[str, object], values: Mapping[str, Value], machine: Machine, warnings: list[str]
 ) -> None:
-    """Find the DNS servers to capture (CONTRACT section 1, "DNS")."""
+    """Find the DNS servers to capture (docs/contract.md, section 1, "DNS")."""
     redirect, everything = fields["redirect_dns"], fields["capture_all_dns"]
     servers: Sequence[str] = ()
     if redirect and not everything and not fields["cleanup_only"]:
@@ -247,7 +247,7 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
     tproxy = config.mode is Mode.TPROXY
     captures_out = config.outbound_cidrs or config.outbound_ports
     no_probe = (not config.run_validation, "it needs --run-validation")
-    # A captured loopback network counts without a rule of its own (CONTRACT, rule 9b).
+    # A captured loopback network counts without a rule of its own (docs/contract.md, rule 9b).
     included = () if config.ipv6 else _ipv6(config.outbound_cidrs, loopback=False)
     excluded = () if config.ipv6 else _ipv6(config.outbound_cidrs_exclude)
     no_ipv6 = "IPv6 is off, which leaves {} without a rule"
