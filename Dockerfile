@@ -1,7 +1,7 @@
 # Two stages: python-iptables is compiled in the first, and the second has no compiler and no pip.
-# Both are the same Debian, so that what was compiled against its Python and libc fits.
+# Both are the same Debian: what is compiled against its Python and libc has to run with them.
 #
-# Building it twice gives the same image, given the same base and Debian mirror:
+# Built twice from the same base and the same Debian mirror it is the same image, bit for bit:
 #   buildah build --timestamp 0 .     or     docker build with SOURCE_DATE_EPOCH=0
 FROM debian:trixie-slim AS build
 ARG DEBIAN_FRONTEND=noninteractive
@@ -9,16 +9,19 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends \
       binutils ca-certificates gcc libc6-dev python3-dev python3-pip python3-setuptools python3-wheel
 WORKDIR /source
-# The versions that the tests ran with. Debian's pip puts them into /usr/local, where nothing else
-# is; the warning that --break-system-packages silences is about a system that is kept.
+# Debian's pip installs into /usr/local, where nothing else is; --break-system-packages is about a
+# system that is kept, and this stage is not.
 ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_CACHE_DIR=1
-RUN pip install --no-build-isolation --no-compile click==8.5.1 pyroute2==0.9.7 python-iptables==1.2.0
-COPY pyproject.toml README.md LICENSE ./
+# The versions that the tests run with.
+COPY constraints.txt ./
+RUN pip install --no-build-isolation --no-compile -c constraints.txt click pyroute2 python-iptables
+COPY pyproject.toml LICENSE ./
+COPY docs/pypi.md ./docs/pypi.md
 COPY istio_iptables ./istio_iptables
 RUN pip install --no-build-isolation --no-compile --no-deps . \
- # Istio's own pods start this image as pilot-agent is started.
+ # Istio's pods start the image with the command pilot-agent.
  && ln -s istio-iptables /usr/local/bin/pilot-agent \
- # What differs from one build to the next: paths and times in compiled code, and records of them.
+ # Remove what differs between builds: paths and times in compiled code, and the records of them.
  && find /usr/local -name '*.so' -exec strip --strip-unneeded --remove-section=.note.gnu.build-id {} + \
  && find /usr/local '(' -name direct_url.json -o -name RECORD ')' -delete \
  && python3 -m compileall -q --invalidation-mode unchecked-hash /usr/local/lib
@@ -30,7 +33,7 @@ LABEL org.opencontainers.image.title="istio-iptables" \
 ARG DEBIAN_FRONTEND=noninteractive
 RUN apt-get update \
  && apt-get install -y --no-install-recommends iptables python3 \
- # The lists, and what holds the time of the installation.
+ # Package lists, and files that record when they were installed.
  && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* /etc/*- /var/lib/dpkg/*-old
 COPY --from=build /usr/local /usr/local
 ENTRYPOINT ["istio-iptables"]

@@ -1,6 +1,6 @@
 # Each target sets up what it needs by itself (.ci/setup), also on a bare Debian as root.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench golden clean
+.PHONY: help setup demo test lint bench golden docs clean
 
 help: ## show these targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -8,7 +8,7 @@ help: ## show these targets
 setup: ## make .venv ready; install what Debian lacks for it
 	@.ci/setup
 
-demo: setup ## print the documented rules, install them in a namespace, compare with the kernel
+demo: setup ## print the rules, install them in a throw-away namespace, explain a packet, find a deleted rule
 	@.ci/demo
 
 test: setup ## run all tests with coverage (those of the kernel need root)
@@ -17,13 +17,16 @@ test: setup ## run all tests with coverage (those of the kernel need root)
 lint: setup ## ruff, its formatter and mypy
 	@.ci/lint
 
-bench: setup ## measure whole processes beside Python, click and iptables-restore (N=20)
+bench: setup ## time whole processes next to bare Python, click and iptables-restore (N=20)
 	@.venv/bin/python tests/bench/bench.py --runs $(or $(N),20)
 	@.venv/bin/python tests/bench/explain.py $(or $(N),20)
 
-golden: setup ## rewrite what differs in golden/, and show it
+golden: setup ## rewrite the golden files that differ, and show the differences
 	@.venv/bin/python -m tests.golden --write
 
-clean: ## remove what was made here: the environment, caches, builds
+docs: setup ## rewrite what commands print in README.md and docs/, and the table of options (needs root)
+	@.venv/bin/python -m tests.readme --write
+
+clean: ## remove the environment, caches and builds
 	rm -rf .venv .venv-oldest build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,7 +21,7 @@ __all__ = [
 
 
 class ExitStatus(IntEnum):
-    """What the program's exit status says (CONTRACT section 4)."""
+    """What the program's exit status says (docs/contract.md, section 4)."""
 
     DONE = 0
     FAILED = 1

@@ -1,4 +1,4 @@
-"""What the program knows better in README.md and docs/: its options, and what commands print.
+"""The parts of README.md and docs/ that the program can write itself: options, and output of commands.
 
 ``python -m tests.readme --write`` rewrites both, as ``make golden`` does for golden files.
 """
@@ -17,13 +17,19 @@ from istio_iptables.settings.options import GROUPS, SETTINGS, Setting
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 OPTIONS = ROOT / "docs" / "options.md"
-#: The texts whose commands are run: the README, and what it hands on to.
+#: The texts whose commands are run.
 TEXTS = (README, *sorted((ROOT / "docs").glob("*.md")))
+#: All texts that link to each other.
+LINKED = (*TEXTS, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")))
 
 _TABLE = re.compile(
     r"(?<=<!-- options: made from settings/options.py -->\n).*?(?=<!-- end -->)", re.DOTALL
 )
 _BLOCK = re.compile(r"(?<=```console\n).*?(?=^```)", re.DOTALL | re.MULTILINE)
+#: The target of a link or a picture; text between ``[`` and ``]`` may go over lines.
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+_CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 _PROMPT = "$ "
 #: What a shell writes before the further lines of a command.
 _FURTHER = "> "
@@ -66,6 +72,19 @@ class Shown(NamedTuple):
 def with_options(text: str) -> str:
     """The text with the options as they are."""
     return _TABLE.sub(lambda _: options_table(), text)
+
+
+def links(text: str) -> list[str]:
+    """The targets of the links and pictures of a text, as they are written."""
+    return _LINK.findall(_CODE.sub("", text))
+
+
+def anchors(text: str) -> set[str]:
+    """The names that a link to a heading of the text may have, as forges make them."""
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in _HEADING.findall(_CODE.sub("", text))
+    }
 
 
 def blocks(text: str) -> list[list[Shown]]:

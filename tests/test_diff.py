@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FLAGS = ["-i", "*", "-b", "*", "-d", "15090"]
 IPV4 = [*FLAGS, "--ip-family", "ipv4"]
 
-# What iptables-save 1.8.4 says in a pod (the article's), and what older ones have said.
+# What iptables-save 1.8.4 prints in an injected pod, and what older ones have printed.
 OLD_SPELLINGS = [
     ("--to-ports", "--to-port"),
     ("-m tcp --dport", "--dport"),

@@ -16,7 +16,7 @@ from tests.golden import GOLDEN, Case, cases, difference
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The listing of the article (iptables-save in a pod), its comments and counters taken out.
+# What iptables-save prints in an injected pod of Istio 1.25.2, without comments and counters.
 ARTICLE_ARGUMENTS = [
     *("-p", "15001"),
     *("-z", "15006"),
@@ -76,8 +76,8 @@ def test_case(case: Case) -> None:
         pytest.fail(f"{case.about}\n{changed}(make golden rewrites it)", pytrace=False)
 
 
-def test_the_documented_case_is_the_article() -> None:
-    """The article's arguments, given for a dry run, print the article's ruleset."""
+def test_the_documented_case_is_what_a_pod_holds() -> None:
+    """The injector's arguments, given for a dry run, print the ruleset of an injected pod."""
     case = named("documented")
     assert case.arguments[:15] == ARTICLE_ARGUMENTS
     assert case.arguments[15:] == ["--ip-family", "ipv4", "--dry-run"]

@@ -1,4 +1,4 @@
-"""The README's manifest and its jobs for CI: valid, and doing what they are for."""
+"""The manifest of the README and the CI jobs of docs/kubernetes.md: valid, and they do their work."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ import yaml
 from kubernetes import client
 
 from tests.program import run
-from tests.readme import README
+from tests.readme import README, ROOT
 
 _FENCED = re.compile(r"^```(yaml|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-BLOCKS = _FENCED.findall(README.read_text(encoding="utf-8"))
+BLOCKS = [
+    block
+    for path in (README, ROOT / "docs" / "kubernetes.md")
+    for block in _FENCED.findall(path.read_text(encoding="utf-8"))
+]
 YAML: list[dict[Any, Any]] = [yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml"]
 (POD,) = (each for each in YAML if each.get("kind") == "Pod")
 (WORKFLOW,) = (each for each in YAML if "jobs" in each)

@@ -1,4 +1,4 @@
-"""Config to Plan: the one place that knows Istio's chains (CONTRACT section 2).
+"""Config to Plan: the one place that knows Istio's chains (docs/contract.md, section 2).
 
 Each rule carries the reason for its being there: annotated output, explanations and reports
 of differences all say it in these words. The steps stand in the order of the contract's
@@ -66,7 +66,7 @@ def build(config: Config) -> Plan:
     """The rules, routes and addresses that *config* asks for.
 
     Every ruleset is in the canonical order and spelling, so its text is what the kernel says
-    after it was installed into an empty namespace (CONTRACT section 3).
+    after it was installed into an empty namespace (docs/contract.md, section 3).
     """
     families = (Family.IPV4, Family.IPV6) if config.ipv6 else (Family.IPV4,)
     routed = families if config.mode is Mode.TPROXY and config.inbound_ports else ()
@@ -87,7 +87,7 @@ def build(config: Config) -> Plan:
 
 
 def build_address() -> InterfaceAddress:
-    """The address that goes with IPv6 rules (CONTRACT section 2, "Beside the rules")."""
+    """The address that goes with IPv6 rules (docs/contract.md, section 2, "Beside the rules")."""
     return InterfaceAddress(
         Family.IPV6,
         "::6",

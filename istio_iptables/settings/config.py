@@ -210,7 +210,7 @@ def _complete_families(
     *,
     live: bool,
 ) -> tuple[str, ...]:
-    """Decide whether IPv6 is on (CONTRACT section 1, "IPv6"); returns the addresses, if asked for."""
+    """Decide whether IPv6 is on (docs/contract.md, section 1, "IPv6"); returns the addresses, if asked for."""
     asked = fields["ip_family"]
     addresses: tuple[str, ...] = ()
     if fields["cleanup_only"]:
@@ -267,7 +267,7 @@ def uncaptured_ipv6(addresses: Iterable[str], flag: str) -> list[str]:
 def _complete_dns(
     fields: dict[str, object], values: Mapping[str, Value], machine: Machine, warnings: list[str]
 ) -> None:
-    """Find the DNS servers to capture (CONTRACT section 1, "DNS")."""
+    """Find the DNS servers to capture (docs/contract.md, section 1, "DNS")."""
     redirect, everything = fields["redirect_dns"], fields["capture_all_dns"]
     servers: Sequence[str] = ()
     fields["dns_servers_file"] = ""
@@ -307,7 +307,7 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
     tproxy = config.mode is Mode.TPROXY
     captures_out = config.outbound_cidrs or config.outbound_ports
     no_probe = (not config.run_validation, "it needs --run-validation")
-    # A captured loopback network counts without a rule of its own (CONTRACT, rule 9b).
+    # A captured loopback network counts without a rule of its own (docs/contract.md, rule 9b).
     included = () if config.ipv6 else _ipv6(config.outbound_cidrs, loopback=False)
     excluded = () if config.ipv6 else _ipv6(config.outbound_cidrs_exclude)
     no_ipv6 = "IPv6 is off, which leaves {} without a rule"

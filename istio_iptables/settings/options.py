@@ -1,7 +1,7 @@
 """Every setting of the program, declared once: names, default, kind and help.
 
 The command line, the environment, ``--help``, the verbose listing and the JSON output are all
-made from this table (CONTRACT section 1). The text of a value becomes a typed one in
+made from this table (docs/contract.md, section 1). The text of a value becomes a typed one in
 ``kinds``; where it came from is ``sources``' business.
 """
 

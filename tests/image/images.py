@@ -18,7 +18,10 @@ __all__ = ["BASE", "CAPABILITIES", "Container", "Ran", "Store", "inside", "make_
 PROJECT = Path(__file__).parents[2]
 BASE = "docker.io/library/debian:trixie-slim"
 _RELEASE = "trixie"
-_BUILT_FROM = ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE")
+_BUILT_FROM = (
+    *("Dockerfile", ".dockerignore", "pyproject.toml", "LICENSE"),
+    *("constraints.txt", "docs/pypi.md"),
+)
 
 #: What Istio's template gives its init container: NET_ADMIN and NET_RAW.
 CAPABILITIES = (12, 13)
@@ -70,8 +73,9 @@ class Store:
         # A copy, so that every build of this store is of the same source.
         self._source = folder / "source"
         self._source.mkdir()
+        (self._source / "docs").mkdir()
         for name in _BUILT_FROM:
-            shutil.copy(PROJECT / name, self._source)
+            shutil.copy(PROJECT / name, self._source / name)
         package = "istio_iptables"
         shutil.copytree(PROJECT / package, self._source / package)
         places = ["--root", str(folder / "root"), "--runroot", str(folder / "run")]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.kernel, pytest.mark.image]
 
-#: The arguments of the article's pod, as Istio's template gives them to the container.
+#: The arguments that Istio's template gives to the container.
 ARTICLE = (
     *("-p", "15001", "-z", "15006", "-u", "1337", "-m", "REDIRECT", "-i", "*"),
     *("-b", "*", "-d", "15090,15021,15020", "--log_output_level=default:info"),

@@ -7,7 +7,7 @@ import pytest
 from istio_iptables.settings.options import SETTINGS, Kind, Setting, setting
 from istio_iptables.settings.sources import Origin, gather
 
-# CONTRACT section 1, as it is written there: flag, short form, variables, default.
+# docs/contract.md, section 1, in short: flag, short form, variables, default.
 CONTRACT = """
 --envoy-port                       -p  -                                        15001
 --inbound-capture-port             -z  INBOUND_CAPTURE_PORT                     15006
