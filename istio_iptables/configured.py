@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.builder import build
 from istio_iptables.errors import UsageProblems
 from istio_iptables.escapes import plan_warnings
+from istio_iptables.istio.plan import build
 from istio_iptables.kernel.host import Host
 from istio_iptables.settings.config import Config, configure
 from istio_iptables.settings.sources import Value, gather

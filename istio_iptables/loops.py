@@ -9,8 +9,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.builder.chains import IN_REDIRECT, OUTPUT, REDIRECT
 from istio_iptables.escapes import APPLICATIONS
+from istio_iptables.istio.rules import IN_REDIRECT, OUTPUT, REDIRECT
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.numbers import number
 from istio_iptables.netfilter.packet import Packet, World, is_loopback, loopback

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.builder import CHAIN_PREFIX, OUTBOUND_MARK, REDIRECT
+from istio_iptables.istio.rules import CHAIN_PREFIX, OUTBOUND_MARK, REDIRECT
 from istio_iptables.netfilter.edits import Place
 from istio_iptables.netfilter.model import Ruleset, Table, is_built_in
 

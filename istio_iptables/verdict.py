@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.builder import AGENT_DNS_PORT
+from istio_iptables.istio.rules import AGENT_DNS_PORT
 from istio_iptables.netfilter.trace import MAX_STEPS, End
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 
-from istio_iptables.builder import build
 from istio_iptables.escapes import worth_following
+from istio_iptables.istio.plan import build
 from istio_iptables.loops import findings
 from tests.program import run
 from tests.strategies import configs

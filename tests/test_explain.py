@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from istio_iptables.builder import build
 from istio_iptables.escapes import APPLICATIONS
+from istio_iptables.istio.plan import build
 from istio_iptables.loops import Fault, Finding, findings
 from istio_iptables.netfilter.model import Family, Ruleset
 from istio_iptables.settings.config import Config, configure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_iptables.builder.chains import CHAIN_PREFIX, IN_REDIRECT
+from istio_iptables.istio.rules import CHAIN_PREFIX, IN_REDIRECT
 from istio_iptables.loops import Fault, Finding
 from istio_iptables.netfilter.numbers import number
 from istio_iptables.netfilter.trace import trace

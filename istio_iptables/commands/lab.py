@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from istio_iptables.builder import build
 from istio_iptables.commandline import SettingsCommand, flags_given, split_extra
 from istio_iptables.commands.material import CAPTURE_SETTINGS
 from istio_iptables.configured import tell
 from istio_iptables.errors import ExitStatus, UsageProblems
+from istio_iptables.istio.plan import build
 from istio_iptables.kernel.host import Host
 from istio_iptables.settings.config import configure
 from istio_iptables.settings.options import SETTINGS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_iptables.builder import AGENT_DNS_PORT, CHAIN_PREFIX
+from istio_iptables.istio.rules import AGENT_DNS_PORT, CHAIN_PREFIX
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS
 from istio_iptables.netfilter.numbers import protocol_number
 from istio_iptables.ours import recognise

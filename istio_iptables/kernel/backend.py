@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from istio_iptables.builder import CHAIN_PREFIX
 from istio_iptables.errors import KernelRefused
+from istio_iptables.istio.rules import CHAIN_PREFIX
 from istio_iptables.kernel import netlink
 from istio_iptables.netfilter.model import TABLES, Family, Ruleset
 

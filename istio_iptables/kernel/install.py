@@ -12,9 +12,10 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.builder import DIVERT, build_address
 from istio_iptables.errors import Differs, KernelRefused
 from istio_iptables.interrupts import held
+from istio_iptables.istio.plan import build_address
+from istio_iptables.istio.rules import DIVERT
 from istio_iptables.kernel import routes
 from istio_iptables.kernel.backend import choose, in_other_backend
 from istio_iptables.kernel.lock import locked

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from istio_iptables.builder import build
+from istio_iptables.istio.plan import build
 from istio_iptables.kernel.blobs import UnknownPartError, encode
 from istio_iptables.kernel.legacy import Legacy
 from istio_iptables.netfilter import formats

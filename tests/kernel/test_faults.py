@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from istio_iptables.builder import build
+from istio_iptables.istio.plan import build
 from istio_iptables.kernel import legacy, nft
 from istio_iptables.kernel.host import Host
 from istio_iptables.kernel.install import Where

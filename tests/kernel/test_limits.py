@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from istio_iptables.netfilter import parts
-from istio_iptables.netfilter.model import Family, Rule
+from istio_iptables.netfilter.model import Family, Match, Option, Rule, Target
 from istio_iptables.settings.config import MAX_OWNER_GROUPS
 from tests.kernel.netns import Step, inside, program
 from tests.program import run
@@ -15,8 +14,11 @@ pytestmark = pytest.mark.kernel
 
 def loads(count: int, family: Family, backend: str) -> bool:
     """Whether one rule with this many groups, as -g of owner groups makes it, can be loaded."""
-    groups = tuple(parts.owner(gid=str(2000 + number), negated=True) for number in range(count))
-    rule = Rule(matches=groups, target=parts.RETURN)
+    groups = tuple(
+        Match("owner", (Option("--gid-owner", (str(2000 + number),), negated=True),))
+        for number in range(count)
+    )
+    rule = Rule(matches=groups, target=Target("RETURN"))
     text = f"*nat\n-A OUTPUT {rule.text}\nCOMMIT\n"
     restore = Step([program(family, backend, "restore"), "--noflush"], text)
     loaded, saved = inside([restore, Step([program(family, backend, "save")])])

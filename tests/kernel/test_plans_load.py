@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from istio_iptables.builder import build
+from istio_iptables.istio.plan import build
 from istio_iptables.netfilter import formats, savefile
 from istio_iptables.netfilter.edits import apply, edits, restore_lines
 from istio_iptables.netfilter.model import Chain, Family, Table

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from istio_iptables.builder import OUTBOUND_MARK, build
+from istio_iptables.istio.plan import build
+from istio_iptables.istio.rules import OUTBOUND_MARK
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import Packet, World
 from istio_iptables.netfilter.savefile import render

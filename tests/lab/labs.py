@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.builder import build
 from istio_iptables.commands.lab import lab_config
+from istio_iptables.istio.plan import build
 from istio_iptables.lab import runner, scenarios
 from istio_iptables.lab.without import left_out
 

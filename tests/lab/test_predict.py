@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from istio_iptables.builder import build
 from istio_iptables.commands.lab import lab_config
 from istio_iptables.errors import KernelRefused, UsageProblems
+from istio_iptables.istio.plan import build
 from istio_iptables.lab import report, scenarios, talk
 from istio_iptables.lab.bootstrap import bootstrap
 from istio_iptables.lab.clients import Seen

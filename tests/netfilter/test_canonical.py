@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 
-from istio_iptables.builder import build
+from istio_iptables.istio.plan import build
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.netfilter.model import Family, Rule
 from istio_iptables.netfilter.savefile import parse_rule

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from istio_iptables.builder import build
+from istio_iptables.istio.plan import build
 from istio_iptables.netfilter.drift import Difference, Kind, beside, differences
 from istio_iptables.netfilter.model import Chain, Family, Rule, Ruleset, Table, is_built_in
 from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from istio_iptables.netfilter import parts
 from istio_iptables.netfilter.edits import (
     Action,
     Edit,
@@ -18,8 +17,15 @@ from istio_iptables.netfilter.edits import (
     restore_lines,
     undo,
 )
-from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Chain, Rule, Table, Target
-from istio_iptables.netfilter.parts import ACCEPT, DROP, RETURN
+from istio_iptables.netfilter.model import (
+    BUILT_IN_CHAINS,
+    Chain,
+    Match,
+    Option,
+    Rule,
+    Table,
+    Target,
+)
 from tests.strategies import kernel_rules, tables
 
 if TYPE_CHECKING:
@@ -34,11 +40,16 @@ OWN = ("ISTIO_A", "ISTIO_B", "ISTIO_C")
 _head, _tail = (
     st.integers(1, 3).map(
         lambda mark, name=name: Rule(  # type: ignore[misc]  # mypy can't infer a lambda's default
-            matches=(parts.mark_is(mark),), target=Target(name), inserted=name == "ISTIO_HEAD"
+            matches=(Match("mark", (Option("--mark", (f"{mark:#x}",)),)),),
+            target=Target(name),
+            inserted=name == "ISTIO_HEAD",
         )
     )
     for name in ("ISTIO_HEAD", "ISTIO_TAIL")
 )
+
+
+ACCEPT, DROP, RETURN = Target("ACCEPT"), Target("DROP"), Target("RETURN")
 
 
 def is_ours(rule: Rule) -> bool:

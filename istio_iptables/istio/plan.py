@@ -1,23 +1,10 @@
-"""Config to Plan: the one place that knows Istio's chains (docs/contract.md, section 2).
-
-Each rule carries the reason for its being there: annotated output, explanations and reports
-of differences all say it in these words. The steps stand in the order of the contract's
-numbers, because that order is the order of the rules.
-"""
+"""Config to Plan: Istio's rules put into their tables, and the routes and addresses they need."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_iptables.builder import dns, inbound, interfaces, outbound, tproxy
-from istio_iptables.builder.chains import (
-    AGENT_DNS_PORT,
-    CHAIN_PREFIX,
-    DIVERT,
-    OUTBOUND_MARK,
-    REDIRECT,
-    Scope,
-)
+from istio_iptables.istio.rules import CHAIN_PREFIX, rules
 from istio_iptables.netfilter.model import (
     BUILT_IN_CHAINS,
     Chain,
@@ -33,33 +20,9 @@ from istio_iptables.settings.values import Mode
 if TYPE_CHECKING:
     from istio_iptables.settings.config import Config
 
-__all__ = [
-    "AGENT_DNS_PORT",
-    "CHAIN_PREFIX",
-    "DIVERT",
-    "OUTBOUND_MARK",
-    "REDIRECT",
-    "build",
-    "build_address",
-]
+__all__ = ["build", "build_address"]
 
 _TABLE_ORDER = ("raw", "mangle", "nat")
-
-_STEPS = (
-    interfaces.excluded,  # 1
-    interfaces.virtual,  # 2
-    inbound.drop_invalid,  # 3
-    inbound.listeners,  # 4
-    inbound.capture,  # 5
-    outbound.enter,  # 6
-    outbound.excluded_ports,  # 7
-    outbound.from_envoy,  # 8
-    outbound.from_proxy,  # 9, 10
-    outbound.owner_groups,  # 11
-    dns.capture,  # 12
-    outbound.capture,  # 13
-    tproxy.marks,  # 14
-)
 
 
 def build(config: Config) -> Plan:
@@ -71,7 +34,7 @@ def build(config: Config) -> Plan:
     families = (Family.IPV4, Family.IPV6) if config.ipv6 else (Family.IPV4,)
     routed = families if config.mode is Mode.TPROXY and config.inbound_ports else ()
     return Plan(
-        rulesets=tuple(_ruleset(Scope(config, family)) for family in families),
+        rulesets=tuple(_ruleset(config, family) for family in families),
         routes=tuple(
             PolicyRoute(
                 family,
@@ -98,22 +61,21 @@ def build_address() -> InterfaceAddress:
     )
 
 
-def _ruleset(scope: Scope) -> Ruleset:
-    """The rules of one address family; each step adds to what the ones before it have left."""
+def _ruleset(config: Config, family: Family) -> Ruleset:
+    """The rules of one address family in their tables."""
     tables: dict[str, dict[str, list[Rule]]] = {}
-    for step in _STEPS:
-        for table, chain, rule, position in step(scope):
-            chains = tables.setdefault(table, {})
-            rules = chains.setdefault(chain, [])
-            if rule.target is not None and rule.target.name.startswith(CHAIN_PREFIX):
-                # A chain comes to be with the first jump to it, whether or not it gets rules.
-                chains.setdefault(rule.target.name, [])
-            if position is None:
-                rules.append(rule)
-            else:
-                rules.insert(position, rule)
+    for table, chain, rule, position in rules(config, family):
+        chains = tables.setdefault(table, {})
+        placed = chains.setdefault(chain, [])
+        if rule.target is not None and rule.target.name.startswith(CHAIN_PREFIX):
+            # A chain comes to be with the first jump to it, whether or not it gets rules.
+            chains.setdefault(rule.target.name, [])
+        if position is None:
+            placed.append(rule)
+        else:
+            placed.insert(position, rule)
     return Ruleset(
-        scope.family,
+        family,
         tuple(_table(name, tables[name]) for name in _TABLE_ORDER if name in tables),
     )
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from istio_iptables.builder import CHAIN_PREFIX, build
+from istio_iptables.istio.plan import build
+from istio_iptables.istio.rules import CHAIN_PREFIX
 from istio_iptables.netfilter import formats, savefile
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Family, is_built_in
 from istio_iptables.settings.config import Config, configure
