@@ -661,7 +661,9 @@ def test_messages_that_can_not_be_written() -> None:
     assert _full(2, "-p", "no-port").returncode == 2
 
 
-@pytest.mark.parametrize("arguments", [(*DRY, *IDS, "--ip-family=ipv4"), ("--help",)])
+@pytest.mark.parametrize(
+    "arguments", [(*DRY, *IDS, "--ip-family=ipv4", "-i", "*", "-b", "*"), ("--help",)]
+)
 def test_an_output_that_can_not_be_written(arguments: tuple[str, ...]) -> None:
     """The one failure that is told as the output's."""
     done = _full(1, *arguments)
@@ -685,10 +687,10 @@ UNFORESEEN = {
 def test_what_nobody_has_foreseen(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line with what is known of it, and no word of the output; a traceback when asked for."""
 
-    def failing(_: object) -> None:
+    def failing(*_: object) -> None:
         raise UNFORESEEN[line]
 
-    monkeypatch.setattr(cli, "build", failing)
+    monkeypatch.setattr(cli, "configured", failing)
     result = run([*DRY, *IDS, "--ip-family=ipv4"])
     assert (result.status, result.out) == (1, "")
     assert result.err == f"istio-iptables: error: {line}\n"
