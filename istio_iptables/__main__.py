@@ -36,9 +36,22 @@ def run() -> NoReturn:
                     stream.flush()
             os._exit(status)
     except interrupts.Interrupted as interrupted:
-        with suppress(OSError):
-            os.write(2, b"istio-iptables: error: interrupted\n")
-        os._exit(interrupted.status)
+        _end("interrupted", interrupted.status)
+    except MemoryError as error:
+        # To let go of what it holds is what makes room for a line.
+        error.__traceback__ = error.__context__ = None
+        _end("out of memory", 1)
+    except Exception as error:
+        # Nobody is left who could tell it in a line.
+        if os.environ.get(interrupts.TRACEBACK):
+            raise
+        _end(f"can't start: {type(error).__name__}: {error}", 1)
+
+
+def _end(line: str, status: int) -> NoReturn:
+    with suppress(OSError):
+        os.write(2, f"istio-iptables: error: {line}\n".encode(errors="replace"))
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from collections import Counter
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -45,6 +45,9 @@ from tests.kernel.sandbox import (
     state,
     wait_for_group,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DISTURBANCES = ("INT", "TERM", "HUP", "KILL", "memory", "writer")
 ACTIONS = ("install", "replace", "clean")
@@ -105,13 +108,13 @@ def _begin(name: str | None, backend: str) -> None:
             raise Failed(done)
 
 
-def draw(chance: random.Random) -> Round:
-    """Any round."""
+def draw(chance: random.Random, disturbances: Sequence[str]) -> Round:
+    """Any round with one of these disturbances."""
     backend, action = chance.choice(BACKENDS), chance.choice(ACTIONS)
     first, second = chance.sample(_NAMES, 2)
     old = None if action == "install" else first
     new = None if action == "clean" else second
-    return Round(backend, action, old, new, chance.choice(DISTURBANCES))
+    return Round(backend, action, old, new, chance.choice(disturbances))
 
 
 def run(each: Round, chance: random.Random) -> str:
@@ -238,13 +241,14 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--rounds", type=int, default=500)
     options.add_argument("--seed", type=int, default=int(time.time()))
+    options.add_argument("--only", choices=DISTURBANCES, action="append")
     given = options.parse_args()
     chance = random.Random(given.seed)  # noqa: S311 - nothing secret
     counts: Counter[tuple[str, str, str, str]] = Counter()
     failed = 0
     with adopting():
         for number in range(1, given.rounds + 1):
-            each = draw(chance)
+            each = draw(chance, given.only or DISTURBANCES)
             try:
                 outcome = run(each, chance)
             except Failed as error:

@@ -722,3 +722,17 @@ except Interrupted as interrupted:
         encoding="utf-8",
     )
     assert (done.stdout, done.stderr) == ("143\n", "")
+
+
+def test_a_package_that_is_missing(tmp_path: Path) -> None:
+    """A program that can't even be loaded says so in a line."""
+    (tmp_path / "click.py").write_text("raise ImportError('no click here')")
+    done = subprocess.run(
+        [sys.executable, "-m", "istio_iptables", "--version"],
+        env={"PYTHONPATH": f"{tmp_path}:{GOLDEN.parent}"},
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+    )
+    assert done.returncode == 1
+    assert done.stderr == ("istio-iptables: error: can't start: ImportError: no click here\n")

@@ -128,23 +128,25 @@ BOUNDARY = re.compile(
     r"^(setsockopt)\(.*(?:SET_REPLACE|SET_ADD_COUNTERS)|^(sendto)\(.*NLM_F_ACK"
     r"|^(vfork|clone3?)\("
 )
-TRACE = "trace=setsockopt,sendto,vfork,clone,clone3"
+TRACE = "trace=setsockopt,sendto,vfork,clone,clone3,rt_sigprocmask"
 
-#: From this boundary on, counted from the last, something may have changed: before that, children
-#: read the rules and try the new ones.
-_CHANGING = {"legacy": 99, "nft": 16}
+#: From here on something may have changed: before that, children read the rules and try the new
+#: ones.
+HELD = "rt_sigprocmask(SIG_BLOCK, [HUP INT"
 
 
-def boundaries(log: str, backend: str) -> list[tuple[str, int]]:
+def boundaries(log: str) -> list[tuple[str, int]]:
     """The calls at boundaries in an strace of a replace: each the how manieth of its name."""
     counts: Counter[str] = Counter()
-    found = []
+    found: list[tuple[str, int]] = []
     for line in log.splitlines():
         name = line.partition("(")[0]
         counts[name] += 1
+        if line.startswith(HELD):
+            found.clear()
         if BOUNDARY.match(line):
             found.append((name, counts[name]))
-    return found[-_CHANGING[backend] :]
+    return found
 
 
 @needs("strace")
@@ -158,7 +160,7 @@ def test_at_every_boundary(backend: str, names: tuple[str, str], tmp_path: Path)
         install(backend, *CONFIGURATIONS[old])
         assert _traced(("-o", str(log), "-e", TRACE), backend, new) == 0
     seen = []
-    for call, number in boundaries(log.read_text(), backend):
+    for call, number in boundaries(log.read_text()):
         with sandbox():
             install(backend, *CONFIGURATIONS[old])
             kill = f"inject={call}:signal=SIGKILL:when={number}"
