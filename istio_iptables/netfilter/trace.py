@@ -141,7 +141,9 @@ class _Journeys:
     def outgoing(self, start: Way) -> Iterator[Way]:
         """From a process here to the network, or over loopback to a process here."""
         start = start._replace(
-            next_interface=start.packet.out_interface, bound_to=self._bound_to(start.packet)
+            next_interface=start.packet.out_interface,
+            bound_to=self._bound_to(start.packet),
+            routed_mark=start.packet.mark,
         )
         for sent in self._hook(start, "OUTPUT"):
             for way in self._rerouted(sent):
@@ -284,37 +286,18 @@ class _Journeys:
         chains = self._chains.get(table, {})
         if hook not in chains or not _asks(table, hook, way):
             if table == "nat" and hook in _DESTINATION_HOOKS and not way.destination_done:
-                way = self._settled(way, _translated(way), hook, table)
+                for settled in self._settled(way, _translated(way), hook, table):
+                    yield from self._tables(settled, hook, rest)
+                return
             yield from self._tables(way, hook, rest)
             return
         walk = Walk(hook=hook, table=table, chains=chains, world=self._world, misses=self._misses)
         for after in walk.ways(_early(way) if table == "raw" else way):
             late = after._replace(packet=after.packet._replace(early_state=""))
-            settled = self._settled(way, late, hook, table)
-            for routed in self._with_a_route(way, settled) if table == "nat" else (settled,):
-                yield from self._tables(routed, hook, rest)
+            for settled in self._settled(way, late, hook, table):
+                yield from self._tables(settled, hook, rest)
 
-    def _with_a_route(self, before: Way, way: Way) -> Iterator[Way]:
-        """The way behind nat, where a packet of this machine may have no route any more.
-
-        From 127.0.0.0/8 none leads to another machine, but for the setting route_localnet.
-        """
-        packet = way.packet
-        source, destination = packet.source, packet.destination
-        if (
-            packet.family is Family.IPV4
-            and packet.in_interface == ""
-            and destination != before.packet.destination
-            and source is not None
-            and is_loopback(source, packet.family)
-            and not self._world.is_local(destination, packet.family)
-        ):
-            text = f"a route leads from {source} to {destination or 'the new destination'}"
-            yield way.assuming("", text, answer=False)._replace(end=End.DROPPED)
-            way = way.assuming("", text, answer=True)
-        yield way
-
-    def _settled(self, before: Way, way: Way, hook: str, table: str) -> Way:
+    def _settled(self, before: Way, way: Way, hook: str, table: str) -> Iterator[Way]:
         """What the kernel does behind a table: nat is done; what was changed is routed anew."""
         packet = way.packet
         if table == "nat" and hook in _DESTINATION_HOOKS:
@@ -322,20 +305,66 @@ class _Journeys:
         elif table == "nat":
             way = way._replace(source_done=True)
         if hook != "OUTPUT" or way.end is not None:
-            return way
-        home = self._world.is_routed_home(packet)
-        if table == "mangle" and packet.mark != before.packet.mark:
-            if home and not way.bound_to:
-                return way._replace(next_interface=_LO, by_mark=True)
-            if home is not False or self._world.is_routed_home(before.packet) is not False:
-                # It may have lost the mark that led it here; where it goes, only routing knows.
-                return way._replace(next_interface=None, by_mark=False)
+            yield way
+        elif table == "mangle" and packet.mark != before.packet.mark:
+            yield self._by_its_mark(way)
+        elif table == "mangle" and _may_be_routed_anew(before, way):
+            # A mark that raw gave it counts only now, and only if the value is another one.
+            anew = self._by_its_mark(way)
+            differs = (anew.next_interface, anew.by_mark) != (way.next_interface, way.by_mark)
+            text = "its TOS or hop limit is another now, so that it is routed anew by its mark"
+            yield anew.assuming("", text, answer=True) if differs else way
+            if differs:
+                yield way.assuming("", text, answer=False)
         elif table == "nat" and packet.destination != before.packet.destination:
-            local = self._world.is_local(packet.destination, packet.family)
-            if (local or home) and not way.bound_to:
-                return way._replace(next_interface=_LO, by_mark=bool(home))
-            return way._replace(next_interface=None)
+            yield from self._by_its_destination(way)
+        else:
+            yield way
+
+    def _by_its_mark(self, way: Way) -> Way:
+        """The way behind mangle for a packet that is routed anew, now that its mark is another."""
+        packet = way.packet
+        home = self._world.is_routed_home(packet)
+        was = self._world.is_routed_home(packet._replace(mark=way.routed_mark))
+        if home and not way.bound_to:
+            return way._replace(next_interface=_LO, by_mark=True)
+        if home is not False or was is not False:
+            # It may have lost the mark that led it here; where it goes, only routing knows.
+            return way._replace(next_interface=None, by_mark=False)
         return way
+
+    def _by_its_destination(self, way: Way) -> Iterator[Way]:
+        """The way behind nat; from 127.0.0.0/8 no route leads to another machine.
+
+        But for the setting route_localnet.
+        """
+        packet = way.packet
+        source, destination = packet.source, packet.destination
+        local = self._world.is_local(destination, packet.family)
+        home = self._world.is_routed_home(packet)
+        if (local or home) and not way.bound_to:
+            yield way._replace(next_interface=_LO, by_mark=bool(home))
+            return
+        if (
+            packet.family is Family.IPV4
+            and source is not None
+            and is_loopback(source, packet.family)
+            and not local
+        ):
+            text = f"a route leads from {source} to {destination or 'the new destination'}"
+            yield way.assuming("", text, answer=False)._replace(end=End.DROPPED)
+            way = way.assuming("", text, answer=True)
+        yield way._replace(next_interface=None)
+
+
+def _may_be_routed_anew(before: Way, way: Way) -> bool:
+    """Whether a target changed what the kernel looks at beside the mark, which has changed."""
+    targets = {step.verdict for step in way.steps[len(before.steps) :]}
+    return way.packet.mark != way.routed_mark and bool(targets & _ROUTED_ANEW)
+
+
+#: Targets in mangle that may change the TOS or, in IPv6, the hop limit.
+_ROUTED_ANEW = frozenset({"DSCP", "ECN", "HL", "TOS"})
 
 
 def _early(way: Way) -> Way:

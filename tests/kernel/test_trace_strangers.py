@@ -165,6 +165,11 @@ def rulesets(draw: st.DrawFn, family: Family) -> Ruleset:
     return Ruleset(family, tuple(found))
 
 
+def tracked_apart(texts: tuple[str, ...], packet: Packet) -> bool:
+    """Whether raw may have put a packet and the error about it into different zones, or none."""
+    return " -j CT " in dict(zip(Family, texts, strict=True))[packet.family]
+
+
 def agrees(outcome: Outcome, path: list[Place]) -> bool:
     """Whether the way is the kernel's, rules that may have matched left out of both."""
     open_ones = {
@@ -185,7 +190,8 @@ def test_any_rules_are_followed_as_the_kernel_follows_them(backend: str) -> None
         world = World(kernel.addresses, routes)
 
         @settings(
-            max_examples=PAIRS // PACKETS + 1,
+            # Errors that can't be compared are a seventh of what is sent.
+            max_examples=PAIRS * 4 // (3 * PACKETS) + 1,
             deadline=None,
             derandomize=PAIRS < 1000,
             database=None,
@@ -214,16 +220,12 @@ def test_any_rules_are_followed_as_the_kernel_follows_them(backend: str) -> None
             ]
             said = kernel.send(plan, packets)
             for packet, path in zip(packets, said.paths, strict=True):
-                if path is None:
-                    # No error had to be told.
+                if path is None or (packet.state == "RELATED" and tracked_apart(texts, packet)):
+                    # No error had to be told, or who knows whether it belongs to anything.
                     continue
                 found = trace(said.rulesets[packet.family], asked(packet), world)
                 ways = found.outcomes
                 certain = "certain" if len(ways) == 1 else "uncertain"
-                if packet.state == "RELATED":
-                    # Where raw kept the other packet from being tracked, nothing is known of it.
-                    lost = asked(packet)._replace(state="INVALID")
-                    ways += trace(said.rulesets[packet.family], lost, world).outcomes
                 # Of what can't be known (the flags of an invalid packet), one answer is right.
                 right = any(agrees(each, path) for each in ways)
                 if not right and not found.complete:
@@ -235,6 +237,6 @@ def test_any_rules_are_followed_as_the_kernel_follows_them(backend: str) -> None
 
         compare()
     print(backend, dict(compared))
-    assert compared["pairs"] >= 0.85 * PAIRS
+    assert compared["pairs"] >= PAIRS
     assert compared["cut off"] < 0.01 * compared["pairs"]
     assert compared["certain"] > 0.7 * compared["pairs"]

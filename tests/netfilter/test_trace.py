@@ -432,6 +432,20 @@ def test_a_mark_can_bring_a_packet_home() -> None:
     assert way(rules, TCP, POD).end is End.SENT
 
 
+def test_a_mark_of_raw_counts_once_the_packet_is_routed_anew() -> None:
+    """For another reason: nothing routes it for that mark alone."""
+    world = World(POD.addresses, (PolicyRoute(Family.IPV4, 5, 100),))
+    marked = "raw OUTPUT -j MARK --set-mark 5\nmangle OUTPUT "
+    assert way(f"{marked} -j ACCEPT", TCP, world).end is End.SENT
+    found = ways(f"{marked} -j DSCP --set-dscp 8", TCP, world).outcomes
+    assert [each.end for each in found] == [End.DELIVERED, End.SENT]
+    assert way(f"{marked} -j MARK --set-mark 6", TCP, world).packet.out_interface == "eth0"
+    # What was on its way here for the mark of its socket is led away.
+    home = TCP._replace(mark=5, out_interface="lo")
+    rules = "raw OUTPUT -j MARK --set-mark 6\nmangle OUTPUT -j MARK --set-mark 7"
+    assert way(rules, home, world).end is End.SENT
+
+
 # nat.
 
 
