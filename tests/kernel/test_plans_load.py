@@ -106,7 +106,20 @@ ITEMS: list[tuple[Kind, Family, str, list[str]]] = [
         Kind.PORTS,
         Family.IPV4,
         "-p tcp --dport",
-        ["80", "80:90", "80:80", ":79", "60000:", "65535", "1:65535", "65535:"],
+        [
+            "0",
+            "0:0",
+            ":0",
+            "0:90",
+            "80",
+            "80:90",
+            "80:80",
+            ":79",
+            "60000:",
+            "65535",
+            "1:65535",
+            "65535:",
+        ],
     ),
     (
         Kind.CIDRS,
@@ -197,8 +210,7 @@ TAKEN_OTHERWISE: list[tuple[Kind, str, str, str]] = [
     # To iptables both are octal; the proxy's user they are not.
     (Kind.UIDS, "-m owner --uid-owner", "01337", "-m owner --uid-owner 735"),
     (Kind.UIDS, "-m owner --uid-owner", "0x10", "-m owner --uid-owner 16"),
-    # Every port is no condition at all.
-    (Kind.PORTS, "-p tcp --dport", "0:65535", "-p tcp -m tcp -j"),
+    # Every port is no condition at all; 0:65535 says so, and is taken (golden/every-port).
     (Kind.PORTS, "-p tcp --dport", ":", "-p tcp -m tcp -j"),
     # A service's name depends on /etc/services.
     (Kind.PORTS, "-p tcp --dport", "0x50", "--dport 80"),
