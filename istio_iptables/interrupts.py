@@ -51,7 +51,8 @@ _dropped = 0
 
 
 def _raise(number: int, _frame: FrameType | None) -> NoReturn:
-    raise Interrupted(_dropped if number == signal.SIGALRM else number)
+    # An alarm may come from whoever started us as well.
+    raise Interrupted((number == signal.SIGALRM and _dropped) or number)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from istio_iptables.errors import IstioIptablesError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["OutputFailed", "standard_streams"]
 
@@ -40,6 +40,11 @@ class _Stream:
         with self._told():
             self._stream.write(text)
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of *lines*, as the stream's own method does."""
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         """Write what is waiting."""

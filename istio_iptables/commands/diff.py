@@ -101,6 +101,9 @@ def _with_live(given: Asked) -> _Comparison:
     found += beside(Plan((), state.routes, state.addresses), plan)
     # Rules of ours in the store that was not chosen take effect too: none is wanted there.
     tell("warning", state.warnings)
+    if state.unreadable:
+        tables = ", ".join(state.unreadable)
+        tell("warning", (f"foreign rules in tables that can't be read are not seen: {tables}",))
     where = config.network_namespace or "this namespace"
     elsewhere = _elsewhere(state.other_rulesets, "nft" if state.backend == "legacy" else "legacy")
     nothing = not (elsewhere or _holds_ours(state.rulesets) or state.routes or state.addresses)

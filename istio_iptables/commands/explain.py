@@ -72,6 +72,8 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     own = escape(found, ruleset, world, given.config)
     if own is not None and own[:3] not in {each[:3] for each in faults}:
         faults += (own,)
+    if given.config.strict:
+        warn([finding.line for finding in faults], strict=True)
     _warn_of_native_chains(found, subject)
     from istio_iptables.commands import explanation
 
@@ -130,8 +132,6 @@ def _faults(given: Asked, subject: _Subject, packet: Packet) -> tuple[Finding, .
     faults = findings(subject.rulesets, subject.routes, proxy, people)
     if subject.addresses is not None:
         warn(left_out_live(subject.rulesets, subject.own), strict=given.config.strict)
-    if given.config.strict:
-        warn([finding.line for finding in faults], strict=True)
     return faults
 
 
@@ -203,9 +203,7 @@ def _subject(given: Asked, rules: str | None, family: str | None, *, live: bool)
         raise CannotTell(*error.lines) from error
     tell("warning", state.warnings)
     if state.other_rulesets:
-        tell(
-            "warning", ("there are rules in the kernel's other store too; these are not followed",)
-        )
+        tell("warning", ("there are rules in the other backend too, which are not followed",))
     if state.unreadable:
         tables = ", ".join(state.unreadable)
         tell("warning", (f"tables that can't be read are not followed: {tables}",))

@@ -115,8 +115,8 @@ def install(
     Rules of others keep their bytes and places. What is already as planned is left alone; if
     other rules of ours are there, they are replaced with *replace*, and Differs lists the
     differences without it. *look* is shown what is there before anything changes, and may raise.
-    Raises KernelRefused when the machine can't or won't, with
-    everything as it was before, or with what could not be put back.
+    Raises KernelRefused when the machine can't or won't, with everything as it was before, or with
+    what could not be put back.
     """
     tell = _once(tell)
     with entered(where.namespace), locked(tell, pod_only=where.pod_lock):
@@ -195,7 +195,7 @@ def _install(
             prepared, changes, order, _removals(prepared, old_routes, old_addresses)
         )
         steps += _table_steps(prepared, elsewhere, ("raw", "nat", "mangle"))
-        _carry_out([*steps, *_forget(choice, plan)])
+        _carry_out([*steps, *_forget(choice, plan, tell)])
     count = sum(ruleset.rule_count for ruleset in plan.rulesets)
     families = " and ".join(ruleset.family.title for ruleset in plan.rulesets)
     tell(f"{'replaced by' if not starts or elsewhere else 'installed'} {count} rules ({families})")
@@ -207,7 +207,7 @@ def _clean(choice: Choice, tell: Callable[[str], None]) -> None:
     elsewhere = _other_changes(choice)
     if not (changes or elsewhere):
         # A run that was killed may have left a table that it had only just made.
-        _carry_out(_forget(choice, Plan(())))
+        _carry_out(_forget(choice, Plan(()), tell))
         tell("there are no rules of ours: nothing to do")
         return
     with ExitStack() as stack:
@@ -215,12 +215,12 @@ def _clean(choice: Choice, tell: Callable[[str], None]) -> None:
         old_routes, old_addresses = _our_routes(live, elsewhere), _our_addresses(live, elsewhere)
         removals = _removals(prepared, old_routes, old_addresses)
         steps = _table_steps(prepared, [*changes, *elsewhere], ("raw", "mangle", "nat"), removals)
-        _carry_out([*steps, *_forget(choice, Plan(()))])
+        _carry_out([*steps, *_forget(choice, Plan(()), tell)])
     count = sum(len(extract(ruleset).tables) for ruleset in live) + len(elsewhere)
     tell(f"removed our rules from {count} table{'' if count == 1 else 's'}")
 
 
-def _forget(choice: Choice, plan: Plan) -> list[_Step]:
+def _forget(choice: Choice, plan: Plan, tell: Callable[[str], None]) -> list[_Step]:
     """Steps that take away our tables that are left empty, where the backend has a way to."""
     planned = {
         (ruleset.family, table.name) for ruleset in plan.rulesets for table in ruleset.tables
@@ -230,10 +230,21 @@ def _forget(choice: Choice, plan: Plan) -> list[_Step]:
         for family in Family:
             for table in _TABLES:
                 if backend is choice.other or (family, table) not in planned:
-                    remove = partial(backend.forget, family, table)
+                    remove = partial(_remove_empty, backend, family, table, tell)
                     # With its rules' own step comes back the table.
                     steps.append(_Step(f"{family.title} table {table}", remove, _nothing))
     return steps
+
+
+def _remove_empty(
+    backend: Backend, family: Family, table: str, tell: Callable[[str], None]
+) -> None:
+    """Remove our table if it is empty; one that has to stay is no reason to undo what was done."""
+    try:
+        backend.forget(family, table)
+    except KernelRefused as error:
+        for line in error.lines:
+            tell(line)
 
 
 def _nothing() -> None:
@@ -441,7 +452,8 @@ def _carry_out(steps: Sequence[_Step]) -> None:
                 if len(begun) > 1 and not failed:
                     lines.append("everything that was changed before was put back")
                 refused = KernelRefused(*lines)
-                refused.busy = error.busy
+                # Begun anew, a half that could not be put back would pass for the old state.
+                refused.busy = error.busy and not failed
                 raise refused from error
             if failed:
                 what = f"{type(error).__name__}: {error}".rstrip(": ")

@@ -228,8 +228,10 @@ class _Handle:
         self._table: Any = None
         ctypes.set_errno(0)
         try:
+            # python-iptables gives one object for all who ask for a table. That would share its
+            # handle, and one may be prepared for a commit while another one reads.
+            maker._cache.pop(table, None)  # noqa: SLF001
             self._table = maker(table, autocommit=False)
-            # python-iptables keeps its table objects: this one may be another namespace's.
             self._table.refresh()
         except iptc.IPTCError as error:
             raise self._refused(error, "open") from error

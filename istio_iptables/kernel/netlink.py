@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from istio_iptables.errors import KernelRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
 
 __all__ = [
     "MarkRule",
@@ -28,7 +28,6 @@ __all__ = [
     "is_local_default",
     "nft",
     "nft_chains",
-    "nft_is_empty",
     "nft_rules",
     "nft_tables",
     "physical_interfaces",
@@ -52,9 +51,6 @@ _NFNL_NFTABLES = 10 << 8
 _NFT_MSG_GETTABLE = 1
 _NFT_MSG_GETCHAIN = 4
 _NFT_MSG_GETRULE = 7
-_NFT_MSG_GETSET = 10
-_NFT_MSG_GETOBJ = 19
-_NF_ACCEPT = 1
 
 _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 6, 10, 15, 16
 #: What else a policy rule may ask for: addresses, interfaces, tunnel, users, protocol, ports.
@@ -75,7 +71,6 @@ _TENTATIVE, _OPTIMISTIC = 0x40, 0x04
 #: Of a table its name; of what a table holds, the table's name.
 _NFTA_NAME = _NFTA_TABLE = 1
 _NFTA_CHAIN_NAME = 3
-_NFTA_CHAIN_POLICY = 5
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -254,22 +249,6 @@ def nft_rules() -> frozenset[tuple[int, str]]:
     """The nftables tables, as (family, name), that hold a rule."""
     found = nft(_NFT_MSG_GETRULE)
     return frozenset((family, text(parts.get(_NFTA_TABLE))) for family, parts in found)
-
-
-def nft_is_empty(family: int, table: str, chains: Collection[str]) -> bool:
-    """Whether a table has no rule and no set, and no chains but *chains*, which accept all."""
-    if (family, table) in nft_rules():
-        return False
-    for kind in (_NFT_MSG_GETSET, _NFT_MSG_GETOBJ):
-        for number, parts in nft(kind):
-            if (number, text(parts.get(_NFTA_TABLE))) == (family, table):
-                return False
-    for number, parts in nft(_NFT_MSG_GETCHAIN):
-        if (number, text(parts.get(_NFTA_TABLE))) == (family, table):
-            policy = int.from_bytes(parts.get(_NFTA_CHAIN_POLICY, b"\1"), "big")
-            if text(parts.get(_NFTA_CHAIN_NAME)) not in chains or policy != _NF_ACCEPT:
-                return False
-    return True
 
 
 class MarkRule(NamedTuple):

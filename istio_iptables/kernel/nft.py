@@ -61,6 +61,8 @@ class Nft:
             try:
                 found = _read_table(family, name, doubtful.get(name, {}))
             except KernelRefused as error:
+                if error.busy:
+                    raise
                 reason = _why_unread(family, name, error, ours=ours)
                 faults.append(Fault(family, name, self.name, reason, ours, unread=True))
                 continue

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from istio_iptables.errors import KernelRefused
@@ -233,7 +232,7 @@ def _route_words(route: PolicyRoute) -> dict[str, Any]:
         "family": route.family.number,
         "dst": "default",
         "type": "local",
-        "oif": _interface("lo"),
+        "oif": netlink.interface_index("lo"),
         "table": route.table,
         "proto": _RTPROT_BOOT,
         "scope": _SCOPE_HOST,
@@ -248,15 +247,7 @@ def _rule_words(route: PolicyRoute, priority: int) -> dict[str, Any]:
 def _address_words(address: InterfaceAddress) -> dict[str, Any]:
     return {
         "family": address.family.number,
-        "index": _interface(address.interface),
+        "index": netlink.interface_index(address.interface),
         "address": address.address,
         "prefixlen": address.prefix,
     }
-
-
-def _interface(name: str) -> int:
-    try:
-        return socket.if_nametoindex(name)
-    except OSError as error:
-        message = f"can't find the interface {name}: {error.strerror or error}"
-        raise KernelRefused(message) from error
