@@ -225,14 +225,12 @@ class _Handle:
         self._table_name = table
         self._error = iptc.IPTCError
         maker = iptc.Table if family is Family.IPV4 else iptc.Table6
-        self._table: Any = None
+        # python-iptables keeps its table objects: one that it has may be another namespace's, or
+        # hold another handle of ours, which would go when this one is opened.
+        self._table: Any = object.__new__(maker)
         ctypes.set_errno(0)
         try:
-            # python-iptables gives one object for all who ask for a table. That would share its
-            # handle, and one may be prepared for a commit while another one reads.
-            maker._cache.pop(table, None)  # noqa: SLF001
-            self._table = maker(table, autocommit=False)
-            self._table.refresh()
+            self._table._init(table, autocommit=False)  # noqa: SLF001 - what its class's call does beside that
         except iptc.IPTCError as error:
             raise self._refused(error, "open") from error
         self._calls = self._table._iptc  # noqa: SLF001 - the table's methods lack what is needed

@@ -100,22 +100,23 @@ def test_tables_that_never_stand_still(fault: str) -> None:
 
 
 @needs("strace")
+@pytest.mark.parametrize("wanted", [DUAL, TPROXY], ids=["a table", "tables"])
 @pytest.mark.parametrize(("call", "error"), [("SET_REPLACE", "EAGAIN"), ("ADD_COUNTERS", "EINVAL")])
 def test_a_table_that_changed_meanwhile_is_tried_again(
-    call: str, error: str, tmp_path: Path
+    call: str, error: str, wanted: tuple[str, ...], tmp_path: Path
 ) -> None:
     """Someone changes a table before our commit, or between it and its counters: begun anew."""
     log = tmp_path / "log"
     words = ("strace", "-qq", "-o", str(log), "-e", "trace=setsockopt", CLI)
     with sandbox():
-        assert process(*words, *DUAL, "--force-iptables-binary", "legacy").status == 0
+        assert process(*words, *wanted, "--force-iptables-binary", "legacy").status == 0
     calls = log.read_text().splitlines()
     commits = [number for number, line in enumerate(calls, 1) if call in line]
     for commit in commits:
         with sandbox():
             fault = f"inject=setsockopt:error={error}:when={commit}"
-            assert _legacy_run_with(fault, *DUAL).status == 0
-            assert state().legacy == tuple(planned(*DUAL)[family] for family in Family)
+            assert _legacy_run_with(fault, *wanted).status == 0
+            assert state().legacy == tuple(planned(*wanted)[family] for family in Family)
 
 
 @pytest.fixture
