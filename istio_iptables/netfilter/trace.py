@@ -189,8 +189,8 @@ class _Journeys:
                 # What is not on that interface can't be reached, ::1 neither.
                 for routed, local in self._local_or_not(sent._replace(by_mark=False)):
                     on = self._world.interface_of(packet.destination or "", packet.family)
-                    home = local and on in {None, way.bound_to} and not _is_loopback(packet)
-                    there = packet._replace(out_interface=_LO if home else way.bound_to)
+                    near = local and on in {None, way.bound_to} and not _is_loopback(packet)
+                    there = packet._replace(out_interface=_LO if near else way.bound_to)
                     yield routed._replace(packet=there)
                 continue
             for asked, by_mark in self._by_mark_or_not(sent):
