@@ -307,7 +307,9 @@ def _state(option: Option, situation: Situation) -> bool | None:
         if "DNAT" in asked and packet.state != "NEW":
             return None
         if "DNAT" in asked and situation.translated:
-            return not option.negated
+            # Where it is unknown, the new destination may be the old one.
+            known = packet.destination and (packet.destination_port or not packet.has_ports)
+            return not option.negated if known else None
         if "SNAT" in asked and packet.state != "NEW":
             return None
     return option.negated

@@ -186,11 +186,12 @@ class _Journeys:
             return
         for sent, bound in self._bound_or_not(way):
             if bound:
-                # Loopback is another interface, whatever the new destination or mark.
-                near = is_link_local(packet.destination or "", packet.family)
-                local = near and self._world.is_local(packet.destination, packet.family)
-                there = packet._replace(out_interface=_LO if local else way.bound_to)
-                yield sent._replace(packet=there, by_mark=False)
+                # What is not on that interface can't be reached, ::1 neither.
+                for routed, local in self._local_or_not(sent._replace(by_mark=False)):
+                    on = self._world.interface_of(packet.destination or "", packet.family)
+                    near = local and on in {None, way.bound_to} and not _is_loopback(packet)
+                    there = packet._replace(out_interface=_LO if near else way.bound_to)
+                    yield routed._replace(packet=there)
                 continue
             for asked, by_mark in self._by_mark_or_not(sent):
                 if by_mark:
@@ -355,6 +356,10 @@ class _Journeys:
             yield way.assuming("", text, answer=False)._replace(end=End.DROPPED)
             way = way.assuming("", text, answer=True)
         yield way._replace(next_interface=None)
+
+
+def _is_loopback(packet: Packet) -> bool:
+    return packet.destination is not None and is_loopback(packet.destination, packet.family)
 
 
 def _may_be_routed_anew(before: Way, way: Way) -> bool:

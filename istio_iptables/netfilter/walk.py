@@ -250,8 +250,12 @@ class Walk:
             way.misses,
             certain,
         )
+        before = way.packet
         way = way._replace(packet=done.packet, steps=(*way.steps, step), misses=())
         # The socket that TPROXY gave the packet stays its socket, whatever nat writes into it.
         if done.takes and way.taken_by != "TPROXY":
             way = way._replace(taken_by=done.verdict, to_port=done.to_port)
-        return way._replace(translated=True) if done.translated else way
+        # A mapping to what was there already is none to the kernel.
+        same = before.destination == done.packet.destination
+        same = same and before.destination_port == done.packet.destination_port
+        return way._replace(translated=True) if done.translated and not same else way

@@ -406,6 +406,16 @@ def test_dnat_is_a_state_of_what_was_translated() -> None:
     assert way(rules).end is End.DROPPED
 
 
+def test_a_mapping_that_changes_nothing_is_no_dnat() -> None:
+    """The kernel compares the addresses; and what became of them may be unknown."""
+    rules = "nat OUTPUT -p tcp -j {} \nmangle INPUT -m conntrack --ctstate DNAT -j DROP"
+    home = TCP._replace(source="127.0.0.1", destination="127.0.0.1", out_interface="lo")
+    assert way(rules.format("REDIRECT"), home).end is End.DELIVERED
+    assert way(rules.format("REDIRECT --to-ports 81"), home).end is End.DROPPED
+    unknown = ways(rules.format("REDIRECT --to-ports 81-82"), home).outcomes
+    assert {each.end for each in unknown} == {End.DROPPED, End.DELIVERED}
+
+
 def test_a_connections_mark_is_changed_through_a_mask() -> None:
     """What the mask does not cover stays."""
     outcome = way("mangle OUTPUT -j CONNMARK --set-xmark 0x4/0xf", TCP._replace(connmark=0xF3))
@@ -479,6 +489,10 @@ def test_what_is_redirected_from_a_link_local_destination_is_lost() -> None:
         own,
     )
     assert outcome.packet.out_interface == "eth0"
+    # Another address of that interface can be reached.
+    both = World({"eth0": ("fe80::2", "fd00::2")})
+    rules = "nat OUTPUT -p tcp -j DNAT --to-destination fd00::2"
+    assert way(rules, packet, both).end is End.DELIVERED
     # A UDP socket need not be bound.
     found = ways(rule.replace("-j", "-p udp -j"), packet._replace(protocol=17), POD).outcomes
     assert [each.end for each in found] == [End.SENT, End.DELIVERED]
