@@ -50,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BaseException as error:
             if os.environ.get(TRACEBACK):
                 raise
-            return _status_of(error)
+            status = _status_of(error)
+            # Of these two, 1 is an answer, which nobody has who could not finish.
+            unanswered = status == ExitStatus.FAILED and given[:1] in (["diff"], ["explain"])
+            return ExitStatus.USAGE if unanswered else status
     return int(status or ExitStatus.DONE)
 
 

@@ -671,6 +671,15 @@ def test_an_output_that_can_not_be_written(arguments: tuple[str, ...]) -> None:
     assert done.stderr == "istio-iptables: error: can't write the output: No space left on device\n"
 
 
+@pytest.mark.parametrize("command", ["diff", "explain"])
+def test_a_question_that_could_not_be_answered(command: str) -> None:
+    """Status 1 would be an answer of diff: nothing of the kind when the output fails."""
+    arguments = [*IDS, "--ip-family=ipv4", "-i", "*", "-b", "*"]
+    if command == "diff":
+        arguments += ["--against", str(GOLDEN / "documented" / "expected")]
+    assert _full(1, command, *arguments).returncode == 2
+
+
 UNFORESEEN = {
     "internal error: ZeroDivisionError: by nothing (istio_iptables.cli._run; please report it,"
     " with $ISTIO_IPTABLES_TRACEBACK=1)": ZeroDivisionError("by\nnothing"),

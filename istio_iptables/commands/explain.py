@@ -70,7 +70,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     found = trace(ruleset, packet, world, misses=options["near"])
     faults = _faults(given, subject, packet)
     own = escape(found, ruleset, world, given.config)
-    if own is not None and not any(_same_sender(own, each) for each in faults):
+    if own is not None and own[:3] not in {each[:3] for each in faults}:
         faults += (own,)
     if given.config.strict:
         warn([finding.line for finding in faults], strict=True)
@@ -133,15 +133,6 @@ def _faults(given: Asked, subject: _Subject, packet: Packet) -> tuple[Finding, .
     if subject.addresses is not None:
         warn(left_out_live(subject.rulesets, subject.own), strict=given.config.strict)
     return faults
-
-
-def _same_sender(one: Finding, other: Finding) -> bool:
-    return (one.fault, one.family, one.packet.uid, one.packet.gid) == (
-        other.fault,
-        other.family,
-        other.packet.uid,
-        other.packet.gid,
-    )
 
 
 def _warn_of_native_chains(found: Trace, subject: _Subject) -> None:

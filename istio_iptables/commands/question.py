@@ -26,6 +26,8 @@ __all__ = ["Question", "question"]
 _TCP, _UDP = 6, 17
 _EPHEMERAL = 40000
 _APPLICATION = 1000
+#: What stands before the IPv4 address in ::ffff:0:0/96.
+_MAPPED = 0xFFFF
 _MAX_PORT = 65535
 _MAX_MARK = 2**32 - 1
 #: The number of ::6, from which Envoy speaks to the application.
@@ -86,11 +88,13 @@ class _Reader:
         elif text.count(":") == 1:
             address, _, port = text.partition(":")
         value = number(port) if port else None
-        if address and all(address_number(address, family) is None for family in Family):
+        if not address and (text.startswith("[") or not port):
+            self._refuse(name, "write an address, and perhaps a port: 10.0.0.1:80 or [fd00::1]:80")
+        elif address and all(address_number(address, family) is None for family in Family):
             self._refuse(name, "write an address, and perhaps a port: 10.0.0.1:80 or [fd00::1]:80")
         elif port and (value is None or value > _MAX_PORT):
             self._refuse(name, f"a port is a number from 0 to {_MAX_PORT}")
-        return _Endpoint(address or None, value)
+        return _Endpoint(_unmapped(address) or None, value)
 
     def number(self, name: str) -> int | None:
         text = self._given[name]
@@ -124,6 +128,14 @@ class _Reader:
 
     def _refuse(self, name: str, reason: str) -> None:
         self.problems.append(f"--{name}: {self._given[name]!r}: {reason}")
+
+
+def _unmapped(address: str) -> str:
+    """*address*, that of IPv4 for ::ffff:10.0.0.1: what an IPv6 socket sends to it is IPv4."""
+    value = address_number(address, Family.IPV6) if ":" in address else None
+    if value is None or value >> 32 != _MAPPED:
+        return address
+    return ".".join(str(value >> shift & 255) for shift in (24, 16, 8, 0))
 
 
 def question(
@@ -232,6 +244,9 @@ def _complete_out(packet: Packet, interface: str | None, world: World) -> Questi
     if packet.destination is None:
         packet = packet._replace(destination=ELSEWHERE[family])
         assumed.append("destination")
+    if address_number(packet.destination or "", family) == 0:
+        # The kernel connects to loopback for 0.0.0.0 and ::.
+        packet = packet._replace(destination=loopback(family))
     destination = packet.destination or ""
     here = bool(world.is_local(destination, family)) or bool(world.is_routed_home(packet))
     if world.addresses is None:

@@ -95,6 +95,7 @@ class Nft:
                     f" process (netlink port {each.owner}), which alone may change it"
                 )
                 raise KernelRefused(message)
+        steps = tuple(map(_by_number_if_native, steps))
         restore = _Restore(family, table, "\n".join(restore_lines(table, steps)) + "\n")
         if check:
             restore.test()
@@ -162,6 +163,15 @@ def _marked(chain: Chain, shown: Sequence[nftables.Shown]) -> Chain:
         refused.busy = True
         raise refused
     return chain._replace(rules=tuple(map(_mark, chain.rules, shown)))
+
+
+def _by_number_if_native(step: Edit) -> Edit:
+    """*step*; a rule that iptables can't spell is deleted by its number."""
+    rule = step.rule
+    native = (rule.target is not None and rule.target.name == _NATIVE) or any(
+        match.name == _NATIVE for match in rule.matches
+    )
+    return step._replace(by_text=False) if native else step
 
 
 def _mark(rule: Rule, shown: nftables.Shown) -> Rule:

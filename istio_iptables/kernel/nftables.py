@@ -151,9 +151,13 @@ def is_iptables(chain: Chain) -> bool:
 # What iptables-nft-save 1.8.9 leaves out without a word, tried with every expression that nft
 # 1.0.6 makes: `iifname { a, b } accept` comes out as `-j ACCEPT`. iptables writes none of it.
 
-_PAYLOAD_BASE, _PAYLOAD_OFFSET, _PAYLOAD_SOURCE = 2, 3, 5
-_TRANSPORT = 2
+_PAYLOAD_BASE, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH, _PAYLOAD_SOURCE = 2, 3, 4, 5
+_NETWORK, _TRANSPORT, _INNER = 1, 2, 3
+#: The fields behind the network header that iptables has words for, as (offset, length): ICMP's
+#: type and code, ports, TCP's flags.
+_TRANSPORT_FIELDS = frozenset({(0, 1), (1, 1), (0, 2), (2, 2), (13, 1)})
 _META_KEY, _META_SOURCE = 2, 3
+_META_MARK = 3
 #: What was found goes on into a verdict or another expression.
 _LOOKUP_TARGET = 3
 _CMP_OPERATION = 2
@@ -171,7 +175,8 @@ def shown(expressions: bytes) -> Shown:
     """Whether iptables-nft-save shows all that a rule asks for, and all that it does."""
     matches = target = True
     loaded: set[tuple[int, ...]] = set()
-    port = False
+    last: tuple[int, ...] = ()
+    port = logs = decides = False
     for _, element in attributes(expressions):
         part = _part(element)
         if part is None:
@@ -180,11 +185,24 @@ def shown(expressions: bytes) -> Shown:
             target = False
         elif part.loads:
             # Of two conditions on one field, the last is shown.
-            matches = matches and part.loads not in loaded
+            matches = matches and part.loads not in loaded and _has_words(part.loads)
             loaded.add(part.loads)
-            port = part.loads[:2] == (_PAYLOAD, _TRANSPORT)
+            last = part.loads
+            port = last[:2] == (_PAYLOAD, _TRANSPORT)
         matches = matches and not part.looks_up and (port or not part.compares)
-    return Shown(matches, target)
+        # A mask is shown of an address, a mark and TCP's flags alone.
+        matches = matches and (not part.masks or last in _MASKED)
+        logs, decides = logs or part.logs, decides or part.decides
+    # Of a rule that logs and then decides, one of the two is shown.
+    return Shown(matches, target and not (logs and decides))
+
+
+def _has_words(field: tuple[int, ...]) -> bool:
+    kind, *place = field
+    if kind != _PAYLOAD:
+        return True
+    base, offset, length = place
+    return base != _INNER and (base != _TRANSPORT or (offset, length) in _TRANSPORT_FIELDS)
 
 
 class _Part(NamedTuple):
@@ -197,9 +215,25 @@ class _Part(NamedTuple):
     looks_up: bool = False
     #: It changes the packet, or goes on by what it found.
     writes: bool = False
+    masks: bool = False
+    logs: bool = False
+    decides: bool = False
 
 
 _PAYLOAD, _META = 0, 1
+#: The fields of which iptables shows a mask: addresses of IPv4 and IPv6, what -f asks about, TCP's
+#: flags, the mark.
+_MASKED = frozenset(
+    {
+        (_PAYLOAD, _NETWORK, 12, 4),
+        (_PAYLOAD, _NETWORK, 16, 4),
+        (_PAYLOAD, _NETWORK, 8, 16),
+        (_PAYLOAD, _NETWORK, 24, 16),
+        (_PAYLOAD, _NETWORK, 6, 2),
+        (_PAYLOAD, _TRANSPORT, 13, 1),
+        (_META, _META_MARK),
+    }
+)
 
 
 # Most expressions of thousands of rules are the same ones.
@@ -207,6 +241,8 @@ _PAYLOAD, _META = 0, 1
 def _part(element: bytes) -> _Part | None:
     parts = dict(attributes(element))
     name = text(parts.get(_EXPRESSION_NAME))
+    if name in {"bitwise", "log", "immediate"}:
+        return _Part(masks=name == "bitwise", logs=name == "log", decides=name == "immediate")
     if name not in {"lookup", "payload", "meta", "cmp", "range"}:
         return None
     data = dict(attributes(parts.get(_EXPRESSION_DATA, b"")))
@@ -214,7 +250,8 @@ def _part(element: bytes) -> _Part | None:
         # A set, or a map: of verdicts, of addresses.
         return _Part(looks_up=True, writes=_LOOKUP_TARGET in data)
     if name == "payload":
-        place = (_number(data.get(_PAYLOAD_BASE)), _number(data.get(_PAYLOAD_OFFSET)))
+        attribute = (_PAYLOAD_BASE, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH)
+        place = tuple(_number(data.get(each)) for each in attribute)
         return _Part((_PAYLOAD, *place), writes=_PAYLOAD_SOURCE in data)
     if name == "meta":
         return _Part((_META, _number(data.get(_META_KEY))), writes=_META_SOURCE in data)

@@ -118,6 +118,10 @@ class Reader:
             name = line[1:].strip()
             if not name:
                 raise SaveFileError(self.number, "a table without a name")
+            if " " in name or "\t" in name:
+                raise SaveFileError(
+                    self.number, f"expected a table such as *nat, found {excerpt(line)}"
+                )
             if any(table.name == name for table in self._tables):
                 raise SaveFileError(self.number, f"table {clipped(name)} is here a second time")
             self._table = _TableReader(name, tuple(self._comments))

@@ -237,6 +237,15 @@ UNSHOWN = {
     "ip daddr 192.0.2.1 ip daddr 192.0.2.2 accept": (False, True),
     "ip daddr vmap { 192.0.2.1 : accept }": (False, False),
     "ip daddr set 192.0.2.1": (True, False),
+    "@ih,0,8 5 counter accept": (False, True),
+    "tcp window 5 accept": (False, True),
+    "tcp doff 5 accept": (False, True),
+    "tcp sequence 5 accept": (False, True),
+    "udp length 5 accept": (False, True),
+    "tcp dport & 15 == 1 accept": (False, True),
+    "ip protocol & 6 == 6 accept": (False, True),
+    "meta oif & 1 == 1 accept": (False, True),
+    "log group 2 accept": (True, False),
 }
 
 
@@ -258,13 +267,51 @@ def test_rules_that_iptables_shows_wrongly(rule: str) -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    ["ip daddr 192.0.2.1 tcp dport 80-90 counter accept", "tcp sport 5 tcp dport > 6 accept"],
+    [
+        "ip daddr 192.0.2.1 tcp dport 80-90 counter accept",
+        "tcp sport 5 tcp dport > 6 accept",
+        "ip saddr & 255.0.255.0 == 10.0.3.0 accept",
+        "meta mark & 0xff == 0x5 accept",
+        "log group 2",
+    ],
 )
 def test_native_rules_that_iptables_shows(rule: str) -> None:
     """They are read as they are shown, and so is every rule of iptables' own."""
     install("nft", *DUAL, "--redirect-dns", "--capture-all-dns")
     command("nft", f"insert rule ip nat OUTPUT {rule}")
     assert all(all(nftables.shown(each)) for *_, each in nftables.rules())
+
+
+def test_a_jump_of_ours_that_was_given_a_native_condition() -> None:
+    """Captures nothing: diff and explain say so, reconcile puts it right, clean removes it."""
+    install("nft", *DUAL)
+    for wanted in (("--reconcile", *DUAL), ("clean",)):
+        listed = command("nft", "-a", "list", "chain", "ip", "nat", "OUTPUT")
+        handle = listed.partition("jump ISTIO_OUTPUT # handle ")[2].split()[0]
+        changed = f"handle {handle} @ih,0,8 5 counter jump ISTIO_OUTPUT"
+        command("nft", f"replace rule ip nat OUTPUT {changed}")
+        assert run("diff", *DUAL).status == 1
+        assert "depends on" in run("explain", *DUAL, "--live", "--dst", "192.0.2.1:80").out
+        assert run(*wanted).status == 0
+    assert "ISTIO" not in command("nft", "list", "ruleset")
+
+
+def test_foreign_rules_that_look_like_an_excluded_interface() -> None:
+    """What iptables does not show of them makes them foreign: clean leaves them."""
+    rule = 'iifname "foo" log group 2 counter packets 0 bytes 0 return'
+    command(
+        "nft",
+        "table ip nat { chain ISTIO_INBOUND { counter; }; chain ISTIO_OUTPUT { counter; };"
+        f" chain PREROUTING {{ type nat hook prerouting priority -100; {rule};"
+        " counter jump ISTIO_INBOUND; };"
+        f" chain OUTPUT {{ type nat hook output priority -100; {rule.replace('iif', 'oif')};"
+        " counter jump ISTIO_OUTPUT; }; }",
+    )
+    assert run("clean").status == 0
+    left = command("nft", "list", "ruleset")
+    assert rule in left
+    assert rule.replace("iif", "oif") in left
+    assert "ISTIO" not in left
 
 
 def test_chains_that_iptables_does_not_show() -> None:
