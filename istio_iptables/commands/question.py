@@ -88,9 +88,12 @@ class _Reader:
         elif text.count(":") == 1:
             address, _, port = text.partition(":")
         value = number(port) if port else None
-        if not address and (text.startswith("[") or not port):
-            self._refuse(name, "write an address, and perhaps a port: 10.0.0.1:80 or [fd00::1]:80")
-        elif address and all(address_number(address, family) is None for family in Family):
+        wrong = (
+            all(address_number(address, family) is None for family in Family)
+            if address
+            else text.startswith("[") or not port
+        )
+        if wrong:
             self._refuse(name, "write an address, and perhaps a port: 10.0.0.1:80 or [fd00::1]:80")
         elif port and (value is None or value > _MAX_PORT):
             self._refuse(name, f"a port is a number from 0 to {_MAX_PORT}")
