@@ -186,7 +186,7 @@ def _judge(each: Round, status: int, err: str, old: State, new: State) -> str:
 
 def _is_traceback(err: str) -> bool:
     """Whether our own code is in it; Python itself may be hit, or lack memory, while it begins."""
-    return "Traceback" in err and ("/istio_iptables/" in err or "istio-iptables: " in err)
+    return "Traceback" in err and ("/istio_iptables/cli.py" in err or "istio-iptables: " in err)
 
 
 def _beside_writer(each: Round, folder: Path, old: State, new: State) -> str:
