@@ -137,14 +137,14 @@ def test_differences_are_told_in_the_order_of_the_rules(saved: Callable[[str], s
         "    stands before our rule 2: -A OUTPUT -j ISTIO_OUTPUT\n"
         "missing: IPv4 nat ISTIO_INBOUND rule 2:"
         " -A ISTIO_INBOUND -p tcp -m tcp --dport 15090 -j RETURN\n"
-        "    Port 15090 (Envoy's Prometheus metrics) is excluded from inbound capture (-d): it is"
-        " reached directly, without Envoy in between.\n"
+        "    Port 15090 (Envoy's Prometheus metrics) is excluded from inbound capture (-d):"
+        " clients reach it directly, without Envoy in between.\n"
         "changed: IPv4 nat ISTIO_REDIRECT rule 1:"
         " -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15009\n"
         "    --to-ports 15009 instead of --to-ports 15001\n"
         "    should be -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\n"
         "    Captured outbound connections go to Envoy's outbound listener on port 15001, which"
-        " asks the kernel where they were meant to go.\n"
+        " asks the kernel for their original destination.\n"
         f"{path} differs from the plan: 3 differences\n",
         "",
     )

@@ -91,14 +91,14 @@ def test_the_text_says_each_rule_and_why() -> None:
             " mark 0x0, state NEW (assumed: interface, source, uid, gid, source port)"
         ),
         "nat OUTPUT 1 -A OUTPUT -j ISTIO_OUTPUT",
-        "    Everything that a process in the pod sends is looked at by the outbound rules.",
+        "    Everything that a process in the pod sends is checked against the outbound rules.",
         "nat ISTIO_OUTPUT 9 -A ISTIO_OUTPUT -j ISTIO_REDIRECT",
-        "    Everything else that leaves the application (-i '*') is captured and goes to Envoy.",
+        "    All other outbound connections (-i '*') are captured and go to Envoy.",
         "nat ISTIO_REDIRECT 1 -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001",
         "    => to 127.0.0.1:15001",
         (
             "    Captured outbound connections go to Envoy's outbound listener on port 15001, which"
-            " asks the kernel where they were meant to go."
+            " asks the kernel for their original destination."
         ),
         "nat POSTROUTING policy -P POSTROUTING ACCEPT",
         OUT,
@@ -135,7 +135,7 @@ def test_programs_get_the_same() -> None:
         "chain": "OUTPUT",
         "rule": 1,
         "text": "-A OUTPUT -j ISTIO_OUTPUT",
-        "reason": "Everything that a process in the pod sends is looked at by the outbound rules.",
+        "reason": "Everything that a process in the pod sends is checked against the outbound rules.",
         "verdict": "ISTIO_OUTPUT",
     }
     assert (last["rule"], last["verdict"]) == (None, "ACCEPT")
@@ -170,7 +170,7 @@ def test_rules_can_come_from_a_file(tmp_path: Path) -> None:
     path.write_text(saved)
     out = explain("--rules", str(path), *DOCUMENTED, "--dst", "9.9.9.9").out
     assert "nat OUTPUT 1 -A OUTPUT -d 9.9.9.9 -j LOG\nnat OUTPUT 2" in out
-    assert "(-i '*') is captured" in out
+    assert "(-i '*') are captured" in out
     assert out.endswith(f"{OUT}\n")
 
 

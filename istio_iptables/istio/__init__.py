@@ -1,1 +1,1 @@
-"""All that knows Istio: its rules, and the plan that settings come to."""
+"""All that knows Istio: its rules as text with reasons (``rules``), and the plan of them (``plan``)."""

@@ -1,28 +1,41 @@
-"""Config to Plan: Istio's rules put into their tables, and the routes and addresses they need."""
+"""Config to Plan: Istio's rules put into tables, and the routes and addresses that go with them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from istio_iptables.istio.rules import CHAIN_PREFIX, rules
+from istio_iptables.istio.rules import CHAIN_PREFIX, common_values, rules
 from istio_iptables.netfilter.model import (
     BUILT_IN_CHAINS,
     Chain,
     Family,
+    Match,
+    Option,
     Rule,
     Ruleset,
     Table,
+    Target,
+    Term,
     is_built_in,
 )
 from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
+from istio_iptables.netfilter.savefile import parse_rule
 from istio_iptables.settings.values import Mode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from istio_iptables.settings.config import Config
+
+    #: Fills in the names in one part of a rule.
+    _Fill = Callable[[Any, Mapping[str, str]], object]
 
 __all__ = ["build", "build_address"]
 
 _TABLE_ORDER = ("raw", "mangle", "nat")
+
+#: Values that every packet has: iptables-save prints no condition on them.
+_NO_CONDITION = frozenset({"0.0.0.0/0", "::/0", "+", "0:65535"})
 
 
 def build(config: Config) -> Plan:
@@ -40,8 +53,8 @@ def build(config: Config) -> Plan:
                 family,
                 config.tproxy_mark,
                 config.tproxy_route_table,
-                "Packets that TPROXY marked are for other addresses than the pod's: this route"
-                " delivers them to Envoy's listener all the same.",
+                "Packets with TPROXY's mark may have any destination address: this route delivers"
+                " them to Envoy's socket in the pod all the same.",
             )
             for family in routed
         ),
@@ -56,33 +69,119 @@ def build_address() -> InterfaceAddress:
         "::6",
         128,
         "lo",
-        "Envoy hands inbound connections to the application from this address, by which"
-        " the rules know them (in IPv4, 127.0.0.6 needs no adding).",
+        "Envoy's inbound listener connects to the application from this address, and the rules"
+        " know its connections by it (IPv4's 127.0.0.6 is on lo already).",
     )
 
 
 def _ruleset(config: Config, family: Family) -> Ruleset:
-    """The rules of one address family in their tables."""
+    """The rules of one address family, each put into what the ones before it have left."""
+    common = _Common(common_values(config, family))
     tables: dict[str, dict[str, list[Rule]]] = {}
-    for table, chain, rule, position in rules(config, family):
-        chains = tables.setdefault(table, {})
-        placed = chains.setdefault(chain, [])
-        if rule.target is not None and rule.target.name.startswith(CHAIN_PREFIX):
-            # A chain comes to be with the first jump to it, whether or not it gets rules.
-            chains.setdefault(rule.target.name, [])
-        if position is None:
-            placed.append(rule)
-        else:
-            placed.insert(position, rule)
+    # Thousands of ports have one text, which is read once.
+    templates: dict[str, _Template] = {}
+    for text, reason, values in rules(config, family):
+        template = templates.get(text)
+        if template is None:
+            template = templates[text] = _template(text.format_map(common), tables)
+        template.add(reason, values)
     return Ruleset(
-        family,
-        tuple(_table(name, tables[name]) for name in _TABLE_ORDER if name in tables),
+        family, tuple(_table(name, tables[name]) for name in _TABLE_ORDER if name in tables)
     )
 
 
-def _table(name: str, chains: dict[str, list[Rule]]) -> Table:
+def _table(name: str, chains: Mapping[str, list[Rule]]) -> Table:
     built_in = (
         Chain(each, "ACCEPT", tuple(chains.get(each, ()))) for each in BUILT_IN_CHAINS[name]
     )
     own = sorted(each for each in chains if not is_built_in(name, each))
     return Table(name, (*built_in, *(Chain(each, None, tuple(chains[each])) for each in own)))
+
+
+class _Common(dict[str, object]):
+    """Values for the ``{names}`` in a text; a name that is not among them stays as it is."""
+
+    def __missing__(self, name: str) -> str:
+        return f"{{{name}}}"
+
+
+class _Template(NamedTuple):
+    """A rule with ``{names}`` in it, and its place."""
+
+    #: The rules of its chain, and where it goes among them; None is the end.
+    chain: list[Rule]
+    position: int | None
+    #: The fields of the rule, and those that hold names, by number, with what fills in each.
+    fields: list[Any]
+    varying: tuple[tuple[int, _Fill], ...]
+
+    def add(self, reason: str, values: Mapping[str, str]) -> None:
+        """Put the rule into its chain, with its reason, and with *values* for the names."""
+        fields = self.fields.copy()
+        for number, fill in self.varying:
+            fields[number] = fill(fields[number], values)
+        fields[_REASON] = reason
+        rule = Rule._make(fields)
+        if self.position is None:
+            self.chain.append(rule)
+        else:
+            self.chain.insert(self.position, rule)
+
+
+_REASON = Rule._fields.index("reason")
+
+
+def _template(text: str, tables: dict[str, dict[str, list[Rule]]]) -> _Template:
+    """The template of ``-t TABLE``, ``-A CHAIN`` or ``-I CHAIN [NUMBER]``, then a rule.
+
+    The chain, and the one that the rule jumps to, are made in *tables* if they are not there.
+    """
+    _, table, command, chain, rest = text.split(" ", 4)
+    position = None
+    if command == "-I":
+        number, _, behind = rest.partition(" ")
+        position, rest = (int(number) - 1, behind) if number.isdecimal() else (0, rest)
+    rule = parse_rule(rest)._replace(
+        inserted=position is not None and is_built_in(table, chain), verbatim=""
+    )
+    chains = tables.setdefault(table, {})
+    if rule.target is not None and rule.target.name.startswith(CHAIN_PREFIX):
+        chains.setdefault(rule.target.name, [])
+    varying = (
+        (number, _FILLS.get(field, _fill_term))
+        for number, field in enumerate(Rule._fields)
+        if "{" in str(rule[number])
+    )
+    return _Template(
+        chains.setdefault(chain, []), position, list(rule), tuple(varying) if "{" in rest else ()
+    )
+
+
+def _fill_term(term: Term, values: Mapping[str, str]) -> Term | None:
+    value = term.value.format_map(values)
+    return None if value in _NO_CONDITION else Term(value, term.negated)
+
+
+def _fill_matches(matches: tuple[Match, ...], values: Mapping[str, str]) -> tuple[Match, ...]:
+    return tuple([Match(name, _fill_options(options, values)) for name, options in matches])
+
+
+def _fill_target(target: Target, values: Mapping[str, str]) -> Target:
+    return target._replace(options=_fill_options(target.options, values))
+
+
+def _fill_options(options: tuple[Option, ...], values: Mapping[str, str]) -> tuple[Option, ...]:
+    filled = []
+    for option in options:
+        name, texts, negated = option
+        if texts and "{" in texts[0]:
+            text = texts[0].format_map(values)
+            if text not in _NO_CONDITION:
+                filled.append(Option(name.format_map(values), (text,), negated))
+        else:
+            filled.append(option)
+    return tuple(filled)
+
+
+#: How to fill in the fields of a rule that are no condition on the header.
+_FILLS: dict[str, _Fill] = {"matches": _fill_matches, "target": _fill_target}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from istio_iptables.istio.plan import build
-from istio_iptables.istio.rules import CHAIN_PREFIX
+from istio_iptables.istio.rules import CHAIN_PREFIX, common_values, rules
 from istio_iptables.netfilter import formats, savefile
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Family, is_built_in
 from istio_iptables.settings.config import Config, configure
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.plan import Plan
 
 VERDICTS = {"ACCEPT", "DROP", "RETURN", "REDIRECT", "TPROXY", "MARK", "CONNMARK", "CT"}
+
+#: Conditions that iptables-save does not print.
+EVERY_PACKET = re.compile(r" (?:-[sd] (?:0\.0\.0\.0|::)/0|-[io] \+|--[sd]port 0:65535)(?= )")
 
 
 def plan_of(machine: FixedMachine | None = None, **texts: str) -> Plan:
@@ -61,6 +64,23 @@ class TestEveryPlan:
             text = savefile.render(ruleset)
             assert savefile.parse(text, ruleset.family) == ruleset
             assert savefile.render(savefile.parse(text, ruleset.family)) == text
+
+    @given(configs())
+    def test_the_text_in_the_source_is_the_text_of_iptables_save(self, config: Config) -> None:
+        """Each text with its values is the rule to the letter, but for values every packet has."""
+        for ruleset in build(config).rulesets:
+            written = []
+            for text, _, values in rules(config, ruleset.family):
+                filled = text.format_map(common_values(config, ruleset.family) | values)
+                filled = EVERY_PACKET.sub("", filled)
+                written.append(re.sub(r"^-t (\w+) -[AI] (\w+)(?: \d)?(?= )", r"\1 \2", filled))
+            made = [
+                f"{table.name} {chain.name} {rule.text}"
+                for table in ruleset.tables
+                for chain in table.chains
+                for rule in chain.rules
+            ]
+            assert sorted(written) == sorted(made)
 
     @given(configs())
     def test_no_rule_leads_nowhere(self, config: Config) -> None:
@@ -136,6 +156,29 @@ def test_however_the_settings_are_given(data: st.DataObject) -> None:
     printing = ["--dry-run", "--format=annotated", "--resolv-conf=/dev/null"]
     result = run([*arguments, *printing], environ)
     assert (result.status, result.out) == (0, formats.annotated(build(config))), result.err
+
+
+def test_conditions_that_every_packet_meets_are_left_out() -> None:
+    """Any interface, any address and any port: the rule has no such condition."""
+    plan = plan_of(
+        istio_exclude_interfaces="+",
+        kube_virt_interfaces="+,k1",
+        istio_service_cidr="0.0.0.0/0,::/0",
+        istio_outbound_ports=":65535",
+        istio_local_outbound_ports_exclude="0:65535",
+        ip_family="dual",
+    )
+    for family in Family:
+        assert chain_of(plan, "nat", "PREROUTING", family) == [
+            "-i k1 -j ISTIO_REDIRECT",
+            "-j ISTIO_REDIRECT",
+            "-i k1 -j RETURN",
+            "-j RETURN",
+            "-j RETURN",
+        ]
+        output = chain_of(plan, "nat", "ISTIO_OUTPUT", family)
+        assert output[:2] == ["-p tcp -m tcp -j RETURN", "-p udp -m udp -j RETURN"]
+        assert output[-2:] == ["-p tcp -m tcp -j ISTIO_REDIRECT", "-j ISTIO_REDIRECT"]
 
 
 # The order of the contract, where it is decided by more than one setting.

@@ -78,7 +78,7 @@ def test_the_canonical_form_is_a_fixed_point(rule: Rule) -> None:
 
 @given(configs())
 def test_planned_rules_are_canonical_already(config: Config) -> None:
-    """The builder writes the canonical spelling itself."""
+    """The plan's rules are in the canonical spelling already."""
     for ruleset in build(config).rulesets:
         for table in ruleset.tables:
             for chain in table.chains:

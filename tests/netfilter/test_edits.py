@@ -31,6 +31,8 @@ from tests.strategies import kernel_rules, tables
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+ACCEPT, DROP, RETURN = map(Target, ("ACCEPT", "DROP", "RETURN"))
+
 #: Built-in chains of nat that hold rules of ours in these tests.
 SHARED = ("PREROUTING", "OUTPUT")
 #: Chains that are ours altogether.
@@ -40,16 +42,13 @@ OWN = ("ISTIO_A", "ISTIO_B", "ISTIO_C")
 _head, _tail = (
     st.integers(1, 3).map(
         lambda mark, name=name: Rule(  # type: ignore[misc]  # mypy can't infer a lambda's default
-            matches=(Match("mark", (Option("--mark", (f"{mark:#x}",)),)),),
+            matches=(Match("mark", (Option("--mark", (hex(mark),)),)),),
             target=Target(name),
             inserted=name == "ISTIO_HEAD",
         )
     )
     for name in ("ISTIO_HEAD", "ISTIO_TAIL")
 )
-
-
-ACCEPT, DROP, RETURN = Target("ACCEPT"), Target("DROP"), Target("RETURN")
 
 
 def is_ours(rule: Rule) -> bool:
