@@ -146,7 +146,7 @@ def test_the_proxys_user_in_the_listing_is_the_one_in_force() -> None:
 
 def test_a_family_without_rules_is_said() -> None:
     """Nothing is printed, and why."""
-    result = run(["-n", "--only", "ipv6", "--ip-family", "ipv4"])
+    result = run(["-n", "--only", "ipv6", "--ip-family", "ipv4", "-i", "*", "-b", "*"])
     assert (result.status, result.out) == (0, "")
     assert result.warnings == ["--only: no effect: IPv6 is off: nothing is printed"]
 
@@ -213,7 +213,9 @@ def test_rules_are_written_byte_for_byte(
     environment: Mapping[str, str], name: bytes, form: str
 ) -> None:
     """An interface's name is what the kernel has, whatever a terminal can show."""
-    done = process(environment, "-n", "--ip-family=ipv4", "-c", name, "--format", form)
+    done = process(
+        environment, "-n", "--ip-family=ipv4", "-i", "*", "-b", "*", "-c", name, "--format", form
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     assert b" PREROUTING " in done.stdout
     assert b" -i " + name + b" -j RETURN\n" in done.stdout

@@ -137,7 +137,8 @@ def test_another_user_namespace_than_the_network_namespace_s(asked: str) -> None
 def test_ids_that_the_user_namespace_does_not_map(backend: str) -> None:
     """One line each that names the id, and nothing begun; a mapped id goes in."""
     own = ("unshare", "--user", "--map-root-user", "--net")
-    words = (*own, CLI, "--ip-family", "ipv4", "--force-iptables-binary", backend, "-b", "*")
+    capture = ("--ip-family", "ipv4", "-i", "*", "-b", "*")
+    words = (*own, CLI, *capture, "--force-iptables-binary", backend)
     result = process(*words)
     assert result.status == 1
     assert result.err.splitlines() == [

@@ -78,13 +78,12 @@ def test_path(mode: str, backend: str, name: str, family: Family) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", MODES)
 def test_the_whole_lab(mode: str, backend: str) -> None:
-    """All paths are taken, in under five seconds, in the backend that was asked for."""
+    """All paths are taken, in the backend that was asked for."""
     outcome = ran(Asked(mode, backend))
     assert outcome.as_predicted
     assert {each.path.name for each in outcome.results} == set(FACTS)
     assert len(outcome.results) == 2 * len(FACTS)
     assert outcome.backend == backend
-    assert outcome.seconds < 5
 
 
 @pytest.mark.parametrize("mode", MODES)
