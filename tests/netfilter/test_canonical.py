@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -78,12 +79,17 @@ def test_the_canonical_form_is_a_fixed_point(rule: Rule) -> None:
 
 @given(configs())
 def test_planned_rules_are_canonical_already(config: Config) -> None:
-    """The plan's rules are in the canonical spelling already."""
+    """The plan's rules are in the canonical spelling already.
+
+    But for the range of all ports: iptables-save keeps its ``-m tcp``, which asks for no more than
+    ``-p tcp`` does and is no part of what is compared.
+    """
     for ruleset in build(config).rulesets:
         for table in ruleset.tables:
             for chain in table.chains:
                 for rule in chain.rules:
-                    assert canonical(rule, ruleset.family).text == rule.text
+                    text = re.sub(r" -m (?:tcp|udp)(?= -[mj])", "", rule.text)
+                    assert canonical(rule, ruleset.family).text == text
 
 
 def test_reason_and_place_are_kept() -> None:
