@@ -14,7 +14,6 @@ from istio_iptables.netfilter.model import (
     Rule,
     Ruleset,
     Table,
-    Target,
     Term,
     is_built_in,
 )
@@ -148,7 +147,7 @@ def _template(text: str, tables: dict[str, dict[str, list[Rule]]]) -> _Template:
     if rule.target is not None and rule.target.name.startswith(CHAIN_PREFIX):
         chains.setdefault(rule.target.name, [])
     varying = (
-        (number, _FILLS.get(field, _fill_term))
+        (number, _fill_matches if field == "matches" else _fill_term)
         for number, field in enumerate(Rule._fields)
         if "{" in str(rule[number])
     )
@@ -166,10 +165,6 @@ def _fill_matches(matches: tuple[Match, ...], values: Mapping[str, str]) -> tupl
     return tuple([Match(name, _fill_options(options, values)) for name, options in matches])
 
 
-def _fill_target(target: Target, values: Mapping[str, str]) -> Target:
-    return target._replace(options=_fill_options(target.options, values))
-
-
 def _fill_options(options: tuple[Option, ...], values: Mapping[str, str]) -> tuple[Option, ...]:
     filled = []
     for option in options:
@@ -181,7 +176,3 @@ def _fill_options(options: tuple[Option, ...], values: Mapping[str, str]) -> tup
         else:
             filled.append(option)
     return tuple(filled)
-
-
-#: How to fill in the fields of a rule that are no condition on the header.
-_FILLS: dict[str, _Fill] = {"matches": _fill_matches, "target": _fill_target}

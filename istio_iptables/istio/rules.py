@@ -4,9 +4,9 @@ A rule here is what follows the word ``iptables`` (``ip6tables`` for IPv6) on a 
 spelling of iptables-save. The functions stand in the order of docs/contract.md, section 2, which is
 the order of the rules; a chain exists as soon as a rule jumps to it.
 
-``{name}`` is a value: one that ``rule`` is given, or one of ``common_values``. A value that every
-packet has (``0.0.0.0/0``, ``::/0``, interface ``+``, ports ``0:65535``) is no condition: iptables-save
-does not print it, and it is left out.
+``{name}`` is a value: one of ``common_values``, or, in a condition, one that ``rule`` is given. A
+value that every packet has (``0.0.0.0/0``, ``::/0``, interface ``+``, ports ``0:65535``) makes no
+condition: iptables-save does not print it, and it is left out. The reasons are plain f-strings.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
     "rules",
 ]
 
-#: The name of each chain of ours starts with it; no chain of anybody else's does.
+#: Every chain of ours has a name that starts with it, and every chain named so is taken for ours.
 CHAIN_PREFIX = "ISTIO_"
 
 # Chains that other modules ask for by name.
@@ -58,7 +58,6 @@ _WELL_KNOWN_PORTS = {
     "15021": "Envoy's health check, which the kubelet calls",
     "15090": "Envoy's Prometheus metrics",
 }
-
 
 #: A rule with ``{names}`` in it, the reason for it, and the values of those names.
 RuleText = tuple[str, str, dict[str, str]]
