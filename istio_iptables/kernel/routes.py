@@ -1,13 +1,17 @@
 """Policy routes and the ::6 address: what is there, and changing it through pyroute2.
 
-A change is prepared before anything is done: pyroute2 takes 150 ms to import, and may be missing.
-What is done then is one message after the other, each with the one that takes it back.
+A change is prepared before anything is done: pyroute2, which writes the messages to the kernel,
+takes 150 ms to import, and may be missing. What is done then is sending one after the other, each
+with the one that takes it back. They are sent without pyroute2: short of memory, its event loop
+waits for ever for an answer that it has dropped.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import socket
+import struct
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from istio_iptables.errors import KernelRefused
@@ -17,7 +21,7 @@ from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import InterfaceAddress, PolicyRoute
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["Change", "Link", "delivering_routes", "has_address", "has_route", "left_routes"]
 
@@ -25,12 +29,17 @@ __all__ = ["Change", "Link", "delivering_routes", "has_address", "has_route", "l
 _MAIN_PRIORITY = 32766
 _RTPROT_BOOT = 3
 _SCOPE_HOST = 254
-#: The errors that say that there is nothing to do.
-_NOTHING_TO_DO = {
-    "add": frozenset({errno.EEXIST}),
-    "del": frozenset({errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL}),
-}
-_OPPOSITE = {"add": "del", "del": "add"}
+_RTN_LOCAL = 2
+_FR_ACT_TO_TBL = 1
+#: RTM_NEWADDR, RTM_NEWROUTE and RTM_NEWRULE; the deletion of each has the next number.
+_ADDRESS, _ROUTE, _RULE = 20, 24, 32
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400
+#: Of struct nlmsghdr.
+_HEADER_SIZE = 16
+_ONE_BYTE = 256
+#: The errors that say that there is nothing to do, for an addition and a deletion.
+_THERE = frozenset({errno.EEXIST})
+_GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
 #: Tables of the kernel's own, which hold more than a route of ours whatever they look like.
 _KERNEL_TABLES = frozenset({0, 253, 254, 255})
 
@@ -98,16 +107,17 @@ def delivering_routes() -> tuple[PolicyRoute, ...]:
 
 
 class _Message(NamedTuple):
-    """One message of pyroute2: ``rule``, ``route`` or ``addr``, ``add`` or ``del``, and its words."""
+    """One message, the errors that mean that there was nothing to do, and the way back."""
 
-    about: str
-    action: str
-    words: dict[str, Any]
+    data: bytes
+    fine: frozenset[int]
+    back: bytes
+    back_fine: frozenset[int]
 
     @property
     def opposite(self) -> _Message:
         """What takes it back."""
-        return self._replace(action=_OPPOSITE[self.action])
+        return _Message(self.back, self.back_fine, self.data, self.fine)
 
 
 class Change:
@@ -131,123 +141,154 @@ class Change:
     def back(self) -> None:
         """Take back what was done of it."""
         while self._back:
-            self._send(self._back.pop(), "put back")
+            self._send(self._back[-1], "put back")
+            self._back.pop()
 
     def _send(self, message: _Message, verb: str) -> bool:
         """Whether there was anything to do for the message."""
         try:
-            self._link.send(message)
-        except self._link.errors as error:
-            number = getattr(error, "code", 0) or getattr(error, "errno", 0) or 0
-            if number in _NOTHING_TO_DO[message.action]:
-                return False
-            reason = os.strerror(number) if number else str(error)
-            refused = f"can't {verb} {self.what}: {reason}{missing()}"
-            raise KernelRefused(refused) from error
-        return True
+            number = self._link.send(message.data)
+        except OSError as error:
+            number = error.errno or errno.EIO
+        if number and number not in message.fine:
+            refused = f"can't {verb} {self.what}: {os.strerror(number)}{missing()}"
+            raise KernelRefused(refused)
+        return not number
 
 
 class Link:
-    """pyroute2's connection to the kernel, in the namespace the process is in.
+    """A connection to the kernel, in the namespace the process is in.
 
     It is opened when the first change is prepared. Raises KernelRefused if it can't be.
     """
 
     def __init__(self) -> None:
-        self._ip: Any = None
-        #: What sending raises when the kernel refuses.
-        self.errors: tuple[type[Exception], ...] = ()
+        self._socket: socket.socket | None = None
+        self._encode: Callable[[int, int, dict[str, int], dict[str, Any]], bytes]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._ip is not None:
-            self._ip.close()
+        if self._socket is not None:
+            self._socket.close()
 
-    def send(self, message: _Message) -> None:
-        """Send one message of a change."""
-        getattr(self._ip, message.about)(message.action, **message.words)
+    def send(self, data: bytes) -> int:
+        """Send a message; the error number that the kernel answers, 0 for none."""
+        if self._socket is None:
+            return errno.ENOTCONN
+        self._socket.send(data)
+        # The kernel has answered when it has taken it.
+        answer = self._socket.recv(1 << 12, socket.MSG_DONTWAIT)
+        return -int(struct.unpack_from("=i", answer, _HEADER_SIZE)[0])
 
     def _open(self) -> None:
-        if self._ip is not None:
+        if self._socket is not None:
             return
-        import logging  # pyroute2 needs it in any case
-
-        disabled = logging.root.manager.disable
+        self._encode = _encoder()
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
         try:
-            # Short of memory, hashlib logs tracebacks and goes on.
-            logging.disable()
-            from pyroute2 import IPRoute, NetlinkError
-        except MemoryError:
-            raise
-        except Exception as error:
-            # Loading runs its modules, which may raise anything.
-            message = f"pyroute2, which changes routes and addresses, can't be loaded: {error}"
-            raise KernelRefused(message) from error
-        finally:
-            logging.disable(disabled)
-        self.errors = (NetlinkError, OSError)
-        try:
-            self._ip = IPRoute()
-        except self.errors as error:
-            message = f"can't open pyroute2's connection to the kernel: {error}"
+            self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        except OSError as error:
+            message = f"can't open a connection to the kernel's routes: {error.strerror}"
             raise KernelRefused(message) from error
 
     def add_route(self, route: PolicyRoute) -> Change:
         """Adds the route and then the rule that leads to it; what is there already stays as it is."""
-        messages = [_Message("route", "add", _route_words(route))]
+        self._open()
+        messages = [self._route(route)]
         if not _priorities(route):
-            words = _rule_words(route, _free_priority(route.family))
-            messages.append(_Message("rule", "add", words))
-        return self._change(f"the route '{' '.join(route.commands[1])}'", "add", messages)
+            messages.append(self._rule(route, _free_priority(route.family)))
+        return Change(self, f"the route '{' '.join(route.commands[1])}'", "add", tuple(messages))
 
     def remove_route(self, route: PolicyRoute) -> Change:
         """Removes the route, and then every copy of the rule, by which the route is found."""
-        messages = [_Message("route", "del", _route_words(route))]
-        # Each by its priority: pyroute2 looks for the rule at 32000 when it is not told where.
-        messages += (
-            _Message("rule", "del", _rule_words(route, number)) for number in _priorities(route)
-        )
-        return self._change(f"the rule '{' '.join(route.commands[0])}'", "remove", messages)
+        self._open()
+        # The kernel takes away the first one that it finds, so each is named by its priority.
+        rules = [self._rule(route, number).opposite for number in _priorities(route)]
+        messages = (self._route(route).opposite, *rules)
+        return Change(self, f"the rule '{' '.join(route.commands[0])}'", "remove", messages)
 
     def add_address(self, address: InterfaceAddress) -> Change:
         """Adds the address to its interface, if it is not there."""
         what = f"the address {address.address} to {address.interface}"
-        return self._change(what, "add", [_Message("addr", "add", _address_words(address))])
+        return Change(self, what, "add", (self._address(address),))
 
     def remove_address(self, address: InterfaceAddress) -> Change:
         """Removes the address from its interface, if it is there."""
         what = f"the address {address.address} from {address.interface}"
-        return self._change(what, "remove", [_Message("addr", "del", _address_words(address))])
+        return Change(self, what, "remove", (self._address(address).opposite,))
 
-    def _change(self, what: str, verb: str, messages: Iterable[_Message]) -> Change:
+    def _route(self, route: PolicyRoute) -> _Message:
+        # The protocol and scope that `ip route add local default dev lo` gives it.
+        fields = {
+            "family": route.family.number,
+            "proto": _RTPROT_BOOT,
+            "scope": _SCOPE_HOST,
+            "type": _RTN_LOCAL,
+        }
+        attributes = {"RTA_TABLE": route.table, "RTA_OIF": netlink.interface_index("lo")}
+        return self._addition(_ROUTE, _with_table(fields, route.table), attributes)
+
+    def _rule(self, route: PolicyRoute, priority: int) -> _Message:
+        fields = {"family": route.family.number, "action": _FR_ACT_TO_TBL}
+        attributes = {"FRA_TABLE": route.table, "FRA_FWMARK": route.mark, "FRA_PRIORITY": priority}
+        return self._addition(_RULE, _with_table(fields, route.table), attributes)
+
+    def _address(self, address: InterfaceAddress) -> _Message:
         self._open()
-        return Change(self, what, verb, tuple(messages))
+        fields = {
+            "family": address.family.number,
+            "prefixlen": address.prefix,
+            "index": netlink.interface_index(address.interface),
+        }
+        attributes = {"IFA_LOCAL": address.address, "IFA_ADDRESS": address.address}
+        return self._addition(_ADDRESS, fields, attributes)
+
+    def _addition(self, kind: int, fields: dict[str, int], attributes: dict[str, Any]) -> _Message:
+        add = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_EXCL
+        delete = _NLM_F_REQUEST | _NLM_F_ACK
+        return _Message(
+            self._encode(kind, add, fields, attributes),
+            _THERE,
+            self._encode(kind + 1, delete, fields, attributes),
+            _GONE,
+        )
 
 
-def _route_words(route: PolicyRoute) -> dict[str, Any]:
-    # The protocol and scope that `ip route add local default dev lo` gives it.
-    return {
-        "family": route.family.number,
-        "dst": "default",
-        "type": "local",
-        "oif": netlink.interface_index("lo"),
-        "table": route.table,
-        "proto": _RTPROT_BOOT,
-        "scope": _SCOPE_HOST,
-    }
+def _with_table(fields: dict[str, int], table: int) -> dict[str, int]:
+    # There is one byte for it in the header; the attribute holds any.
+    return {**fields, "table": table if table < _ONE_BYTE else 0}
 
 
-def _rule_words(route: PolicyRoute, priority: int) -> dict[str, Any]:
-    number = route.family.number
-    return {"family": number, "fwmark": route.mark, "table": route.table, "priority": priority}
+def _encoder() -> Callable[[int, int, dict[str, int], dict[str, Any]], bytes]:
+    """What makes a message from its type, flags, header fields and attributes."""
+    import logging  # pyroute2 needs it in any case
 
+    disabled = logging.root.manager.disable
+    try:
+        # Short of memory, hashlib logs tracebacks and goes on.
+        logging.disable()
+        from pyroute2.netlink.rtnl.fibmsg import fibmsg
+        from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+        from pyroute2.netlink.rtnl.rtmsg import rtmsg
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Loading runs its modules, which may raise anything.
+        message = f"pyroute2, which changes routes and addresses, can't be loaded: {error}"
+        raise KernelRefused(message) from error
+    finally:
+        logging.disable(disabled)
+    makers = {_ROUTE: rtmsg, _RULE: fibmsg, _ADDRESS: ifaddrmsg}
 
-def _address_words(address: InterfaceAddress) -> dict[str, Any]:
-    return {
-        "family": address.family.number,
-        "index": netlink.interface_index(address.interface),
-        "address": address.address,
-        "prefixlen": address.prefix,
-    }
+    def encode(kind: int, flags: int, fields: dict[str, int], attributes: dict[str, Any]) -> bytes:
+        message = makers[kind & ~1]()
+        for name, value in fields.items():
+            message[name] = value
+        message["attrs"] = list(attributes.items())
+        message["header"] = {"type": kind, "flags": flags, "sequence_number": 1, "pid": 0}
+        message.encode()
+        return bytes(message.data)
+
+    return encode

@@ -159,7 +159,9 @@ def test_others_that_write_beside_a_clean(backend: str, tmp_path: Path) -> None:
         assert joined(child) == 0
         wanted = int(results.read_text())
         found = chains(backend, Family.IPV4).get("nat", {}).get("OUTPUT", [])
-        assert found.count(" ".join(rule)) == wanted > 0
+        # iptables-legacy may say that it failed although its rule went in: libiptc puts the table in
+        # place first, and then the counters, which a change in between makes invalid.
+        assert found.count(" ".join(rule)) >= wanted > 0
         process(program, "-t", "nat", "-F", "OUTPUT")
 
 
