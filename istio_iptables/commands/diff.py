@@ -10,13 +10,14 @@ import click
 from istio_iptables.commandline import SettingsCommand
 from istio_iptables.commands.material import (
     CAPTURE_SETTINGS,
+    answerable,
     asked,
     read_rules,
     read_text,
     require_namespace,
 )
 from istio_iptables.configured import tell
-from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
+from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.netfilter.drift import beside, differences
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import Plan
@@ -54,14 +55,17 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
             ["--against: the other side is one: this file, a namespace, or --golden"]
         )
     if golden is not None:
-        return _with_golden(asked(ctx, either_family=False), golden, as_json=options["as_json"])
-    if against is None:
-        require_namespace(ctx)
-    given = asked(ctx, either_family=against is not None)
-    if against is None:
-        comparison = _with_live(given)
-    else:
-        comparison = _with_file(given, against, options["family"])
+        with answerable():
+            given = asked(ctx, either_family=False)
+        return _with_golden(given, golden, as_json=options["as_json"])
+    with answerable():
+        if against is None:
+            require_namespace(ctx)
+        given = asked(ctx, either_family=against is not None)
+        if against is None:
+            comparison = _with_live(given)
+        else:
+            comparison = _with_file(given, against, options["family"])
     if options["as_json"]:
         _print_json(comparison)
     else:
@@ -84,10 +88,7 @@ def _with_live(given: Asked) -> _Comparison:
     from istio_iptables.kernel import live as kernel
 
     config, plan = given.config, given.plan
-    try:
-        state = kernel.read(plan, namespace=config.network_namespace, backend=config.backend)
-    except KernelRefused as error:
-        raise CannotTell(*error.lines) from error
+    state = kernel.read(plan, namespace=config.network_namespace, backend=config.backend)
     found = differences(state.rulesets, plan.rulesets, recognise)
     found += beside(Plan((), state.routes, state.addresses), plan)
     # Rules of ours in the store that was not chosen take effect too: none is wanted there.

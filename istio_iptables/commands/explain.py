@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from istio_iptables.commandline import SettingsCommand
-from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules, require_namespace
+from istio_iptables.commands.material import (
+    CAPTURE_SETTINGS,
+    answerable,
+    asked,
+    read_rules,
+    require_namespace,
+)
 from istio_iptables.commands.question import question
 from istio_iptables.configured import tell
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
@@ -45,11 +51,13 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         raise UsageProblems(["--in, --out: a packet goes one way: give one of them"])
     if rules is not None and (live or options["network_namespace"]):
         raise UsageProblems(["--rules: the rules are the file's, or live ones: give one of them"])
-    if rules is None:
-        require_namespace(ctx)
-    # Somebody else's rules: the family of the plan must not depend on this machine.
-    given = asked(ctx, either_family=rules is not None)
-    subject = _subject(given, rules, options["family"], live=live or _has_namespace(given.config))
+    with answerable():
+        if rules is None:
+            require_namespace(ctx)
+        # Somebody else's rules: the family of the plan must not depend on this machine.
+        given = asked(ctx, either_family=rules is not None)
+        live = live or _has_namespace(given.config)
+        subject = _subject(given, rules, options["family"], live=live)
     family = Family(options["family"]) if options["family"] else None
     if family is None and len(subject.rulesets) == 1:
         family = subject.rulesets[0].family

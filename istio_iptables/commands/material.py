@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.builder import build
@@ -24,13 +25,23 @@ from istio_iptables.settings.options import (
 from istio_iptables.settings.sources import gather
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import click
 
     from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.netfilter.plan import Plan
     from istio_iptables.settings.config import Config
 
-__all__ = ["CAPTURE_SETTINGS", "Asked", "asked", "read_rules", "read_text", "require_namespace"]
+__all__ = [
+    "CAPTURE_SETTINGS",
+    "Asked",
+    "answerable",
+    "asked",
+    "read_rules",
+    "read_text",
+    "require_namespace",
+]
 
 #: The settings that decide about the rules and where they are, and none of how to apply them.
 CAPTURE_SETTINGS = tuple(
@@ -60,28 +71,45 @@ def asked(ctx: click.Context, *, either_family: bool) -> Asked:
         flags.setdefault("ip_family", "dual")
     # Nothing is installed here, so what is unknown about the machine is assumed, and said.
     flags["dry_run"] = "true"
-    try:
-        config, _ = configured(flags, split_extra(ctx.args), os.environ)
-    except KernelRefused as error:
-        raise CannotTell(*error.lines) from error
+    config, _ = configured(flags, split_extra(ctx.args), os.environ)
     if config.dns_servers_file:
         tell("info", (f"the DNS servers are those of {config.dns_servers_file} (--resolv-conf)",))
     return Asked(config, build(config))
 
 
+@contextmanager
+def answerable() -> Iterator[None]:
+    """Whatever keeps the block from its end is why nothing can be told: exit status 1 is an answer.
+
+    Only for reading, not for writing the answer.
+    """
+    try:
+        yield
+    except KernelRefused as error:
+        raise CannotTell(*error.lines) from error
+    except MemoryError as error:
+        message = "out of memory"
+        raise CannotTell(message) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"{error.filename}: {reason}" if error.filename else reason
+        raise CannotTell(message) from error
+    except (ImportError, SystemError) as error:
+        # As under a lack of memory or of files that may be open.
+        message = f"can't load a part of the program: {error}"
+        raise CannotTell(message) from error
+
+
 def require_namespace(ctx: click.Context) -> None:
-    """Raise CannotTell if the namespace that is asked about can't be entered.
+    """Raise KernelRefused if the namespace that is asked about can't be entered.
 
     The settings would make do without its addresses, and warn of what is an error here.
     """
     from istio_iptables.kernel.namespace import entered
 
     values, _ = gather(flags_given(ctx), os.environ, (setting("network_namespace"),))
-    try:
-        with entered(values["network_namespace"].text):
-            pass
-    except KernelRefused as error:
-        raise CannotTell(*error.lines) from error
+    with entered(values["network_namespace"].text):
+        pass
 
 
 def read_text(path: str) -> str:
