@@ -9,11 +9,11 @@ from istio_iptables.kernel import netlink, nftables, nftbatch
 from istio_iptables.kernel.backend import Fault, Reading, has_our_chains, refuse
 from istio_iptables.kernel.programs import ProgramFailed, run
 from istio_iptables.netfilter.edits import restore_lines
-from istio_iptables.netfilter.model import TABLES, Family, Match, Ruleset, Target
+from istio_iptables.netfilter.model import BUILT_IN_CHAINS, TABLES, Family, Match, Ruleset, Target
 from istio_iptables.netfilter.savefile import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from istio_iptables.kernel.backend import Transaction
     from istio_iptables.netfilter.edits import Edit
@@ -59,6 +59,7 @@ class Nft:
             ours = has_our_chains(chain.name for chain in chains if chain.table == name)
             what = f"the {family.title} table {name} (nft)"
             try:
+                _require_own_chains(name, (chain for chain in chains if chain.table == name))
                 found = _read_table(family, name, doubtful.get(name, {}))
             except KernelRefused as error:
                 if error.busy:
@@ -116,6 +117,17 @@ def _why_unread(family: Family, name: str, error: KernelRefused, *, ours: bool) 
         other = "" if ours else "use --force-iptables-binary legacy, or "
         reason += f": {other}remove what iptables can't show ({shown})"
     return reason
+
+
+def _require_own_chains(table: str, chains: Iterable[nftables.Chain]) -> None:
+    """Raise ProgramFailed if a chain has the name of a built-in one and is another.
+
+    iptables shows an empty chain in its place, or two.
+    """
+    for chain in chains:
+        if chain.name in BUILT_IN_CHAINS[table] and not nftables.is_iptables(chain):
+            message = f"its chain {chain.name} has another type, hook or priority than iptables'"
+            raise ProgramFailed(message)
 
 
 def _read_table(family: Family, name: str, doubtful: dict[str, list[nftables.Shown]]) -> Table:

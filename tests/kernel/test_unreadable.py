@@ -101,6 +101,25 @@ def test_few_files_may_be_open(name: str, backend: str) -> None:
         assert state() == before
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["diff", "explain"])
+def test_little_memory(name: str, backend: str) -> None:
+    """However little there is: the right answer or none, and "there are differences" is an answer."""
+    install(backend, *DUAL)
+    arguments, _ = COMMANDS[name]
+    statuses = set()
+    for size in range(17, 31):
+        result = process("prlimit", f"--as={size << 20}", CLI, *arguments)
+        statuses.add(result.status)
+        if result.status == 0:
+            assert "as planned" in result.out or "captured by Envoy" in result.out
+        else:
+            assert result.out == ""
+            # Python itself may not have come as far as to the command.
+            assert result.status == 2 or not result.err.startswith("istio-iptables: error: can't")
+    assert {0, 2} <= statuses
+
+
 class _Interrupted(socket.socket):
     """A socket in whose dumps somebody changes the table, as often as *changes* says."""
 
@@ -337,6 +356,25 @@ def test_chains_that_iptables_does_not_show() -> None:
         NativeChain("netdev", "n", "i", "filter", "INGRESS", 1),
     }
     assert run("diff", *DUAL).status == 0
+
+
+@pytest.mark.parametrize("hook", ["type nat hook output priority -150;", ""])
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_foreign_chain_of_a_built_in_name(ours: bool, hook: str) -> None:  # noqa: FBT001 - a case
+    """Iptables shows an empty OUTPUT, or two of them: the table can't be read."""
+    chain = "chain ISTIO_OUTPUT { accept; };" if ours else ""
+    text = f"table ip nat {{ {chain} chain OUTPUT {{ {hook} counter accept; }}; }}"
+    command("nft", text)
+    before = command("nft", "list", "ruleset")
+    for arguments, status in COMMANDS.values():
+        result = run(*arguments)
+        if arguments == ("clean",) and not ours:
+            assert result.status == 0
+            continue
+        assert (result.status, result.out, len(result.errors)) == (status, "", 1)
+        assert "its chain OUTPUT has another type, hook or priority" in result.errors[0]
+        assert ("--force-iptables-binary legacy" in result.errors[0]) != ours
+    assert command("nft", "list", "ruleset") == before
 
 
 NAMES = (b"\xe9t\xe9", b"ISTIO_\xe9")

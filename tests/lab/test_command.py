@@ -113,3 +113,18 @@ def test_nothing_of_it_is_loaded_by_others() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.kernel
+def test_in_a_user_namespace_without_its_users() -> None:
+    """Each user that the lab needs and that is not mapped is a line, before anything is built."""
+    words = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-m"]
+    done = subprocess.run(
+        [*words, "istio_iptables", "lab"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert [line.split(" is not mapped")[0] for line in done.stderr.splitlines()] == [
+        f"istio-iptables: error: {kind} {number}"
+        for kind in ("uid", "gid")
+        for number in (1000, 1337)
+    ]
