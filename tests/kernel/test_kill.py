@@ -87,12 +87,15 @@ def finish(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_at_random_moments(backend: str) -> None:
-    """A hundred times between two configurations, back and forth, at any moment."""
+    """A hundred times between two configurations, back and forth, at any moment.
+
+    Which of them fall between two tables is the scheduler's affair; ``test_at_every_boundary`` kills
+    at each such place.
+    """
     moments = random.Random(7)  # noqa: S311 - the same moments each time, as far as time allows
     old, new = PAIR
     install(backend, *CONFIGURATIONS[old])
     longest = _time_of_replaces(backend, new, old)
-    mixed = 0
     for _ in range(MOMENTS):
         child = forked(partial(_replace, backend, new), group=True, quiet=True)
         time.sleep(moments.uniform(0, longest))
@@ -102,11 +105,8 @@ def test_at_random_moments(backend: str) -> None:
         wait_for_group(child)
         now = state(backends=(backend,))
         check_tables(now, texts(old), texts(new), backend)
-        mixed += now not in (after(old, backend), after(new, backend))
         finish(new, backend)
         old, new = new, old
-    # Otherwise the moments missed what they were to hit; how many do is the scheduler's affair.
-    assert mixed
 
 
 def _replace(backend: str, name: str) -> int:
