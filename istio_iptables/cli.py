@@ -24,7 +24,6 @@ from istio_iptables.text import write_exactly
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from istio_iptables.kernel.backend import Backend
     from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.netfilter.plan import Plan
     from istio_iptables.settings.config import Config
@@ -126,13 +125,13 @@ class _NodeCheck:
         self._config = config
         self._looked = False
 
-    def __call__(self, rulesets: Sequence[Ruleset], other: Backend | None) -> None:
+    def __call__(self, rulesets: Sequence[Ruleset]) -> None:
         from istio_iptables.kernel.node import signs
 
         if self._looked:
             return
         self._looked = True
-        found = signs(rulesets, other)
+        found = signs(rulesets)
         if found:
             where = self._config.network_namespace or "this network namespace"
             line = (
@@ -229,7 +228,7 @@ root = SettingsCommand(
             "Try the rules on a throw-away pod with a real Envoy, and show what happens.",
         ),
     },
-    help="Bend a pod's traffic through Envoy: make Istio's iptables rules, and install or print them.",
+    help="Redirect a pod's traffic to Envoy: make Istio's iptables rules, and install or print them.",
     epilog="Exit status: 0 done, or already so; 1 failed, or differs; 2 the command line is wrong;"
     " 126 validation failed.",
 )

@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.trace import Outcome, Step
     from istio_iptables.settings.config import Config
 
-__all__ = ["ELSEWHERE", "POD", "Fault", "Finding", "findings", "left_out_live", "with_proxies_of"]
+__all__ = [
+    "ELSEWHERE",
+    "POD",
+    "Fault",
+    "Finding",
+    "escape",
+    "findings",
+    "left_out_live",
+    "with_proxies_of",
+]
 
 #: An address of the pod and one of somewhere else, for examples.
 POD = {Family.IPV4: "10.244.0.2", Family.IPV6: "fd00:10:244::2"}
@@ -79,6 +88,16 @@ def findings(
         for finding in (*probe.loops(), *probe.escapes(applications)):
             found.setdefault((finding.fault, finding.family, finding.place), finding)
     return tuple(found.values())
+
+
+def escape(ruleset: Ruleset, packet: Packet, world: World, config: Config) -> Finding | None:
+    """The fault that *packet* is not captured only because its sender has the proxy's user.
+
+    The proxy's users and groups are those that the rules name.
+    """
+    if packet.in_interface != "":
+        return None
+    return _Probe(ruleset, world, with_proxies_of(config, [ruleset])).escape(packet)
 
 
 def with_proxies_of(config: Config, rulesets: Iterable[Ruleset]) -> Config:
@@ -229,32 +248,29 @@ class _Probe:
 
     def escapes(self, applications: tuple[tuple[int, int], ...]) -> Iterator[Finding]:
         """Applications that aren't captured because they run as the proxy does."""
-        config, family = self._config, self._family
         for uid, gid in applications:
-            names = [
-                f"{what} {identity}"
-                for what, identity, ids in (
-                    ("uid", uid, config.proxy_uids),
-                    ("gid", gid, config.proxy_gids),
-                )
-                if _within(identity, ids)
-            ]
-            if not names:
-                continue
             for destination, port in self._captured_destinations():
-                packet = Packet(
-                    family, _TCP, POD[family], destination, 40000, port, out_interface="eth0"
-                )
-                other = self._captured(packet._replace(uid=self._nobody, gid=self._nobody))
-                mine = packet._replace(uid=uid, gid=gid)
-                if other and not self._captured(mine):
-                    outcome = trace(self._ruleset, mine, self._world).outcomes[0]
-                    yield self._finding(
-                        Fault.ESCAPE,
-                        _decisive(outcome),
-                        mine,
-                        f"an application that runs as the proxy's {' and '.join(names)} escapes",
-                    )
+                packet = Packet(self._family, _TCP, POD[self._family], destination, 40000, port)
+                found = self.escape(packet._replace(out_interface="eth0", uid=uid, gid=gid))
+                if found is not None:
+                    yield found
+
+    def escape(self, packet: Packet) -> Finding | None:
+        """The fault that *packet* is not captured only because of the user or group it is of."""
+        names = [
+            f"{what} {identity}"
+            for what, identity, ids in (
+                ("uid", packet.uid, self._config.proxy_uids),
+                ("gid", packet.gid, self._config.proxy_gids),
+            )
+            if identity is not None and _within(identity, ids)
+        ]
+        other = packet._replace(uid=self._nobody, gid=self._nobody)
+        if not names or not self._captured(other) or self._captured(packet):
+            return None
+        outcome = trace(self._ruleset, packet, self._world).outcomes[0]
+        what = f"an application that runs as the proxy's {' and '.join(names)} escapes"
+        return self._finding(Fault.ESCAPE, _decisive(outcome), packet, what)
 
     def _captured(self, packet: Packet) -> bool:
         outcomes = trace(self._ruleset, packet, self._world).outcomes

@@ -99,10 +99,12 @@ def _with_live(given: Asked) -> _Comparison:
     for rulesets in (state.rulesets, state.other_rulesets):
         found += preceding(rulesets, plan.rulesets, recognise)
     found += beside(Plan((), state.routes, state.addresses), plan)
-    # Rules of ours in the store that was not chosen take effect too: none is wanted there.
+    # Rules of ours in the backend that was not chosen take effect too: none is wanted there.
     tell("warning", state.warnings)
-    if state.unreadable:
-        tables = ", ".join(state.unreadable)
+    # Only in these tables can a foreign rule decide before ours.
+    unread = [each for each in state.unreadable if each.split()[1] in {"raw", "mangle", "nat"}]
+    if unread:
+        tables = ", ".join(unread)
         tell("warning", (f"foreign rules in tables that can't be read are not seen: {tables}",))
     where = config.network_namespace or "this namespace"
     elsewhere = _elsewhere(state.other_rulesets, "nft" if state.backend == "legacy" else "legacy")
@@ -243,6 +245,6 @@ command = SettingsCommand(
             metavar="FILE",
             help="Compare the text of a dry run with this file, and show a unified diff.",
         ),
-        click.Option(["--json", "as_json"], is_flag=True, help="The same for programs."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
     ),
 )

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from istio_iptables.commandline import SettingsCommand
-from istio_iptables.commands.escape import escape
 from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules, require_namespace
 from istio_iptables.commands.question import question
 from istio_iptables.commands.unseen import passed, unseen
 from istio_iptables.configured import Purpose, tell, warn
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
 from istio_iptables.escapes import APPLICATIONS
-from istio_iptables.loops import findings, left_out_live, with_proxies_of
+from istio_iptables.loops import escape, findings, left_out_live, with_proxies_of
 from istio_iptables.netfilter.model import Family, Ruleset
 from istio_iptables.netfilter.packet import World
 from istio_iptables.netfilter.trace import End, trace
@@ -69,7 +68,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         ruleset = Ruleset(packet.family)
     found = trace(ruleset, packet, world, misses=options["near"])
     faults = _faults(given, subject, packet)
-    own = escape(found, ruleset, world, given.config)
+    own = escape(ruleset, packet, world, given.config)
     if own is not None and own[:3] not in {each[:3] for each in faults}:
         faults += (own,)
     if given.config.strict:
@@ -122,14 +121,14 @@ def _read(ctx: click.Context, options: Mapping[str, Any]) -> tuple[Asked, _Subje
 
 
 def _faults(given: Asked, subject: _Subject, packet: Packet) -> tuple[Finding, ...]:
-    """What the rules do to Envoy's traffic and to applications; --strict raises it."""
-    people = list(APPLICATIONS)
+    """What the rules do to Envoy's traffic and to applications."""
+    applications = list(APPLICATIONS)
     if packet.uid is not None and packet.gid is not None:
-        people.append((packet.uid, packet.gid))
+        applications.append((packet.uid, packet.gid))
     proxy = given.config
     if not given.given & {"proxy_uid", "proxy_gid"}:
         proxy = with_proxies_of(proxy, subject.rulesets)
-    faults = findings(subject.rulesets, subject.routes, proxy, people)
+    faults = findings(subject.rulesets, subject.routes, proxy, applications)
     if subject.addresses is not None:
         warn(left_out_live(subject.rulesets, subject.own), strict=given.config.strict)
     return faults
@@ -258,6 +257,6 @@ command = SettingsCommand(
             is_flag=True,
             help="Also why the rules that nearly matched did not.",
         ),
-        click.Option(["--json", "as_json"], is_flag=True, help="The same for programs."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
     ),
 )

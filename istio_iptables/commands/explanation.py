@@ -153,7 +153,7 @@ class Explanation:
     # JSON.
 
     def as_json(self) -> dict[str, object]:
-        """The same for programs; the README describes it, and it only ever grows."""
+        """The same as a JSON document; docs/json.md describes it, and it only ever grows."""
         outcomes = self._trace.outcomes
         verdict = self.verdict
         shared = _shared_steps(outcomes)

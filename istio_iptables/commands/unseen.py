@@ -1,4 +1,4 @@
-"""What the kernel also asks about a packet and explain does not follow: rules of other stores."""
+"""What the kernel also asks about a packet and explain does not follow: rules of other tables and backends."""
 
 from __future__ import annotations
 

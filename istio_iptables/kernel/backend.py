@@ -1,9 +1,9 @@
-"""The two stores of iptables rules in a kernel, behind one interface, and which to use."""
+"""The two backends for iptables rules in a kernel, behind one interface, and which to use."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.istio.rules import CHAIN_PREFIX
@@ -11,7 +11,7 @@ from istio_iptables.kernel import netlink
 from istio_iptables.netfilter.model import TABLES, Family, Ruleset
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from istio_iptables.netfilter.edits import Edit
 
@@ -23,11 +23,21 @@ __all__ = [
     "Transaction",
     "choose",
     "has_our_chains",
+    "hidden_legacy_tables",
     "in_other_backend",
     "legacy_tables",
     "nft_tables",
     "refuse",
+    "retrying",
 ]
+
+_Result = TypeVar("_Result")
+
+#: How often tables that others change at the same time are tried again.
+_ATTEMPTS = 10
+
+#: The legacy tables that rules of ours may be in.
+_OUR_TABLES = ("raw", "mangle", "nat")
 
 # Not /proc/net: a /proc mounted with subset=pid has no such link.
 _NETWORK = "/proc/self/net"
@@ -92,7 +102,7 @@ class Reading(NamedTuple):
 
 
 class Backend(Protocol):
-    """One store of rules. All methods raise KernelRefused with a clear line."""
+    """One backend. All methods raise KernelRefused with a clear line."""
 
     name: str
 
@@ -122,7 +132,7 @@ class Backend(Protocol):
         """
 
     def forget(self, family: Family, table: str) -> None:
-        """Take away a table that we made and that is empty, where the store has a way to."""
+        """Take away a table that we made and that is empty, where the backend has a way to."""
 
 
 class Choice(NamedTuple):
@@ -148,6 +158,17 @@ def refuse(faults: Iterable[Fault], wanted: Collection[str] = ()) -> None:
         raise KernelRefused(*lines)
 
 
+def retrying(work: Callable[[], _Result]) -> _Result:
+    """What *work* returns; it is begun anew when someone changed the tables meanwhile."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return work()
+        except KernelRefused as error:
+            if not error.busy:
+                raise
+    return work()
+
+
 def in_other_backend(backend: str, tables: Iterable[str]) -> str:
     """The difference that rules of ours in the backend that was not chosen make."""
     return (
@@ -159,8 +180,9 @@ def in_other_backend(backend: str, tables: Iterable[str]) -> str:
 def legacy_tables(family: Family) -> tuple[str, ...] | None:
     """The legacy tables this namespace has, or None for a kernel without them.
 
-    Reading this file makes no table, unlike any question to iptables-legacy. Raises
-    KernelRefused where it can't be told.
+    Reading this file makes no table, unlike any question to iptables-legacy. Only user 0 and group
+    0 may read it: for others these are the tables that rules of ours may be in, and whoever opens
+    them to look makes them. Raises KernelRefused where it can't be told.
     """
     path = _NAMES_FILES[family]
     try:
@@ -171,13 +193,20 @@ def legacy_tables(family: Family) -> tuple[str, ...] | None:
             message = f"can't tell which legacy tables there are: no {_NETWORK}: is /proc mounted?"
             raise KernelRefused(message) from error
         return None
+    except PermissionError:
+        return _OUR_TABLES
     except OSError as error:
-        reason = error.strerror or str(error)
-        if isinstance(error, PermissionError):
-            reason += ": root and group 0 alone may read it"
-        message = f"can't tell which legacy tables there are: {path}: {reason}"
+        message = f"can't tell which legacy tables there are: {path}: {error.strerror or error}"
         raise KernelRefused(message) from error
     return tuple(name for name in TABLES if name in names)
+
+
+def hidden_legacy_tables(family: Family) -> tuple[str, ...]:
+    """The legacy tables that may be there or not as far as this user can tell; see above."""
+    path = _NAMES_FILES[family]
+    if os.access(path, os.R_OK) or not os.access(path, os.F_OK):
+        return ()
+    return tuple(name for name in TABLES if name not in _OUR_TABLES)
 
 
 def nft_tables(family: Family) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from istio_iptables.interrupts import held
 from istio_iptables.istio.plan import build_address
 from istio_iptables.istio.rules import DIVERT
 from istio_iptables.kernel import routes
-from istio_iptables.kernel.backend import choose, in_other_backend
+from istio_iptables.kernel.backend import choose, in_other_backend, retrying
 from istio_iptables.kernel.lock import locked
 from istio_iptables.kernel.namespace import entered
 from istio_iptables.kernel.reserve import Reserve
@@ -31,17 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from istio_iptables.kernel.backend import Backend, Choice, Transaction
-
-    #: Is shown the rulesets of the backend in use, and the other backend.
-    Look = Callable[[Sequence[Ruleset], Backend | None], None]
-
     from istio_iptables.netfilter.edits import Edit
     from istio_iptables.netfilter.model import Rule
 
-__all__ = ["Where", "clean", "install"]
+    #: Is shown the rulesets of both backends.
+    Look = Callable[[Sequence[Ruleset]], None]
 
-#: How often a table that others change at the same time is tried again.
-_ATTEMPTS = 10
+__all__ = ["Where", "clean", "install"]
 
 
 class Where(NamedTuple):
@@ -120,7 +116,7 @@ def install(
     """
     tell = _once(tell)
     with entered(where.namespace), locked(tell, pod_only=where.pod_lock):
-        _retrying(lambda: _install(plan, choose(where.backend), tell, replace=replace, look=look))
+        retrying(lambda: _install(plan, choose(where.backend), tell, replace=replace, look=look))
 
 
 def clean(tell: Callable[[str], None], where: Where = _HERE) -> None:
@@ -131,7 +127,7 @@ def clean(tell: Callable[[str], None], where: Where = _HERE) -> None:
     """
     tell = _once(tell)
     with entered(where.namespace), locked(tell, pod_only=where.pod_lock):
-        _retrying(lambda: _clean(choose(where.backend), tell))
+        retrying(lambda: _clean(choose(where.backend), tell))
 
 
 def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
@@ -146,17 +142,6 @@ def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
     return tell_once
 
 
-def _retrying(work: Callable[[], None]) -> None:
-    """Do *work*, anew from reading on when someone changed the tables meanwhile."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return work()
-        except KernelRefused as error:
-            if not error.busy or attempt == _ATTEMPTS:
-                raise
-    return None
-
-
 def _install(
     plan: Plan,
     choice: Choice,
@@ -168,10 +153,11 @@ def _install(
     require_plan_mapped(plan)
     tell(f"backend {choice.backend.name}: {choice.reason}")
     live = _read(choice.backend, plan)
+    others = _read_other(choice)
     if look:
-        look(live, choice.other)
+        look((*live, *others))
     changes = _changes(choice.backend, live, plan)
-    elsewhere = _other_changes(choice)
+    elsewhere = _other_changes(choice, others)
     old_routes = [route for route in _our_routes(live, elsewhere) if not _planned(route, plan)]
     old_addresses = [] if plan.addresses else _our_addresses(live, elsewhere)
     new_routes = [route for route in plan.routes if not routes.has_route(route)]
@@ -203,11 +189,11 @@ def _install(
 
 def _clean(choice: Choice, tell: Callable[[str], None]) -> None:
     live = _read(choice.backend)
-    changes = _changes(choice.backend, live, Plan(()))
-    elsewhere = _other_changes(choice)
+    changes = _changes(choice.backend, live, _EMPTY)
+    elsewhere = _other_changes(choice, _read_other(choice))
     if not (changes or elsewhere):
         # A run that was killed may have left a table that it had only just made.
-        _carry_out(_forget(choice, Plan(()), tell))
+        _carry_out(_forget(choice, _EMPTY, tell))
         tell("there are no rules of ours: nothing to do")
         return
     with ExitStack() as stack:
@@ -215,7 +201,7 @@ def _clean(choice: Choice, tell: Callable[[str], None]) -> None:
         old_routes, old_addresses = _our_routes(live, elsewhere), _our_addresses(live, elsewhere)
         removals = _removals(prepared, old_routes, old_addresses)
         steps = _table_steps(prepared, [*changes, *elsewhere], ("raw", "mangle", "nat"), removals)
-        _carry_out([*steps, *_forget(choice, Plan(()), tell)])
+        _carry_out([*steps, *_forget(choice, _EMPTY, tell)])
     count = sum(len(extract(ruleset).tables) for ruleset in live) + len(elsewhere)
     tell(f"removed our rules from {count} table{'' if count == 1 else 's'}")
 
@@ -256,6 +242,11 @@ def _read(backend: Backend, plan: Plan = _EMPTY) -> tuple[Ruleset, ...]:
     return tuple(backend.read(family, plan.table_names(family)) for family in Family)
 
 
+def _read_other(choice: Choice) -> tuple[Ruleset, ...]:
+    """What the backend that was not chosen holds."""
+    return _read(choice.other) if choice.other else ()
+
+
 def _changes(backend: Backend, live: Sequence[Ruleset], plan: Plan) -> list[_Change]:
     """For each table that has to change, how; tables that are as planned are left out."""
     wanted = {ruleset.family: ruleset for ruleset in plan.rulesets}
@@ -291,11 +282,9 @@ def _means_the_same(live: Ruleset, planned: Ruleset, name: str) -> bool:
     )
 
 
-def _other_changes(choice: Choice) -> list[_Change]:
-    """The removal of our rules from the backend that was not chosen."""
-    if choice.other is None:
-        return []
-    return _changes(choice.other, _read(choice.other), Plan(()))
+def _other_changes(choice: Choice, rulesets: Sequence[Ruleset]) -> list[_Change]:
+    """The removal of our rules from the backend that was not chosen, which holds *rulesets*."""
+    return _changes(choice.other, rulesets, _EMPTY) if choice.other else []
 
 
 def _only_adds(change: _Change) -> bool:
@@ -467,7 +456,7 @@ def _take_back(begun: Sequence[_Step]) -> list[str]:
     failed: list[str] = []
     for step in reversed(begun):
         try:
-            _retrying(step.back)
+            retrying(step.back)
         except KernelRefused as error:
             failed += (f"could not put back {step.what}: {line}" for line in error.lines)
         except Exception as error:  # noqa: BLE001 - the other steps have to go back all the same

@@ -12,7 +12,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from istio_iptables.errors import KernelRefused, SaveFileError
-from istio_iptables.kernel.backend import Fault, Reading, has_our_chains, legacy_tables, refuse
+from istio_iptables.kernel.backend import (
+    Fault,
+    Reading,
+    has_our_chains,
+    hidden_legacy_tables,
+    legacy_tables,
+    refuse,
+)
 from istio_iptables.kernel.blobs import UnknownPartError, decode, encode
 from istio_iptables.kernel.capabilities import missing
 from istio_iptables.netfilter.edits import Action
@@ -145,6 +152,12 @@ class Legacy:
                 faults.append(Fault(family, name, self.name, reason, ours, unread=True))
             finally:
                 handle.close()
+        for name in hidden_legacy_tables(family):
+            reason = (
+                f"the {family.title} table {name} (legacy) may be there or not: the kernel tells user"
+                " 0 and group 0 alone"
+            )
+            faults.append(Fault(family, name, self.name, reason, ours=False, unread=True))
         return Reading(Ruleset(family, tuple(tables)), tuple(faults))
 
     def read(self, family: Family, wanted: Collection[str] = ()) -> Ruleset:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import nftables, routes
-from istio_iptables.kernel.backend import choose, refuse
+from istio_iptables.kernel.backend import choose, refuse, retrying
 from istio_iptables.kernel.namespace import entered
 from istio_iptables.netfilter.model import TABLES, Family, Ruleset
 
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
 
 __all__ = ["LiveState", "NativeChain", "read"]
-
-#: How often tables that others change at the same time are read again.
-_ATTEMPTS = 10
 
 
 class NativeChain(NamedTuple):
@@ -60,13 +56,7 @@ def read(plan: Plan, *, namespace: str = "", backend: str = "") -> LiveState:
     plan has rules in.
     """
     with entered(namespace):
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return _read(plan, backend)
-            except KernelRefused as error:
-                if not error.busy:
-                    raise
-        return _read(plan, backend)
+        return retrying(lambda: _read(plan, backend))
 
 
 def _read(plan: Plan, forced: str) -> LiveState:

@@ -27,8 +27,6 @@ __all__ = [
     "interface_index",
     "is_local_default",
     "nft",
-    "nft_chains",
-    "nft_rules",
     "nft_tables",
     "physical_interfaces",
     "policy_rules",
@@ -49,8 +47,6 @@ _RTM_GETROUTE = 26
 _RTM_GETRULE = 34
 _NFNL_NFTABLES = 10 << 8
 _NFT_MSG_GETTABLE = 1
-_NFT_MSG_GETCHAIN = 4
-_NFT_MSG_GETRULE = 7
 
 _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 6, 10, 15, 16
 #: What else a policy rule may ask for: addresses, interfaces, tunnel, users, protocol, ports.
@@ -68,9 +64,7 @@ _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
 #: Flags of an address that the link is being asked about, and of one used nevertheless.
 _TENTATIVE, _OPTIMISTIC = 0x40, 0x04
-#: Of a table its name; of what a table holds, the table's name.
-_NFTA_NAME = _NFTA_TABLE = 1
-_NFTA_CHAIN_NAME = 3
+_NFTA_NAME = 1
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -235,20 +229,6 @@ def nft_tables() -> tuple[tuple[int, str], ...]:
     """
     found = nft(_NFT_MSG_GETTABLE)
     return tuple((family, text(parts.get(_NFTA_NAME))) for family, parts in found)
-
-
-def nft_chains() -> tuple[tuple[str, str], ...]:
-    """The nftables chains of this network namespace as (table, name), of any family."""
-    return tuple(
-        (text(parts.get(_NFTA_TABLE)), text(parts.get(_NFTA_CHAIN_NAME)))
-        for _, parts in nft(_NFT_MSG_GETCHAIN)
-    )
-
-
-def nft_rules() -> frozenset[tuple[int, str]]:
-    """The nftables tables, as (family, name), that hold a rule."""
-    found = nft(_NFT_MSG_GETRULE)
-    return frozenset((family, text(parts.get(_NFTA_TABLE))) for family, parts in found)
 
 
 class MarkRule(NamedTuple):

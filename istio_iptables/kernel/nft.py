@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_iptables.errors import KernelRefused, SaveFileError
-from istio_iptables.kernel import netlink, nftables, nftbatch
+from istio_iptables.kernel import nftables, nftbatch
 from istio_iptables.kernel.backend import Fault, Reading, has_our_chains, refuse
 from istio_iptables.kernel.programs import ProgramFailed, run
 from istio_iptables.netfilter.edits import restore_lines
@@ -33,8 +33,8 @@ class Nft:
 
     def holds_rules(self) -> bool:
         """Whether a table that iptables uses has a rule, of whatever kind."""
-        held = netlink.nft_rules()
-        return any((family.number, name) in held for family in Family for name in TABLES)
+        numbers = {family.number for family in Family}
+        return any(family in numbers and table in TABLES for family, table, *_ in nftables.rules())
 
     def holds_ours(self) -> bool:
         """Whether there is a chain of ours in any table, going by the names alone."""

@@ -21,6 +21,7 @@ __all__ = [
     "Chain",
     "Shown",
     "Table",
+    "chain_of",
     "chains",
     "hook_name",
     "is_iptables",
@@ -87,26 +88,24 @@ def tables(family: int = 0) -> tuple[Table, ...]:
 
 def chains(family: int = 0) -> tuple[Chain, ...]:
     """The chains of one family, or of all of them."""
-    found = []
-    for number, parts in nft(_GET_CHAIN, family):
-        base = None
-        if hook := parts.get(_CHAIN_HOOK):
-            where = dict(attributes(hook))
-            (priority,) = struct.unpack(">i", where.get(_HOOK_PRIORITY, bytes(4)))
-            base = Base(
-                text(parts.get(_CHAIN_TYPE)), _number(where.get(_HOOK_NUMBER)), int(priority)
-            )
-        policy = parts.get(_CHAIN_POLICY)
-        found.append(
-            Chain(
-                number,
-                text(parts.get(_CHAIN_TABLE)),
-                text(parts.get(_CHAIN_NAME)),
-                base,
-                policy is not None and _number(policy) == _NF_DROP,
-            )
-        )
-    return tuple(found)
+    return tuple(chain_of(number, parts) for number, parts in nft(_GET_CHAIN, family))
+
+
+def chain_of(family: int, parts: dict[int, bytes]) -> Chain:
+    """The chain that the kernel tells of in these attributes."""
+    base = None
+    if hook := parts.get(_CHAIN_HOOK):
+        where = dict(attributes(hook))
+        (priority,) = struct.unpack(">i", where.get(_HOOK_PRIORITY, bytes(4)))
+        base = Base(text(parts.get(_CHAIN_TYPE)), _number(where.get(_HOOK_NUMBER)), int(priority))
+    policy = parts.get(_CHAIN_POLICY)
+    return Chain(
+        family,
+        text(parts.get(_CHAIN_TABLE)),
+        text(parts.get(_CHAIN_NAME)),
+        base,
+        policy is not None and _number(policy) == _NF_DROP,
+    )
 
 
 def rules(family: int = 0) -> Iterator[tuple[int, str, str, bytes]]:

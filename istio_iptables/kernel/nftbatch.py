@@ -14,11 +14,13 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import KernelRefused
+from istio_iptables.kernel import nftables
 from istio_iptables.kernel.capabilities import missing
+from istio_iptables.kernel.netlink import attributes
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from istio_iptables.netfilter.model import Family
 
@@ -41,17 +43,14 @@ _GETGEN = 16
 
 _BATCH_GENID = _GEN_ID = 1
 _TABLE_NAME, _TABLE_FLAGS, _TABLE_USERDATA = 1, 2, 6
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
+_CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _CHAIN_FLAGS, _CHAIN_USERDATA = 10, 12
-_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
-_ACCEPT, _BASE_CHAIN = 1, 1
+_BASE_CHAIN = 1
 _UDATA_COMMENT = 0
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 
-_HOOKS = {"PREROUTING": 0, "INPUT": 1, "FORWARD": 2, "OUTPUT": 3, "POSTROUTING": 4}
-_PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100}
 #: Where rules of ours stand: the chains that iptables makes for them.
 _OURS = frozenset({"PREROUTING", "OUTPUT"})
 
@@ -75,21 +74,13 @@ def _text(value: str) -> bytes:
     return value.encode() + b"\0"
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    position = 0
-    while position + _ATTRIBUTE.size <= len(data):
-        size, kind = _ATTRIBUTE.unpack_from(data, position)
-        yield kind & 0x3FFF, data[position + _ATTRIBUTE.size : position + size]
-        position += (max(size, _ATTRIBUTE.size) + 3) & ~3
-
-
 def _number(value: bytes | None) -> int:
-    return int.from_bytes(value or b"", "big", signed=True)
+    return int.from_bytes(value or b"", "big")
 
 
-def _message(family: int, kind: int, flags: int, *attributes: bytes) -> _Message:
+def _message(family: int, kind: int, flags: int, *parts: bytes) -> _Message:
     # struct nfgenmsg: family, version, resource id.
-    body = struct.pack("=BBH", family, 0, 0) + b"".join(attributes)
+    body = struct.pack("=BBH", family, 0, 0) + b"".join(parts)
     return _Message(_NFTABLES << 8 | kind, flags, body)
 
 
@@ -128,7 +119,7 @@ def _ask(link: socket.socket, question: _Message) -> dict[int, bytes] | None:
         answers = _talk(link, [question])
     except FileNotFoundError:
         return None
-    return dict(_attributes(answers[0][4:])) if answers else None
+    return dict(attributes(answers[0][4:])) if answers else None
 
 
 def _batch(link: socket.socket, generation: bytes, messages: Iterable[_Message]) -> None:
@@ -209,7 +200,7 @@ def _remove_once(link: socket.socket, family: int, table: str) -> bool:
         named = _attribute(_CHAIN_NAME, _text(chain))
         there = _ask(link, _message(family, _GETCHAIN, 0, owner, named))
         if there is not None:
-            if not _is_as_iptables_makes_it(table, chain, there):
+            if not _is_as_iptables_makes_it(family, there):
                 return False
             chains[chain] = named
     # iptables makes the chains that it needs for a rule; before 1.8.3 it made all of the table.
@@ -221,20 +212,11 @@ def _remove_once(link: socket.socket, family: int, table: str) -> bool:
     return True
 
 
-def _is_as_iptables_makes_it(table: str, chain: str, found: dict[int, bytes]) -> bool:
-    hook = dict(_attributes(found.get(_CHAIN_HOOK, b"")))
-    kind = "nat" if table == "nat" else "filter"
-    if (table, chain) == ("mangle", "OUTPUT"):
-        kind = "route"
-    priority = _PRIORITIES[table]
-    if table == "nat" and chain in {"INPUT", "POSTROUTING"}:
-        # Source NAT comes last.
-        priority = 100
+def _is_as_iptables_makes_it(family: int, found: dict[int, bytes]) -> bool:
+    chain = nftables.chain_of(family, found)
     return (
-        _number(hook.get(_HOOK_NUMBER)) == _HOOKS[chain]
-        and _number(hook.get(_HOOK_PRIORITY)) == priority
-        and found.get(_CHAIN_TYPE) == _text(kind)
-        and _number(found.get(_CHAIN_POLICY)) == _ACCEPT
+        nftables.is_iptables(chain)
+        and not chain.drops
         and _number(found.get(_CHAIN_FLAGS)) in {0, _BASE_CHAIN}
         and _CHAIN_USERDATA not in found
     )

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from istio_iptables.errors import KernelRefused
-from istio_iptables.kernel import netlink
-from istio_iptables.netfilter.model import Family
+from istio_iptables.kernel import netlink, nftables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from istio_iptables.kernel.backend import Backend
     from istio_iptables.netfilter.model import Ruleset
 
 __all__ = ["signs"]
@@ -33,25 +29,26 @@ _TABLES = {"kube-proxy": "kube-proxy", "docker-bridges": "Docker", "netavark": "
 _MOST_INTERFACES = 3
 
 
-def signs(rulesets: Iterable[Ruleset], other: Backend | None = None) -> str:
+def signs(rulesets: Iterable[Ruleset]) -> str:
     """What shows that the current namespace is a node's and no pod's, in a few words, or "".
 
-    *rulesets* are those of the backend in use, *other* is the one beside it.
+    *rulesets* are those of both backends. nftables chains are asked of the kernel, also where
+    iptables can't show their rules.
     """
     found = []
     interfaces = netlink.physical_interfaces()
     if interfaces:
         found.append(f"physical interface {', '.join(interfaces[:_MOST_INTERFACES])}")
-    nft = netlink.nft_chains()
+    nft = nftables.chains()
     owners: dict[str, str] = {}
-    for chain in (*_chains(rulesets), *_other_chains(other), *(name for _, name in nft)):
+    for name in (*_chains(rulesets), *(chain.name for chain in nft)):
         # Docker's first chain has no dash.
-        prefix = next((each for each in _CHAINS if f"{chain}-".startswith(each)), None)
+        prefix = next((each for each in _CHAINS if f"{name}-".startswith(each)), None)
         if prefix is not None:
-            owners.setdefault(_CHAINS[prefix], f"chain {chain}")
-    for table, _ in nft:
-        if table in _TABLES:
-            owners.setdefault(_TABLES[table], f"table {table}")
+            owners.setdefault(_CHAINS[prefix], f"chain {name}")
+    for chain in nft:
+        if chain.table in _TABLES:
+            owners.setdefault(_TABLES[chain.table], f"table {chain.table}")
     found += (f"{what} of {owner}" for owner, what in owners.items())
     return "; ".join(found)
 
@@ -60,10 +57,3 @@ def _chains(rulesets: Iterable[Ruleset]) -> Iterator[str]:
     for ruleset in rulesets:
         for table in ruleset.tables:
             yield from (chain.name for chain in table.chains)
-
-
-def _other_chains(other: Backend | None) -> Iterator[str]:
-    # The chains of nft are asked for by netlink, also where iptables can't show their rules.
-    if other is not None and other.name == "legacy":
-        with suppress(KernelRefused):
-            yield from _chains([other.read(family) for family in Family])

@@ -195,7 +195,6 @@ class Link:
 
     def add_route(self, route: PolicyRoute) -> Change:
         """Adds the route and then the rule that leads to it; what is there already stays as it is."""
-        self._open()
         messages = [self._route(route)]
         if not _priorities(route):
             messages.append(self._rule(route, _free_priority(route.family)))
@@ -203,7 +202,6 @@ class Link:
 
     def remove_route(self, route: PolicyRoute) -> Change:
         """Removes the route, and then every copy of the rule, by which the route is found."""
-        self._open()
         # The kernel takes away the first one that it finds, so each is named by its priority.
         rules = [self._rule(route, number).opposite for number in _priorities(route)]
         messages = (self._route(route).opposite, *rules)
@@ -236,7 +234,6 @@ class Link:
         return self._addition(_RULE, _with_table(fields, route.table), attributes)
 
     def _address(self, address: InterfaceAddress) -> _Message:
-        self._open()
         fields = {
             "family": address.family.number,
             "prefixlen": address.prefix,
@@ -246,6 +243,7 @@ class Link:
         return self._addition(_ADDRESS, fields, attributes)
 
     def _addition(self, kind: int, fields: dict[str, int], attributes: dict[str, Any]) -> _Message:
+        self._open()
         add = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_EXCL
         delete = _NLM_F_REQUEST | _NLM_F_ACK
         return _Message(

@@ -153,3 +153,29 @@ def test_nothing_at_all_is_needed_to_print() -> None:
     """A dry run needs no capability."""
     assert with_only("", *EVERYTHING, "--dry-run").status == 0
     assert os.path.exists("/run")  # noqa: PTH110 - a name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_neither_user_nor_group_0(backend: str) -> None:
+    """With ambient capabilities all works; which other legacy tables there are is not known."""
+    if not _someone_else_may_run_it():
+        pytest.skip("this environment's Python can be run by root alone")
+    names = "-all,+net_admin,+net_raw"
+    ids = ("--reuid=12345", "--regid=12345", "--clear-groups")
+    words = ("setpriv", *ids, f"--inh-caps={names}", f"--ambient-caps={names}", CLI)
+    capture = ("--ip-family", "ipv4", "-i", "*", "-b", "*")
+    installed = process(*words, *capture, "--force-iptables-binary", backend)
+    assert installed.status == 0, installed.err
+    # Without the option: it finds them where they are.
+    compared = process(*words, "diff", *capture)
+    assert (compared.status, compared.err) == (0, "")
+    assert f"({backend}) is as planned" in compared.out
+    changed = process(*words, *capture, "-d", "8080")
+    assert changed.status == 1
+    assert "other rules of ours are there" in changed.err
+    explained = process(*words, "explain", *capture, "--live", "--dst", "192.0.2.1:80")
+    assert explained.status == 0
+    assert "unless the unreadable table IPv4 filter (legacy)" in explained.out
+    cleaned = process(*words, "clean")
+    assert cleaned.status == 0, cleaned.err
+    assert "ISTIO" not in save(backend, Family.IPV4)
