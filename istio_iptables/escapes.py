@@ -38,7 +38,8 @@ def plan_warnings(
     if follow and worth_following(config):
         from istio_iptables.loops import findings
 
-        lines += (finding.line for finding in findings(plan.rulesets, plan.routes, config))
+        found = findings(plan.rulesets, plan.routes, config, APPLICATIONS)
+        lines += (finding.line for finding in found)
     return lines
 
 

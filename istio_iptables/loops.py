@@ -9,7 +9,6 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.escapes import APPLICATIONS
 from istio_iptables.istio.rules import IN_REDIRECT, OUTPUT, REDIRECT
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.numbers import number
@@ -72,9 +71,11 @@ def findings(
     rulesets: Iterable[Ruleset],
     routes: tuple[PolicyRoute, ...],
     config: Config,
-    applications: Iterable[tuple[int, int]] = APPLICATIONS,
+    applications: Iterable[tuple[int, int]],
 ) -> tuple[Finding, ...]:
     """The faults of *rulesets* when the proxy runs as *config* says; mostly none.
+
+    *applications* are the (uid, gid) that applications run as.
 
     A fault is told once for each rule that makes it.
     """

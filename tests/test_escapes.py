@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 
-from istio_iptables.escapes import worth_following
+from istio_iptables.escapes import APPLICATIONS, worth_following
 from istio_iptables.istio.plan import build
 from istio_iptables.loops import findings
 from tests.program import run
@@ -26,7 +26,7 @@ def test_only_what_is_worth_following_has_findings(config: Config) -> None:
     """Where packets are not followed, to save the time, there is nothing to be found."""
     if not worth_following(config):
         plan = build(config)
-        assert findings(plan.rulesets, plan.routes, config) == ()
+        assert findings(plan.rulesets, plan.routes, config, APPLICATIONS) == ()
 
 
 COMMANDS = (["--dry-run"], ["explain"], ["diff", "--golden", "/dev/null"])

@@ -578,7 +578,7 @@ def found_in(asked: Config, *without: str) -> list[Finding]:
             )
             tables.append(table._replace(chains=chains))
         rulesets.append(Ruleset(ruleset.family, tuple(tables)))
-    return list(findings(rulesets, plan.routes, asked))
+    return list(findings(rulesets, plan.routes, asked, APPLICATIONS))
 
 
 @pytest.mark.parametrize(
