@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from istio_iptables import __version__, interrupts
-from istio_iptables.commandline import SettingsCommand, Subcommand, flags_given, split_extra
-from istio_iptables.configured import PROGRAM, configured, effective, tell, warn
+from istio_iptables.commands.load import PROGRAM, configured, effective, tell, warn
+from istio_iptables.commands.options import SettingsCommand, Subcommand, flags_given, split_extra
 from istio_iptables.errors import ExitStatus, IstioIptablesError
 from istio_iptables.interrupts import TRACEBACK, Interrupted
 from istio_iptables.netfilter import formats

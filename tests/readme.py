@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from istio_iptables.settings.options import GROUPS, SETTINGS, Setting
+from istio_iptables.settings.declarations import GROUPS, SETTINGS, Setting
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -23,7 +23,7 @@ TEXTS = (README, *sorted((ROOT / "docs").glob("*.md")))
 LINKED = (*TEXTS, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")))
 
 _TABLE = re.compile(
-    r"(?<=<!-- options: made from settings/options.py -->\n).*?(?=<!-- end -->)", re.DOTALL
+    r"(?<=<!-- options: made from settings/declarations.py -->\n).*?(?=<!-- end -->)", re.DOTALL
 )
 _BLOCK = re.compile(r"(?<=```console\n).*?(?=^```)", re.DOTALL | re.MULTILINE)
 #: The target of a link or a picture; text between ``[`` and ``]`` may go over lines.

@@ -20,8 +20,8 @@ from istio_iptables.netfilter.model import (
     Term,
 )
 from istio_iptables.settings.config import Config, configure
-from istio_iptables.settings.kinds import MAX_ID
-from istio_iptables.settings.options import SETTINGS, Kind, Setting, setting
+from istio_iptables.settings.converters import MAX_ID
+from istio_iptables.settings.declarations import SETTINGS, Kind, Setting, setting
 from istio_iptables.settings.sources import gather
 
 __all__ = [

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from istio_iptables import __version__, cli
-from istio_iptables.settings.options import SETTINGS, Kind
+from istio_iptables.settings.declarations import SETTINGS, Kind
 from tests.golden import GOLDEN
 from tests.program import run
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from istio_iptables.escapes import APPLICATIONS
+from istio_iptables.istio.checks import Fault, Finding, findings
+from istio_iptables.istio.escapes import APPLICATIONS
 from istio_iptables.istio.plan import build
-from istio_iptables.loops import Fault, Finding, findings
 from istio_iptables.netfilter.model import Family, Ruleset
 from istio_iptables.settings.config import Config, configure
 from istio_iptables.settings.sources import gather

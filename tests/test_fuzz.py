@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from istio_iptables.netfilter.savefile import render
-from istio_iptables.settings.options import SETTINGS
+from istio_iptables.settings.declarations import SETTINGS
 from tests.fuzz import targets
 from tests.strategies import rulesets
 

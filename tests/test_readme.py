@@ -10,7 +10,7 @@ import pytest
 
 from istio_iptables.errors import IstioIptablesError
 from istio_iptables.lab import envoy
-from istio_iptables.settings.options import SETTINGS
+from istio_iptables.settings.declarations import SETTINGS
 from tests.kernel.netns import why_not
 from tests.readme import (
     LINKED,

@@ -6,13 +6,13 @@ import os
 
 import click
 
-from istio_iptables.commandline import SettingsCommand, flags_given, split_extra
-from istio_iptables.configured import tell
+from istio_iptables.commands.load import tell
+from istio_iptables.commands.options import SettingsCommand, flags_given, split_extra
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.kernel.host import Host
 from istio_iptables.kernel.install import Where, clean
-from istio_iptables.settings.kinds import Names
-from istio_iptables.settings.options import setting
+from istio_iptables.settings.converters import Names
+from istio_iptables.settings.declarations import setting
 from istio_iptables.settings.sources import gather, typed
 
 __all__ = ["command"]

@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from istio_iptables.commandline import SettingsCommand
-from istio_iptables.commands.material import (
+from istio_iptables.commands.inputs import (
     CAPTURE_SETTINGS,
     asked,
     read_rules,
     read_text,
     require_namespace,
 )
-from istio_iptables.configured import Purpose, tell
+from istio_iptables.commands.load import Purpose, tell
+from istio_iptables.commands.options import SettingsCommand
+from istio_iptables.differences.preceding import preceding
+from istio_iptables.differences.rulesets import Kind, beside, differences
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
-from istio_iptables.netfilter.drift import Kind, beside, differences
+from istio_iptables.istio.ownership import recognise
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import Plan
-from istio_iptables.netfilter.preceding import preceding
-from istio_iptables.ours import recognise
 from istio_iptables.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from istio_iptables.commands.material import Asked
-    from istio_iptables.netfilter.drift import Difference
+    from istio_iptables.commands.inputs import Asked
+    from istio_iptables.differences.rulesets import Difference
     from istio_iptables.netfilter.model import Ruleset
 
 __all__ = ["command"]

@@ -8,28 +8,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from istio_iptables.commandline import SettingsCommand
-from istio_iptables.commands.material import CAPTURE_SETTINGS, asked, read_rules, require_namespace
-from istio_iptables.commands.question import question
+from istio_iptables.commands.inputs import CAPTURE_SETTINGS, asked, read_rules, require_namespace
+from istio_iptables.commands.load import Purpose, tell, warn
+from istio_iptables.commands.options import SettingsCommand
+from istio_iptables.commands.packet_options import question
 from istio_iptables.commands.unseen import passed, unseen
-from istio_iptables.configured import Purpose, tell, warn
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
-from istio_iptables.escapes import APPLICATIONS
-from istio_iptables.loops import escape, findings, left_out_live, with_proxies_of
+from istio_iptables.istio.checks import escape, findings, left_out_live, with_proxies_of
+from istio_iptables.istio.escapes import APPLICATIONS
 from istio_iptables.netfilter.model import Family, Ruleset
 from istio_iptables.netfilter.packet import World
-from istio_iptables.netfilter.trace import End, trace
+from istio_iptables.trace.hooks import End, trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from istio_iptables.commands.material import Asked
+    from istio_iptables.commands.inputs import Asked
     from istio_iptables.commands.unseen import Unseen
-    from istio_iptables.loops import Finding
+    from istio_iptables.istio.checks import Finding
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.netfilter.plan import PolicyRoute
-    from istio_iptables.netfilter.trace import Trace
     from istio_iptables.settings.config import Config
+    from istio_iptables.trace.hooks import Trace
 
 __all__ = ["command"]
 
@@ -74,7 +74,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     if given.config.strict:
         warn([finding.line for finding in faults], strict=True)
     _warn_of_native_chains(found, subject)
-    from istio_iptables.commands import explanation
+    from istio_iptables.commands import explain_report as explanation
 
     telling = explanation.Explanation(
         explanation.Answer(

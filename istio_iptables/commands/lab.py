@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from istio_iptables.commandline import SettingsCommand, flags_given, split_extra
-from istio_iptables.commands.material import CAPTURE_SETTINGS
-from istio_iptables.configured import tell
+from istio_iptables.commands.inputs import CAPTURE_SETTINGS
+from istio_iptables.commands.load import tell
+from istio_iptables.commands.options import SettingsCommand, flags_given, split_extra
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.istio.plan import build
 from istio_iptables.kernel.host import Host
 from istio_iptables.settings.config import configure
-from istio_iptables.settings.options import SETTINGS
+from istio_iptables.settings.declarations import SETTINGS
 from istio_iptables.settings.sources import gather
 
 if TYPE_CHECKING:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from istio_iptables.istio.ownership import recognise
 from istio_iptables.istio.rules import AGENT_DNS_PORT, CHAIN_PREFIX
+from istio_iptables.netfilter.fieldvalues import protocol_number
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS
-from istio_iptables.netfilter.numbers import protocol_number
-from istio_iptables.ours import recognise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from istio_iptables.istio.ownership import Ours
     from istio_iptables.netfilter.model import Chain, Rule, Ruleset
     from istio_iptables.netfilter.packet import Packet
-    from istio_iptables.netfilter.trace import Outcome
-    from istio_iptables.ours import Ours
+    from istio_iptables.trace.hooks import Outcome
 
 __all__ = ["Notes"]
 

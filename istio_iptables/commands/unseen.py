@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS, TABLES, Family
-from istio_iptables.netfilter.trace import End
+from istio_iptables.trace.hooks import End
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from istio_iptables.kernel.live import LiveState, NativeChain
     from istio_iptables.netfilter.model import Ruleset
-    from istio_iptables.netfilter.trace import Outcome
+    from istio_iptables.trace.hooks import Outcome
 
 __all__ = ["Unseen", "passed", "unseen"]
 

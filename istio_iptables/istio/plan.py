@@ -19,7 +19,7 @@ from istio_iptables.netfilter.model import (
 )
 from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
 from istio_iptables.netfilter.savefile import parse_rule
-from istio_iptables.settings.values import Mode
+from istio_iptables.settings.types import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

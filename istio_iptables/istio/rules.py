@@ -14,13 +14,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_iptables.netfilter.model import Family
-from istio_iptables.settings.values import ALL, IPV4, IPV6, Mode
+from istio_iptables.settings.types import ALL, IPV4, IPV6, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from istio_iptables.settings.config import Config
-    from istio_iptables.settings.values import Network
+    from istio_iptables.settings.types import Network
 
 __all__ = [
     "AGENT_DNS_PORT",

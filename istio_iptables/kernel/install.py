@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import Differs, KernelRefused
 from istio_iptables.interrupts import held
+from istio_iptables.istio.ownership import extract, recognise
 from istio_iptables.istio.plan import build_address
 from istio_iptables.istio.rules import DIVERT
 from istio_iptables.kernel import routes
@@ -25,7 +26,6 @@ from istio_iptables.kernel.usernamespace import require_plan_mapped
 from istio_iptables.netfilter.edits import apply, edits, undo
 from istio_iptables.netfilter.model import Family, Ruleset, Table
 from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
-from istio_iptables.ours import extract, recognise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -479,7 +479,7 @@ def _differences(
 
     *old* and *new* hold the routes and addresses that would go and come.
     """
-    from istio_iptables.netfilter import drift
+    from istio_iptables.differences import rulesets as drift
 
     # Where the chosen backend has nothing of ours, all of the plan is missing: no need to list it.
     lines = [

@@ -20,8 +20,8 @@ from istio_iptables.kernel.backend import (
     legacy_tables,
     refuse,
 )
-from istio_iptables.kernel.blobs import UnknownPartError, decode, encode
 from istio_iptables.kernel.capabilities import missing
+from istio_iptables.kernel.xt_abi import UnknownPartError, decode, encode
 from istio_iptables.netfilter.edits import Action
 from istio_iptables.netfilter.model import Chain, Counters, Family, Ruleset, Table
 from istio_iptables.netfilter.savefile import parse, parse_rule

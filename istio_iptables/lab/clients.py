@@ -10,7 +10,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from istio_iptables.errors import KernelRefused
-from istio_iptables.lab.talk import dns_query, dns_seen, http_request, is_complete, read_http
+from istio_iptables.lab.messages import dns_query, dns_seen, http_request, is_complete, read_http
 
 __all__ = ["Kind", "Request", "Seen", "send"]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from istio_iptables.errors import KernelRefused
-from istio_iptables.lab import kernelcalls
+from istio_iptables.lab import syscalls as kernelcalls
 from istio_iptables.lab.bootstrap import bootstrap
+from istio_iptables.lab.messages import Response, http_request, read_http
 from istio_iptables.lab.processes import execute
-from istio_iptables.lab.talk import Response, http_request, read_http
-from istio_iptables.lab.world import FOLDER
+from istio_iptables.lab.sandbox import FOLDER
 
 if TYPE_CHECKING:
     from istio_iptables.lab.nodes import Proxy

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from istio_iptables.lab.clients import Kind
 from istio_iptables.lab.nodes import From, family_of
 from istio_iptables.netfilter.packet import Packet, World, loopback
-from istio_iptables.netfilter.trace import End, Outcome, trace
+from istio_iptables.trace.hooks import End, Outcome, trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

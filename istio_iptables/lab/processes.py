@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from istio_iptables.errors import KernelRefused
-from istio_iptables.lab import kernelcalls
-from istio_iptables.lab.world import FOLDER, answered, end_with
+from istio_iptables.lab import syscalls as kernelcalls
+from istio_iptables.lab.sandbox import FOLDER, answered, end_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from istio_iptables.lab.verdict import place_text
+from istio_iptables.lab.compare import place_text
 from istio_iptables.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from istio_iptables.lab.compare import Result
     from istio_iptables.lab.nodes import Node
     from istio_iptables.lab.predict import Leg, Place
     from istio_iptables.lab.runner import Outcome, Up
-    from istio_iptables.lab.verdict import Result
     from istio_iptables.netfilter.model import Rule
     from istio_iptables.netfilter.plan import Plan
 

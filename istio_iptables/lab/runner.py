@@ -13,15 +13,15 @@ from istio_iptables.kernel.backend import choose
 from istio_iptables.kernel.install import Where, install
 from istio_iptables.kernel.usernamespace import require_mapped
 from istio_iptables.lab import clients, envoy
+from istio_iptables.lab.compare import Result, judge
+from istio_iptables.lab.counters import Watch
 from istio_iptables.lab.envoy import Envoy
-from istio_iptables.lab.observe import Watch
+from istio_iptables.lab.network import wire
 from istio_iptables.lab.predict import predict
 from istio_iptables.lab.processes import ROOT, call, start
+from istio_iptables.lab.sandbox import in_world, make_network, on_network
 from istio_iptables.lab.servers import serve
-from istio_iptables.lab.topology import wire
-from istio_iptables.lab.verdict import Result, judge
 from istio_iptables.lab.without import without
-from istio_iptables.lab.world import in_world, make_network, on_network
 from istio_iptables.netfilter.plan import Plan
 
 if TYPE_CHECKING:

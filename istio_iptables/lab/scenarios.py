@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.lab.bootstrap import STATISTICS_PATH
 from istio_iptables.lab.clients import Kind, Request
-from istio_iptables.lab.kernelcalls import CAP_NET_ADMIN
 from istio_iptables.lab.nodes import (
     Answers,
     From,
@@ -19,8 +18,9 @@ from istio_iptables.lab.nodes import (
     Upstream,
 )
 from istio_iptables.lab.processes import ROOT, Identity
+from istio_iptables.lab.syscalls import CAP_NET_ADMIN
 from istio_iptables.netfilter.model import Family
-from istio_iptables.settings.values import Mode
+from istio_iptables.settings.types import Mode
 
 if TYPE_CHECKING:
     from istio_iptables.settings.config import Config

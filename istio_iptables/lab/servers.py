@@ -6,8 +6,8 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING, Any
 
+from istio_iptables.lab.messages import dns_answer, http_response
 from istio_iptables.lab.nodes import Answers, Server
-from istio_iptables.lab.talk import dns_answer, http_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from istio_iptables.netfilter.fieldvalues import network, protocol_name
 from istio_iptables.netfilter.model import Family, Match, Option, Rule, Target, Term
-from istio_iptables.netfilter.numbers import network, protocol_name
 from istio_iptables.netfilter.spelling import SPELL_MATCH, SPELL_TARGET
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from istio_iptables.netfilter.fieldvalues import address_number, protocol_name
 from istio_iptables.netfilter.model import Family
-from istio_iptables.netfilter.numbers import address_number, protocol_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

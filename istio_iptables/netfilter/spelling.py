@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, masked, number, port_range
 from istio_iptables.netfilter.model import Family, Match, Option, Target
-from istio_iptables.netfilter.numbers import WHOLE_MARK, masked, number, port_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

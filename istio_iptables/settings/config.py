@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from istio_iptables.errors import KernelRefused, UsageProblems
-from istio_iptables.settings.kinds import Names
+from istio_iptables.settings.converters import Names
 from istio_iptables.settings.sources import typed
-from istio_iptables.settings.values import ALL, IPV6, IdRange, Mode, Network, PortRange, Wildcard
+from istio_iptables.settings.types import ALL, IPV6, IdRange, Mode, Network, PortRange, Wildcard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

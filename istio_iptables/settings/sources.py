@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.settings.kinds import FALSE, TRUE, Names, parse
-from istio_iptables.settings.options import SETTINGS, Kind, Setting
+from istio_iptables.settings.converters import FALSE, TRUE, Names, parse
+from istio_iptables.settings.declarations import SETTINGS, Kind, Setting
 from istio_iptables.text import excerpt
 
 if TYPE_CHECKING:

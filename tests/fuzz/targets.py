@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 from istio_iptables import cli
+from istio_iptables.differences.rulesets import differences
 from istio_iptables.errors import SaveFileError
+from istio_iptables.istio.ownership import recognise
 from istio_iptables.netfilter import savefile
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.netfilter.documents import decoded, read
-from istio_iptables.netfilter.drift import differences
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import Packet, World
-from istio_iptables.netfilter.trace import trace
-from istio_iptables.ours import recognise
+from istio_iptables.trace.hooks import trace
 from tests.program import run
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.lab import kernelcalls
+from istio_iptables.lab import syscalls as kernelcalls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

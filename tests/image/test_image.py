@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_iptables.lab.world import in_world, make_network, on_network
+from istio_iptables.lab.sandbox import in_world, make_network, on_network
 from tests.image.images import BASE, CAPABILITIES, Container, Ran, Store, inside
 from tests.lab.labs import BACKENDS, Asked, run
 from tests.program import run as run_here

@@ -19,8 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from istio_iptables.istio.plan import build
-from istio_iptables.kernel.blobs import UnknownPartError, encode
 from istio_iptables.kernel.legacy import Legacy
+from istio_iptables.kernel.xt_abi import UnknownPartError, encode
 from istio_iptables.netfilter import formats
 from istio_iptables.netfilter.edits import Action, Edit
 from istio_iptables.netfilter.model import Family, Rule, Ruleset, Table, is_built_in

@@ -12,8 +12,8 @@ from istio_iptables.istio.plan import build
 from istio_iptables.netfilter import formats, savefile
 from istio_iptables.netfilter.edits import apply, edits, restore_lines
 from istio_iptables.netfilter.model import Chain, Family, Table
-from istio_iptables.settings.kinds import Names, parse
-from istio_iptables.settings.options import Kind
+from istio_iptables.settings.converters import Names, parse
+from istio_iptables.settings.declarations import Kind
 from tests.kernel.netns import BACKENDS, Step, inside, program, rules_of
 from tests.netfilter.test_edits import seen, wanted_tables
 from tests.strategies import configs, kernel_rules, tables

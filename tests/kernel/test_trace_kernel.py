@@ -19,9 +19,9 @@ from istio_iptables.istio.rules import OUTBOUND_MARK
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import Packet, World
 from istio_iptables.netfilter.savefile import render
-from istio_iptables.netfilter.trace import End, Outcome, Trace, trace
 from istio_iptables.settings.config import configure
 from istio_iptables.settings.sources import gather
+from istio_iptables.trace.hooks import End, Outcome, Trace, trace
 from tests.kernel.netns import BACKENDS
 from tests.kernel.tracing import ADDRESSES, FIRST_PORT, Kernel, predicted
 from tests.strategies import FixedMachine

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.netfilter.plan import Plan
-    from istio_iptables.netfilter.trace import Outcome
+    from istio_iptables.trace.hooks import Outcome
 
 __all__ = ["ADDRESSES", "FIRST_PORT", "Kernel", "Place", "Said", "predicted"]
 

@@ -13,8 +13,8 @@ from istio_iptables.lab.without import left_out
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from istio_iptables.lab.compare import Result
     from istio_iptables.lab.runner import Installer, Outcome, Up
-    from istio_iptables.lab.verdict import Result
     from istio_iptables.netfilter.model import Family
     from istio_iptables.netfilter.plan import Plan
 

@@ -7,13 +7,14 @@ import pytest
 from istio_iptables.commands.lab import lab_config
 from istio_iptables.errors import KernelRefused, UsageProblems
 from istio_iptables.istio.plan import build
-from istio_iptables.lab import report, scenarios, talk
+from istio_iptables.lab import messages as talk
+from istio_iptables.lab import report, scenarios
 from istio_iptables.lab.bootstrap import bootstrap
 from istio_iptables.lab.clients import Seen
-from istio_iptables.lab.observe import Counts
+from istio_iptables.lab.compare import judge
+from istio_iptables.lab.counters import Counts
 from istio_iptables.lab.predict import Prediction, predict
 from istio_iptables.lab.runner import Outcome
-from istio_iptables.lab.verdict import judge
 from istio_iptables.lab.without import left_out, without
 from istio_iptables.netfilter.model import Family
 from tests.lab.labs import plan_of

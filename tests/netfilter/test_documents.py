@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from istio_iptables.differences.rulesets import differences
 from istio_iptables.errors import SaveFileError
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.netfilter.documents import decoded, read, rulesets
-from istio_iptables.netfilter.drift import differences
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.savefile import render
 

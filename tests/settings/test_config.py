@@ -7,7 +7,7 @@ import pytest
 from istio_iptables.errors import KernelRefused, UsageProblems
 from istio_iptables.settings.config import MAX_OWNER_GROUPS, Config, configure
 from istio_iptables.settings.sources import gather
-from istio_iptables.settings.values import IdRange
+from istio_iptables.settings.types import IdRange
 from tests.strategies import FixedMachine
 
 IPV4 = FixedMachine(("10.0.0.5",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from istio_iptables.settings.options import SETTINGS, Kind, Setting, setting
+from istio_iptables.settings.declarations import SETTINGS, Kind, Setting, setting
 from istio_iptables.settings.sources import Origin, gather
 
 # docs/contract.md, section 1, in short: flag, short form, variables, default.

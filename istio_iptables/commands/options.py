@@ -1,0 +1,348 @@
+"""The command line made from the table of settings: click options, grouped help, Go's spelling.
+
+Istio's flags are Go's (pflag). click reads the same command lines but for two spellings, which
+are put right before it sees them: ``-p=15001``, and booleans with a value (``--dry-run=false``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from istio_iptables.errors import UsageProblems
+from istio_iptables.settings.declarations import GROUPS, SETTINGS, Kind, Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["SettingsCommand", "Subcommand", "flags_given", "split_extra"]
+
+#: Log flags of Istio, accepted so that its arguments work, and without effect here.
+_LOG_VALUES = (
+    "--log_target",
+    "--log_output_level",
+    "--log_stacktrace_level",
+    "--log_caller",
+    "--log_rotate",
+    "--log_rotate_max_age",
+    "--log_rotate_max_backups",
+    "--log_rotate_max_size",
+    "--vklog",
+)
+_LOG_FLAGS = ("--log_as_json",)
+
+#: What is no command here, but can only mean an option.
+_ASKED = {"help": "--help", "version": "--version", "-V": "--version"}
+
+#: Where ``*`` means something, so that the shell is often left to expand it.
+_TAKES_STAR = frozenset({Kind.PORTS_OR_ALL, Kind.CIDRS_OR_ALL})
+
+
+class _SettingOption(click.Option):
+    """A click option for one setting; it hands the text on as it is."""
+
+    def __init__(self, setting: Setting) -> None:
+        names = [setting.flag] if not setting.short else [f"-{setting.short}", setting.flag]
+        self.setting = setting
+        super().__init__(
+            [setting.name, *names],
+            is_flag=setting.kind is Kind.FLAG,
+            default=None,
+            type=click.UNPROCESSED,
+            metavar=setting.kind.value or None,
+            help=_help(setting),
+        )
+
+
+def _show_help(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click calls it so
+    if asked:
+        print(ctx.get_help())
+        ctx.exit()
+
+
+def _help(setting: Setting) -> str:
+    return f"{setting.help}{_facts(setting)}"
+
+
+def _facts(setting: Setting) -> str:
+    default = setting.default_note or setting.default
+    facts = []
+    if setting.environment and setting.on_command_line:
+        facts.append("env " + ", ".join(f"${name}" for name in setting.environment))
+    if default and default != "false":
+        facts.append(f"default: {default}")
+    return f"  [{'; '.join(facts)}]" if facts else ""
+
+
+class Subcommand(NamedTuple):
+    """A subcommand that is imported only when it is asked for: the ``command`` of a module."""
+
+    module: str
+    #: What the list of commands says about it.
+    about: str
+
+
+class SettingsCommand(click.Group):
+    """A command whose options are settings, grouped in its help; subcommands come first.
+
+    ``ctx.obj`` holds the booleans that were given with a value, by setting name.
+    """
+
+    def __init__(
+        self,
+        settings: Iterable[Setting] = SETTINGS,
+        *,
+        elsewhere: Mapping[str, Subcommand] | None = None,
+        more: Iterable[click.Option] = (),
+        **attributes: Any,  # noqa: ANN401 - click's, handed on as they are
+    ) -> None:
+        self.settings = tuple(settings)
+        self._elsewhere = dict(elsewhere or {})
+        self._own = tuple(more)
+        options: list[click.Parameter] = [
+            _SettingOption(setting) for setting in self.settings if setting.on_command_line
+        ]
+        options += self._own
+        # click's own help option looks for a translation of its text, which takes 2 ms.
+        options.append(
+            click.Option(
+                ["-h", "--help"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_show_help,
+                help="Show this message and exit.",
+            )
+        )
+        super().__init__(
+            params=options,
+            invoke_without_command=True,
+            add_help_option=False,
+            context_settings={
+                "help_option_names": ["-h", "--help"],
+                "ignore_unknown_options": True,
+                "max_content_width": 100,
+            },
+            **attributes,
+        )
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the subcommands."""
+        return sorted({*super().list_commands(ctx), *self._elsewhere})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The subcommand, imported now if it has a module of its own: its ``command``."""
+        found = self._elsewhere.get(cmd_name)
+        if found is None:
+            return super().get_command(ctx, cmd_name)
+        from importlib import import_module
+
+        command: click.Command = import_module(found.module).command
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read *args*; a subcommand is one only in the first place, as in Go's programs.
+
+        Raises UsageProblems where the whole line is a known mistake.
+        """
+        if self._elsewhere and args and args[0] in _ASKED:
+            # Other programs have commands for these, so that it is clear what is meant.
+            args = [*args[1:2], _ASKED[args[0]]] if args[0] == "help" else [_ASKED[args[0]]]
+        if args and args[0] in self.list_commands(ctx):
+            return super().parse_args(ctx, args)
+        ctx.allow_interspersed_args = True
+        arguments, booleans = _like_pflag(args, self.settings)
+        ctx.obj = booleans
+        try:
+            rest = click.Command.parse_args(self, ctx, arguments)
+        except click.UsageError as error:
+            from istio_iptables.commands.mistakes import in_our_words
+
+            raise UsageProblems([in_our_words(error, self._label(error))]) from None
+        if not ctx.resilient_parsing:
+            self._refuse_mistakes(ctx, args)
+        return rest
+
+    def _label(self, error: click.UsageError) -> str:
+        """The option that *error* is about, as other problems name it."""
+        param = getattr(error, "param", None)
+        name = getattr(error, "option_name", "")
+        for each in self.params:
+            if each is param or name in each.opts:
+                return _label(each)
+        return name
+
+    def _refuse_mistakes(self, ctx: click.Context, args: list[str]) -> None:
+        """Tell of a mistake that makes nonsense of most of the arguments in one line, not in many."""
+        words = [each for each in ctx.args if not each.startswith("-")]
+        stars = {
+            _shortest(each): ctx.params[each.setting.name]
+            for each in reversed(self.params)
+            if isinstance(each, _SettingOption)
+            and each.setting.kind in _TAKES_STAR
+            and ctx.params[each.setting.name]
+            and not _usable(each.setting.kind, ctx.params[each.setting.name])
+        }
+        if not words and not stars:
+            return
+        from istio_iptables.commands import mistakes
+
+        line = mistakes.expanded_star(words, stars)
+        if self._elsewhere and not line:
+            commands = self.list_commands(ctx)
+            line = mistakes.behind_the_flags(str(ctx.info_name), args, words, commands)
+            if not line and words[:1] == args[:1]:
+                hint = mistakes.no_command(words[0], commands)
+                hint = hint or f"the commands are {', '.join(commands)}"
+                line = f"{words[0]!r}: there is no such command: {hint}"
+        if line:
+            raise UsageProblems([line])
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+        """What may follow the name: a subcommand is one only in the first place."""
+        return ["[COMMAND] [OPTIONS]" if self._elsewhere else "[OPTIONS]"]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own options, then the settings under the headings of their groups."""
+        if own := _records(self._own, ctx):
+            with formatter.section(f"Options of {self.name}"):
+                formatter.write_dl(own)
+        records = {
+            option.setting.name: record
+            for option in self.params
+            if isinstance(option, _SettingOption)
+            and (record := option.get_help_record(ctx)) is not None
+        }
+        for group in GROUPS:
+            rows = [
+                records[setting.name]
+                if setting.on_command_line
+                else (f"${setting.environment[0]}", f"{_help(setting)}  [environment only]")
+                for setting in self.settings
+                if setting.group is group
+            ]
+            if rows:
+                with formatter.section(group.title):
+                    formatter.write_dl(rows)
+        others = [
+            option
+            for option in self.get_params(ctx)
+            if not isinstance(option, _SettingOption) and option not in self._own
+        ]
+        with formatter.section("Other"):
+            formatter.write_dl(_records(others, ctx))
+        if self._elsewhere:
+            # click would import all of them for the same lines.
+            with formatter.section("Commands"):
+                formatter.write_dl(
+                    [(name, self._elsewhere[name].about) for name in sorted(self._elsewhere)]
+                )
+
+
+def _label(param: click.Parameter) -> str:
+    """An option as problems name it: ``--istio-inbound-ports (-b)``."""
+    long = next((name for name in param.opts if name.startswith("--")), param.opts[0])
+    short = next((name for name in param.opts if not name.startswith("--")), "")
+    return f"{long} ({short})" if short and short != long else long
+
+
+def _shortest(param: click.Parameter) -> str:
+    return min(param.opts, key=len)
+
+
+def _usable(kind: Kind, text: str) -> bool:
+    from istio_iptables.settings.converters import Names, parse
+
+    # Only CIDRs and ports are asked for, and those have no names.
+    return not parse(kind, text, Names(lambda _: None, lambda _: None))[1]
+
+
+def _records(options: Iterable[click.Parameter], ctx: click.Context) -> list[tuple[str, str]]:
+    """What ``--help`` says about *options*."""
+    return [record for option in options if (record := option.get_help_record(ctx)) is not None]
+
+
+def _like_pflag(
+    args: Sequence[str], settings: Iterable[Setting]
+) -> tuple[list[str], dict[str, str]]:
+    """*args* as click reads them, and the texts of booleans that were given one.
+
+    Short options become long ones: click takes ``-p`` for a long one first, and searches for
+    one that is spelled like it, which takes 5 ms.
+    """
+    long = _spellings(each for each in settings if each.kind is not Kind.FLAG)
+    flags = _spellings(each for each in settings if each.kind is Kind.FLAG)
+    arguments: list[str] = []
+    booleans: dict[str, str] = {}
+    rest = iter(args)
+    for argument in rest:
+        name, equals, text = argument.partition("=")
+        if argument == "--":
+            arguments += (argument, *rest)
+        elif name in flags:
+            # The last one counts, so a plain flag takes back what was given before it.
+            booleans[flags[name].name] = text if equals else "true"
+        elif name in _LOG_FLAGS:
+            continue
+        elif name in _LOG_VALUES:
+            if not equals and next(rest, None) is None:
+                raise UsageProblems([f"{name}: the value is missing"])
+        elif name in long:
+            given = text if equals else next(rest, None)
+            # Without a value click says so, in the spelling that was used.
+            arguments += (argument,) if given is None else (long[name].flag, given)
+        else:
+            arguments.append(argument)
+    return arguments, booleans
+
+
+def _spellings(settings: Iterable[Setting]) -> dict[str, Setting]:
+    """The settings by each of the options that give them."""
+    spellings = {each.flag: each for each in settings if each.on_command_line}
+    return spellings | {f"-{each.short}": each for each in spellings.values() if each.short}
+
+
+def flags_given(ctx: click.Context) -> Mapping[str, str]:
+    """The texts given on the command line, by setting name."""
+    given = {
+        name: "true" if value is True else str(value)
+        for name, value in ctx.params.items()
+        if value is not None and value is not False
+    }
+    return given | (ctx.obj or {})
+
+
+def split_extra(ctx: click.Context) -> list[str]:
+    """One problem for each argument that belongs to no option.
+
+    What stands behind an option that there is not is taken for its value, which is no problem.
+    """
+    problems = []
+    unknown = False
+    for argument in ctx.args:
+        after_unknown, unknown = unknown, False
+        if argument.startswith("--log_"):
+            continue
+        from istio_iptables.commands import mistakes
+
+        if argument.startswith("-") and argument != "-":
+            name = argument.partition("=")[0]
+            hint = mistakes.no_option(name, ctx)
+            unknown = name == argument
+            shown = name if name.isprintable() else ascii(name)
+            problems.append(f"{shown}: there is no such option{hint and f': {hint}'}")
+        elif not after_unknown:
+            hint = ""
+            if ctx.parent is None:
+                commands = ctx.command.list_commands(ctx)  # type: ignore[attr-defined]  # a group
+                hint = mistakes.no_command(argument, commands)
+            problems.append(
+                f"unexpected argument {argument!r}: "
+                + (
+                    hint
+                    or "every value belongs to an option, and a list is one word, with commas and"
+                    " without blanks"
+                )
+            )
+    return problems

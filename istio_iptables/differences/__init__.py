@@ -1,0 +1,1 @@
+"""How two rulesets differ: gone, changed, moved and foreign rules, routes and addresses."""

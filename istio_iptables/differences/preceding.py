@@ -1,0 +1,91 @@
+"""Foreign rules that decide before a chain of the plan is asked: in a table that comes earlier.
+
+Order inside a chain is ``drift``'s business. Here it is the order of the tables at one hook: what
+raw leaves untracked never meets nat, and what mangle drops meets nobody.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_iptables.differences.rulesets import Difference, Kind
+from istio_iptables.netfilter.model import Ruleset, is_built_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from istio_iptables.differences.rulesets import Ours
+    from istio_iptables.netfilter.model import Rule, Table
+
+__all__ = ["preceding"]
+
+#: The tables that see a packet before nat, in the order in which they do.
+_BEFORE_NAT = ("raw", "mangle")
+_HOOKS = ("PREROUTING", "OUTPUT")
+#: Targets that end a packet's way, or keep it from connection tracking and so from nat.
+_DECIDE = frozenset({"DROP", "NOTRACK", "QUEUE", "NFQUEUE", "TPROXY"})
+
+
+def preceding(
+    live: Iterable[Ruleset], wanted: Iterable[Ruleset], ours: Callable[[Table], Ours]
+) -> tuple[Difference, ...]:
+    """The rules of others that may decide before the first chain that captures is asked."""
+    found: list[Difference] = []
+    planned = {ruleset.family: ruleset for ruleset in wanted}
+    for ruleset in live:
+        plan = planned.get(ruleset.family)
+        if plan is not None:
+            for hook in _HOOKS:
+                found += _at(hook, ruleset, plan, ours)
+    return tuple(found)
+
+
+def _at(
+    hook: str, live: Ruleset, plan: Ruleset, ours: Callable[[Table], Ours]
+) -> Iterator[Difference]:
+    captures = next((name for name in ("nat", "mangle") if _has_rules(plan, name, hook)), None)
+    for name in _BEFORE_NAT:
+        if captures is None or name == captures:
+            return
+        table = live.table(name)
+        chain = table.chain(hook) if table else None
+        if table is None or chain is None:
+            continue
+        own = ours(table)
+        numbers = own.shared.get(hook, {})
+        # What stands before a rule of ours in the same chain is told already.
+        after = max(numbers, default=-1) if _has_rules(plan, name, hook) else -1
+        told: list[tuple[str, int | None]] = [
+            (f"-A {hook} {rule.text}", number + 1)
+            for number, rule in enumerate(chain.rules)
+            if number > after and number not in numbers and _decides(rule, table, own)
+        ]
+        if chain.policy == "DROP" and not _has_rules(plan, name, hook):
+            told.append((f":{hook} DROP", None))
+        why = f"a foreign rule that may decide first: {name} comes before {captures}"
+        for text, at in told:
+            yield Difference(
+                Kind.STRANGER, live.family, name, hook, text, live_number=at, details=(why,)
+            )
+
+
+def _has_rules(ruleset: Ruleset, table: str, chain: str) -> bool:
+    found = ruleset.table(table)
+    there = found.chain(chain) if found else None
+    return bool(there and there.rules)
+
+
+def _decides(rule: Rule, table: Table, own: Ours) -> bool:
+    """Whether *rule*, or a chain that it leads to, may end a packet's way."""
+    waiting, seen = [rule], set(own.own_chains)
+    while waiting:
+        target = waiting.pop().target
+        if target is None:
+            continue
+        if target.name in _DECIDE or (target.name == "CT" and target.option("--notrack")):
+            return True
+        chain = None if is_built_in(table.name, target.name) else table.chain(target.name)
+        if chain is not None and chain.name not in seen:
+            seen.add(chain.name)
+            waiting += chain.rules
+    return False

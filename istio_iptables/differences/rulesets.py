@@ -1,0 +1,297 @@
+"""Two rulesets to what differs between them, in the order of the rules.
+
+Order is part of a ruleset: a rule in another place is reported as moved. Rules are compared by
+their meaning (``canonical``), so a text from another backend or an older iptables is no change.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from istio_iptables.differences.rules import changes, resemble
+from istio_iptables.differences.sequence import align
+from istio_iptables.netfilter.canonical import canonical
+from istio_iptables.netfilter.model import TABLES, Chain, Family, Rule, Ruleset, Table, is_built_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+    from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
+
+__all__ = ["Difference", "Kind", "Ours", "beside", "differences", "everything"]
+
+
+#: How rules end that are nobody's jump or mark, however they are spelt.
+_VERDICTS = ("-j ACCEPT", "-j DROP")
+
+
+class Kind(Enum):
+    """What is different about a rule; the value is the word for it in text and JSON."""
+
+    MISSING = "missing"
+    EXTRA = "extra"
+    MOVED = "moved"
+    CHANGED = "changed"
+    #: Not ours, but it decides before our rules are asked.
+    STRANGER = "stranger"
+
+
+class Ours(Protocol):
+    """Which part of one table is to be compared; the rest is a stranger's."""
+
+    @property
+    def own_chains(self) -> Collection[str]:
+        """The chains that are compared as a whole."""
+
+    @property
+    def shared(self) -> Mapping[str, Mapping[int, object]]:
+        """In each built-in chain, the numbers (from 0) of the rules that are compared."""
+
+
+class Difference(NamedTuple):
+    """One difference; *text* is the rule (or chain, route, address) that it is about."""
+
+    kind: Kind
+    family: Family
+    #: "" for a route or an address.
+    table: str
+    chain: str
+    text: str
+    #: Where the rule stands in the chain as it is; None if it is not there.
+    live_number: int | None = None
+    #: Where the rule is to stand among the wanted rules of the chain; None for none.
+    wanted_number: int | None = None
+    #: What is different inside the rule, or what makes a stranger's rule matter.
+    details: tuple[str, ...] = ()
+    #: Why the wanted rule is wanted; "" if nobody said.
+    reason: str = ""
+
+    @property
+    def line(self) -> str:
+        """The difference in one line."""
+        where = " ".join(filter(None, (self.table, self.chain)))
+        if self.kind is Kind.MOVED:
+            number = f" rule {self.live_number} (should be {self.wanted_number})"
+        else:
+            at = self.wanted_number if self.live_number is None else self.live_number
+            number = "" if at is None else f" rule {at}"
+        head = f"{self.family.title} {where}{number}" if where else self.family.title
+        return f"{self.kind.value}: {head}: {self.text}"
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The line, what differs inside, and the reason of what is missing, each on its own."""
+        more = [*self.details]
+        if self.reason and self.kind is not Kind.EXTRA:
+            more.append(self.reason)
+        return (self.line, *(f"    {text}" for text in more))
+
+
+def everything(table: Table) -> Ours:
+    """All of a table as ours: to compare two whole rulesets."""
+    return _Everything(
+        tuple(chain.name for chain in table.chains if not is_built_in(table.name, chain.name)),
+        {
+            chain.name: dict.fromkeys(range(len(chain.rules)))
+            for chain in table.chains
+            if is_built_in(table.name, chain.name)
+        },
+    )
+
+
+class _Everything(NamedTuple):
+    own_chains: tuple[str, ...]
+    shared: dict[str, dict[int, None]]
+
+
+def differences(
+    live: Iterable[Ruleset],
+    wanted: Iterable[Ruleset],
+    ours: Callable[[Table], Ours] = everything,
+) -> tuple[Difference, ...]:
+    """What has to happen to *live* to become *wanted*, in the order of the rules.
+
+    *ours* tells which part of a live table counts; a rule that *wanted* has in the same chain
+    counts in any case. Strangers' rules are only told where they stand before ours.
+    """
+    live, wanted = tuple(live), tuple(wanted)
+    found: list[Difference] = []
+    for family in Family:
+        left = _tables(live, family)
+        right = _tables(wanted, family)
+        for name in (*TABLES, *sorted({*left, *right} - {*TABLES})):
+            if name in left or name in right:
+                table = left.get(name) or Table(name)
+                found += _Comparison(family, table, right.get(name) or Table(name), ours).found()
+    return tuple(found)
+
+
+def _tables(rulesets: Iterable[Ruleset], family: Family) -> dict[str, Table]:
+    return {
+        table.name: table
+        for ruleset in rulesets
+        if ruleset.family is family
+        for table in ruleset.tables
+    }
+
+
+class _Comparison:
+    """Compares one table with what it should be."""
+
+    def __init__(
+        self, family: Family, live: Table, wanted: Table, ours: Callable[[Table], Ours]
+    ) -> None:
+        self._family = family
+        self._table = live.name
+        self._live = {chain.name: chain for chain in live.chains}
+        self._wanted = {chain.name: chain for chain in wanted.chains}
+        # Who recognises rules by their shape is spared the older spellings.
+        self._ours = ours(live._replace(chains=tuple(map(self._plain_spelling, live.chains))))
+
+    def _plain_spelling(self, chain: Chain) -> Chain:
+        if not is_built_in(self._table, chain.name):
+            return chain
+        return chain._replace(rules=tuple(map(self._plainly_spelt, chain.rules)))
+
+    def _plainly_spelt(self, rule: Rule) -> Rule:
+        """The rule in its one spelling; the very same one if it is in it already.
+
+        A ruleset may have a million rules, so that none is held twice, and those that end at a
+        verdict, which are no jumps and set no marks, are not read at all.
+        """
+        text = rule.text
+        if text.endswith(_VERDICTS):
+            return rule
+        spelt = canonical(rule, self._family)
+        return rule if spelt.text == text else spelt
+
+    def found(self) -> Iterator[Difference]:
+        """The differences of all chains: built-in ones first, as iptables-save has them."""
+        own = set(self._ours.own_chains)
+        names = [*self._wanted, *(name for name in self._live if name not in self._wanted)]
+        names.sort(key=lambda name: not is_built_in(self._table, name))
+        for name in names:
+            if is_built_in(self._table, name):
+                yield from self._shared_chain(name)
+            elif name not in self._live or (name not in own and name in self._wanted):
+                # A chain of the wanted name counts, whoever made it.
+                yield from self._own_chain(name)
+            elif name in own:
+                yield from self._own_chain(name)
+
+    def _own_chain(self, name: str) -> Iterator[Difference]:
+        live, wanted = self._live.get(name), self._wanted.get(name)
+        if live is None or wanted is None:
+            kind = Kind.MISSING if live is None else Kind.EXTRA
+            yield Difference(kind, self._family, self._table, name, f"-N {name}")
+        rules = live.rules if live else ()
+        yield from self._rules(name, rules, range(len(rules)), wanted.rules if wanted else ())
+
+    def _shared_chain(self, name: str) -> Iterator[Difference]:
+        live, wanted = self._live.get(name), self._wanted.get(name)
+        rules = live.rules if live else ()
+        wanted_rules = wanted.rules if wanted else ()
+        numbers = set(self._ours.shared.get(name, ()))
+        if wanted_rules:
+            keys = {self._key(rule) for rule in wanted_rules}
+            # Only rules with the same target can be the same: the others need not be read.
+            targets = {rule.target.name if rule.target else "" for rule in wanted_rules}
+            numbers |= {
+                number
+                for number, rule in enumerate(rules)
+                if any(name in rule.text for name in targets) and self._key(rule) in keys
+            }
+        yield from self._rules(name, rules, sorted(numbers), wanted_rules)
+        if live is None or not numbers or not wanted_rules:
+            return
+        policy = wanted.policy if wanted else None
+        if policy is not None and live.policy is not None and live.policy != policy:
+            yield self._stranger(name, f":{name} {live.policy}", None, f"the policy was {policy}")
+        start = 0
+        for after in sorted(numbers):
+            detail = f"stands before our rule {after + 1}: {_text(name, rules[after])}"
+            for number in range(start, after):
+                yield self._stranger(name, _text(name, rules[number]), number + 1, detail)
+            start = after + 1
+
+    def _stranger(self, chain: str, text: str, number: int | None, detail: str) -> Difference:
+        return Difference(
+            Kind.STRANGER,
+            self._family,
+            self._table,
+            chain,
+            text,
+            live_number=number,
+            details=(detail,),
+        )
+
+    def _key(self, rule: Rule) -> str:
+        return canonical(rule, self._family).text
+
+    def _rules(
+        self, chain: str, live: tuple[Rule, ...], numbers: Iterable[int], wanted: tuple[Rule, ...]
+    ) -> Iterator[Difference]:
+        """The differences of one chain's rules, in the order in which they are wanted."""
+        numbers = tuple(numbers)
+        there = tuple(live[number] for number in numbers)
+        pairs = align(there, wanted, self._key, resemble)
+        for left, right, kept in pairs:
+            if kept:
+                continue
+            old = None if left is None else there[left]
+            new = None if right is None else wanted[right]
+            live_number = None if left is None else numbers[left] + 1
+            wanted_number = None if right is None else right + 1
+            details: tuple[str, ...] = ()
+            if new is None:
+                kind, text = Kind.EXTRA, _text(chain, old)
+            elif old is None:
+                kind, text = Kind.MISSING, _text(chain, new)
+            elif self._key(old) == self._key(new):
+                kind, text = Kind.MOVED, _text(chain, old)
+            else:
+                kind, text = Kind.CHANGED, _text(chain, old)
+                details = (
+                    *changes(canonical(old, self._family), canonical(new, self._family)),
+                    f"should be {_text(chain, new)}",
+                )
+            yield Difference(
+                kind,
+                self._family,
+                self._table,
+                chain,
+                text,
+                live_number=live_number,
+                wanted_number=wanted_number,
+                details=details,
+                reason=new.reason if new else "",
+            )
+
+
+def _text(chain: str, rule: Rule | None) -> str:
+    text = rule.text if rule else ""
+    return f"-A {chain} {text}" if text else f"-A {chain}"
+
+
+def beside(live: Plan, wanted: Plan) -> tuple[Difference, ...]:
+    """The differences of routes and addresses: what stands beside the rules."""
+    found: list[Difference] = []
+    for kind, some, others in ((Kind.MISSING, wanted, live), (Kind.EXTRA, live, wanted)):
+        routes = {(route.family, route.mark, route.table) for route in others.routes}
+        addresses = {
+            (each.family, each.address, each.prefix, each.interface) for each in others.addresses
+        }
+        for address in some.addresses:
+            known = (address.family, address.address, address.prefix, address.interface)
+            if known not in addresses:
+                found += _beside(kind, address)
+        for route in some.routes:
+            if (route.family, route.mark, route.table) not in routes:
+                found += _beside(kind, route)
+    return tuple(found)
+
+
+def _beside(kind: Kind, item: PolicyRoute | InterfaceAddress) -> Iterator[Difference]:
+    for command in item.commands:
+        yield Difference(kind, item.family, "", "", " ".join(command), reason=item.reason)

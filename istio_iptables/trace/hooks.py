@@ -1,0 +1,409 @@
+"""One packet through a ruleset: the rules it passes, in the kernel's order, and where it ends.
+
+A rule that can't be decided is followed both ways, so a trace has one outcome or several; each
+says on which answers it rests. nat is asked once a connection and direction, as in the kernel:
+a packet that comes back over loopback has been through it. Connections are taken to be tracked:
+the kernel does so as soon as one rule redirects or asks for a state, and nat means nothing before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.packet import is_link_local, is_loopback, is_multicast
+from istio_iptables.trace.table import MAX_STEPS, Assumption, End, Step, Translation, Walk, Way
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from istio_iptables.netfilter.model import Ruleset
+    from istio_iptables.netfilter.packet import Packet, World
+
+__all__ = ["MAX_OUTCOMES", "MAX_STEPS", "Assumption", "End", "Outcome", "Step", "Trace", "trace"]
+
+#: How many ways a packet is followed when rules can't be decided.
+MAX_OUTCOMES = 32
+
+#: The tables with rules at each hook, in the kernel's order.
+_HOOKS = {
+    "PREROUTING": ("raw", "mangle", "nat"),
+    "INPUT": ("mangle", "filter", "security", "nat"),
+    "FORWARD": ("mangle", "filter", "security"),
+    "OUTPUT": ("raw", "mangle", "nat", "filter", "security"),
+    "POSTROUTING": ("mangle", "nat"),
+}
+_DESTINATION_HOOKS = frozenset({"PREROUTING", "OUTPUT"})
+_LO = "lo"
+#: What leads out of a pod when nothing says how that is called.
+_OUTSIDE = "eth0"
+_TCP = 6
+#: States of packets that may be the first of their connection: only those does nat see.
+_FIRST = frozenset({"NEW", "RELATED"})
+
+
+class Outcome(NamedTuple):
+    """One way the packet can take, and its end."""
+
+    end: End
+    #: The packet as it is at the end.
+    packet: Packet
+    steps: tuple[Step, ...]
+    assumptions: tuple[Assumption, ...] = ()
+    #: How it was handed to a local port that it had not asked for: REDIRECT, TPROXY or "".
+    taken_by: str = ""
+    to_port: int | None = None
+    #: Whether a policy route delivered the packet here because of its mark.
+    by_mark: bool = False
+    #: Whether nat gave it another destination.
+    translated: bool = False
+    #: The packet as it set out.
+    start: Packet | None = None
+    #: The hooks that it came to, in their order; those of a second journey are there twice.
+    hooks: tuple[str, ...] = ()
+
+
+class Trace(NamedTuple):
+    """The ways that a packet can take: one, unless something could not be decided."""
+
+    packet: Packet
+    outcomes: tuple[Outcome, ...]
+    #: False if there were more ways than are followed.
+    complete: bool = True
+
+
+def trace(ruleset: Ruleset, packet: Packet, world: World, *, misses: bool = False) -> Trace:
+    """The way of *packet* through *ruleset*: out if it comes from no interface, in otherwise.
+
+    With *misses*, each step also has the rules that were asked in vain before it.
+    """
+    journeys = _Journeys(ruleset, world, misses=misses)
+    outcomes: list[Outcome] = []
+    for start in _starts(ruleset, packet, world):
+        for way in (
+            journeys.outgoing(start) if packet.in_interface == "" else journeys.incoming(start)
+        ):
+            if len(outcomes) == MAX_OUTCOMES:
+                return Trace(packet, tuple(outcomes), complete=False)
+            outcomes.append(
+                Outcome(
+                    way.end or End.UNKNOWN,
+                    way.packet,
+                    way.steps,
+                    way.assumptions,
+                    way.taken_by,
+                    way.to_port,
+                    way.by_mark,
+                    way.translated,
+                    packet,
+                    way.hooks,
+                )
+            )
+    return Trace(packet, tuple(outcomes))
+
+
+def _starts(ruleset: Ruleset, packet: Packet, world: World) -> Iterator[Way]:
+    """The ways on which the packet can set out: more than one if its connection has a past.
+
+    nat does to a later packet what it did to the first one, if that went the same direction.
+    """
+    if packet.state != "ESTABLISHED":
+        yield Way(packet)
+        return
+    first = trace(ruleset, packet._replace(state="NEW", connmark=0), world)
+    pasts = {
+        Translation(
+            each.packet.destination, each.packet.destination_port, each.taken_by, each.to_port
+        ): each
+        for each in first.outcomes
+        if each.translated
+    }
+    for past, outcome in pasts.items():
+        text = f"such a packet opened the connection, and was sent to {outcome.packet.endpoints[1]}"
+        yield Way(packet, kept=past).assuming("", text, answer=True)
+    if pasts:
+        text = "such a packet opened the connection"
+        yield Way(packet).assuming("", text, answer=False)
+    else:
+        yield Way(packet)
+
+
+class _Journeys:
+    """The hooks of a packet's journey, one after the other."""
+
+    def __init__(self, ruleset: Ruleset, world: World, *, misses: bool) -> None:
+        self._world = world
+        self._misses = misses
+        self._chains = {
+            table.name: {chain.name: chain for chain in table.chains} for table in ruleset.tables
+        }
+
+    def outgoing(self, start: Way) -> Iterator[Way]:
+        """From a process here to the network, or over loopback to a process here."""
+        start = start._replace(
+            next_interface=start.packet.out_interface,
+            bound_to=self._bound_to(start.packet),
+            routed_mark=start.packet.mark,
+        )
+        for sent in self._hook(start, "OUTPUT"):
+            for way in self._rerouted(sent):
+                for left in self._hook(way, "POSTROUTING"):
+                    if left.end is None and left.packet.out_interface == _LO:
+                        yield from self._comes_back(left)
+                    else:
+                        yield _ended(left, End.SENT)
+
+    def _bound_to(self, packet: Packet) -> str:
+        """The interface that a socket is bound to because it speaks to a link-local address.
+
+        Only in IPv6, where such an address is nothing without an interface.
+        """
+        destination = packet.destination
+        if (
+            packet.family is not Family.IPV6
+            or destination is None
+            or not is_link_local(destination, packet.family)
+        ):
+            return ""
+        if packet.out_interface != _LO:
+            return packet.out_interface or _OUTSIDE
+        return self._world.interface_of(destination, packet.family) or _OUTSIDE
+
+    def _bound_or_not(self, way: Way) -> Iterator[tuple[Way, bool]]:
+        """Whether the new route has to lead out of one interface; UDP need not be bound to it."""
+        if not way.bound_to or way.packet.protocol == _TCP:
+            yield way, bool(way.bound_to)
+            return
+        text = f"its socket is bound to {way.bound_to}"
+        for answer in (True, False):
+            yield way.assuming("", text, answer=answer), answer
+
+    def _rerouted(self, way: Way) -> Iterator[Way]:
+        """The way behind OUTPUT, where what changed the packet may have changed its route."""
+        packet = way.packet
+        if way.end is not None or way.next_interface is not None:
+            yield way._replace(packet=packet._replace(out_interface=way.next_interface))
+            return
+        for sent, bound in self._bound_or_not(way):
+            if bound:
+                # What is not on that interface can't be reached, ::1 neither.
+                for routed, local in self._local_or_not(sent._replace(by_mark=False)):
+                    on = self._world.interface_of(packet.destination or "", packet.family)
+                    near = local and on in {None, way.bound_to} and not _is_loopback(packet)
+                    there = packet._replace(out_interface=_LO if near else way.bound_to)
+                    yield routed._replace(packet=there)
+                continue
+            for asked, by_mark in self._by_mark_or_not(sent):
+                if by_mark:
+                    home = packet._replace(out_interface=_LO)
+                    yield asked._replace(packet=home, by_mark=True)
+                    continue
+                for routed, local in self._local_or_not(asked._replace(by_mark=False)):
+                    there = packet._replace(out_interface=_LO if local else None)
+                    yield routed._replace(packet=there)
+
+    def _by_mark_or_not(self, way: Way) -> Iterator[tuple[Way, bool]]:
+        """Whether a policy route delivers the packet here; both when its mark isn't known."""
+        packet = way.packet
+        home = self._world.is_routed_home(packet)
+        if home is None and self._world.is_local(packet.destination, packet.family):
+            # It is delivered here with any mark.
+            home = False
+        if home is not None:
+            yield way, home
+            return
+        text = "its mark is one that a policy route delivers here"
+        for answer in (True, False):
+            yield way.assuming("", text, answer=answer), answer
+
+    def _local_or_not(self, way: Way) -> Iterator[tuple[Way, bool]]:
+        """Whether the packet's destination is this machine; both when that can't be known."""
+        packet = way.packet
+        local = self._world.is_local(packet.destination, packet.family)
+        if local is not None:
+            yield way, local
+            return
+        text = f"{packet.destination or 'the new destination'} is an address of this machine"
+        for answer in (True, False):
+            yield way.assuming("", text, answer=answer), answer
+
+    def _comes_back(self, way: Way) -> Iterator[Way]:
+        """The second journey of a packet that was sent to this machine itself."""
+        packet = way.packet._replace(in_interface=_LO, out_interface="", uid=None, gid=None)
+        # Its connection is the one it left with, which has been through nat.
+        way = way._replace(packet=_tracked(packet), journey=2)
+        way = way._replace(destination_done=True, source_done=True)
+        for arrived in self._hook(way, "PREROUTING"):
+            yield from self._to_process(arrived)
+
+    def incoming(self, start: Way) -> Iterator[Way]:
+        """From an interface to a process here, or through to another machine."""
+        if start.packet.in_interface == _LO:
+            start = start._replace(packet=_tracked(start.packet))
+            start = start._replace(destination_done=True, source_done=True)
+        for arrived in self._hook(start, "PREROUTING"):
+            if arrived.end is not None:
+                yield arrived
+                continue
+            for way, local in self._routed(arrived):
+                yield from self._to_process(way) if local else self._forwarded(way)
+
+    def _routed(self, way: Way) -> Iterator[tuple[Way, bool]]:
+        """Whether the packet is for this machine; both when that can't be known."""
+        packet = way.packet
+        if packet.in_interface == _LO or is_multicast(packet.destination, packet.family):
+            yield way, True
+            return
+        for asked, by_mark in self._by_mark_or_not(way):
+            if by_mark:
+                yield asked._replace(by_mark=True), True
+            elif way.taken_by == "REDIRECT" or not (way.translated or self._world.addresses):
+                # Where the addresses aren't known, what arrives was sent to this machine.
+                yield asked, True
+            else:
+                yield from self._local_or_not(asked)
+
+    def _to_process(self, way: Way) -> Iterator[Way]:
+        for delivered in self._hook(way, "INPUT"):
+            yield _ended(delivered, End.DELIVERED)
+
+    def _forwarded(self, way: Way) -> Iterator[Way]:
+        way = way._replace(packet=way.packet._replace(out_interface=None))
+        for passed in self._hook(way, "FORWARD"):
+            for left in self._hook(passed, "POSTROUTING"):
+                yield _ended(left, End.FORWARDED)
+
+    def _hook(self, way: Way, hook: str) -> Iterator[Way]:
+        """The ways through all tables of a hook; one that has ended comes back as it is."""
+        if way.end is None:
+            way = way._replace(hooks=(*way.hooks, hook))
+        yield from self._tables(way, hook, _HOOKS[hook])
+
+    def _tables(self, way: Way, hook: str, tables: tuple[str, ...]) -> Iterator[Way]:
+        if not tables or way.end is not None:
+            yield way
+            return
+        table, rest = tables[0], tables[1:]
+        chains = self._chains.get(table, {})
+        if hook not in chains or not _asks(table, hook, way):
+            if table == "nat" and hook in _DESTINATION_HOOKS and not way.destination_done:
+                for settled in self._settled(way, _translated(way), hook, table):
+                    yield from self._tables(settled, hook, rest)
+                return
+            yield from self._tables(way, hook, rest)
+            return
+        walk = Walk(hook=hook, table=table, chains=chains, world=self._world, misses=self._misses)
+        for after in walk.ways(_early(way) if table == "raw" else way):
+            late = after._replace(packet=after.packet._replace(early_state=""))
+            for settled in self._settled(way, late, hook, table):
+                yield from self._tables(settled, hook, rest)
+
+    def _settled(self, before: Way, way: Way, hook: str, table: str) -> Iterator[Way]:
+        """What the kernel does behind a table: nat is done; what was changed is routed anew."""
+        packet = way.packet
+        if table == "nat" and hook in _DESTINATION_HOOKS:
+            way = way._replace(destination_done=True)
+        elif table == "nat":
+            way = way._replace(source_done=True)
+        if hook != "OUTPUT" or way.end is not None:
+            yield way
+        elif table == "mangle" and packet.mark != before.packet.mark:
+            yield self._by_its_mark(way)
+        elif table == "mangle" and _may_be_routed_anew(before, way):
+            # A mark that raw gave it counts only now, and only if the value is another one.
+            anew = self._by_its_mark(way)
+            differs = (anew.next_interface, anew.by_mark) != (way.next_interface, way.by_mark)
+            text = "its TOS or hop limit is another now, so that it is routed anew by its mark"
+            yield anew.assuming("", text, answer=True) if differs else way
+            if differs:
+                yield way.assuming("", text, answer=False)
+        elif table == "nat" and packet.destination != before.packet.destination:
+            yield from self._by_its_destination(way)
+        else:
+            yield way
+
+    def _by_its_mark(self, way: Way) -> Way:
+        """The way behind mangle for a packet that is routed anew, now that its mark is another."""
+        packet = way.packet
+        home = self._world.is_routed_home(packet)
+        was = self._world.is_routed_home(packet._replace(mark=way.routed_mark))
+        if home and not way.bound_to:
+            return way._replace(next_interface=_LO, by_mark=True)
+        if home is not False or was is not False:
+            # It may have lost the mark that led it here; where it goes, only routing knows.
+            return way._replace(next_interface=None, by_mark=False)
+        return way
+
+    def _by_its_destination(self, way: Way) -> Iterator[Way]:
+        """The way behind nat; from 127.0.0.0/8 no route leads to another machine.
+
+        But for the setting route_localnet.
+        """
+        packet = way.packet
+        source, destination = packet.source, packet.destination
+        local = self._world.is_local(destination, packet.family)
+        home = self._world.is_routed_home(packet)
+        if (local or home) and not way.bound_to:
+            yield way._replace(next_interface=_LO, by_mark=bool(home))
+            return
+        if (
+            packet.family is Family.IPV4
+            and source is not None
+            and is_loopback(source, packet.family)
+            and not local
+        ):
+            text = f"a route leads from {source} to {destination or 'the new destination'}"
+            yield way.assuming("", text, answer=False)._replace(end=End.DROPPED)
+            way = way.assuming("", text, answer=True)
+        yield way._replace(next_interface=None)
+
+
+def _is_loopback(packet: Packet) -> bool:
+    return packet.destination is not None and is_loopback(packet.destination, packet.family)
+
+
+def _may_be_routed_anew(before: Way, way: Way) -> bool:
+    """Whether a target changed what the kernel looks at beside the mark, which has changed."""
+    targets = {step.verdict for step in way.steps[len(before.steps) :]}
+    return way.packet.mark != way.routed_mark and bool(targets & _ROUTED_ANEW)
+
+
+#: Targets in mangle that may change the TOS or, in IPv6, the hop limit.
+_ROUTED_ANEW = frozenset({"DSCP", "ECN", "HL", "TOS"})
+
+
+def _early(way: Way) -> Way:
+    """The way before connection tracking, where a packet has no connection yet.
+
+    A packet that comes back over loopback has brought its own.
+    """
+    if way.packet.settled:
+        return way
+    return way._replace(packet=way.packet._replace(early_state="INVALID"))
+
+
+def _tracked(packet: Packet) -> Packet:
+    """A packet that brings its connection with it; one that has none is looked at anew."""
+    return packet._replace(settled=packet.state != "INVALID")
+
+
+def _asks(table: str, hook: str, way: Way) -> bool:
+    """Whether the kernel asks a table: nat only for the first packet, once a direction."""
+    if table != "nat":
+        return True
+    if way.packet.state not in _FIRST or way.packet.is_error:
+        return False
+    return not (way.destination_done if hook in _DESTINATION_HOOKS else way.source_done)
+
+
+def _translated(way: Way) -> Way:
+    """The way behind nat for a packet whose connection nat has dealt with already."""
+    if way.kept is None:
+        return way
+    destination, port, taken_by, to_port = way.kept
+    packet = way.packet._replace(destination=destination, destination_port=port)
+    return way._replace(packet=packet, taken_by=taken_by, to_port=to_port, translated=True)
+
+
+def _ended(way: Way, end: End) -> Way:
+    return way if way.end is not None else way._replace(end=end)

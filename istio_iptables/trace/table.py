@@ -1,0 +1,261 @@
+"""One packet through one table: the rules it matches, up to a verdict or the policy."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.trace.matches import Condition, Situation, conditions, matches
+from istio_iptables.trace.targets import Effect, Next, effect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from istio_iptables.netfilter.model import Chain, Rule
+    from istio_iptables.netfilter.packet import Packet, World
+
+__all__ = ["MAX_STEPS", "Assumption", "End", "Miss", "Step", "Translation", "Walk", "Way"]
+
+#: How many rules a way may match in all; a circle of jumps, which only a file can have, is endless.
+MAX_STEPS = 5000
+
+
+class End(Enum):
+    """Where a packet ends; the value is its name in JSON."""
+
+    SENT = "sent"
+    DELIVERED = "delivered"
+    FORWARDED = "forwarded"
+    DROPPED = "dropped"
+    #: A target that can't be followed has it, or it matches more rules than are followed.
+    UNKNOWN = "unknown"
+
+
+class Miss(NamedTuple):
+    """A rule that did not match, and its conditions."""
+
+    table: str
+    chain: str
+    number: int
+    rule: Rule
+    conditions: tuple[Condition, ...]
+
+
+class Step(NamedTuple):
+    """One rule that the packet matched, or the policy it met (*number* and *rule* are None)."""
+
+    hook: str
+    table: str
+    chain: str
+    number: int | None
+    rule: Rule | None
+    #: What came of it: ``RETURN``, the chain jumped to, ``REDIRECT``, the policy ...
+    verdict: str
+    #: What it changed about the packet, for people; "" for nothing.
+    change: str = ""
+    #: 2 when the packet comes back over loopback.
+    journey: int = 1
+    #: The rules that were asked in vain since the step before, when wanted.
+    misses: tuple[Miss, ...] = ()
+    #: False for a rule that may not have matched, where that makes no difference to the packet.
+    certain: bool = True
+
+    @property
+    def text(self) -> str:
+        """The rule as iptables-save prints it, or the policy."""
+        if self.rule is None:
+            return f"-P {self.chain} {self.verdict}"
+        text = self.rule.text
+        return f"-A {self.chain} {text}" if text else f"-A {self.chain}"
+
+
+class Assumption(NamedTuple):
+    """An answer that an outcome rests on: whether something unknown is so."""
+
+    #: The rule's place, such as ``nat PREROUTING 1``; "" for what no rule asks.
+    place: str
+    text: str
+    answer: bool
+
+
+class Translation(NamedTuple):
+    """Where nat has sent a connection, and what took it there."""
+
+    destination: str | None
+    port: int | None
+    taken_by: str
+    to_port: int | None
+
+
+class Way(NamedTuple):
+    """How far a packet has come on one of the ways that it may take."""
+
+    packet: Packet
+    steps: tuple[Step, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
+    end: End | None = None
+    #: How it was handed to a local port that it had not asked for: REDIRECT, TPROXY or "".
+    taken_by: str = ""
+    to_port: int | None = None
+    #: Whether a policy route delivers the packet here because of its mark.
+    by_mark: bool = False
+    #: Where the packet leaves after OUTPUT; its hooks still see the interface from before.
+    next_interface: str | None = ""
+    #: Which halves of nat the connection has been through.
+    destination_done: bool = False
+    source_done: bool = False
+    translated: bool = False
+    #: What nat does to this packet without asking a rule, because it did so to the first one.
+    kept: Translation | None = None
+    journey: int = 1
+    misses: tuple[Miss, ...] = ()
+    #: The mark by which the packet was routed when it was sent.
+    routed_mark: int | None = 0
+    #: The interface that the sender's socket is bound to; "" if none.
+    bound_to: str = ""
+    #: The hooks that the packet has come to.
+    hooks: tuple[str, ...] = ()
+
+    def assuming(self, place: str, text: str, *, answer: bool) -> Way:
+        """This way, if the answer to something unknown is *answer*."""
+        return self._replace(assumptions=(*self.assumptions, Assumption(place, text, answer)))
+
+
+class _Frame(NamedTuple):
+    """A place in a chain to go on from: behind its first *number* rules."""
+
+    chain: Chain
+    number: int
+
+
+class _Found(NamedTuple):
+    """The rule that a search came to; None at the end of the chain."""
+
+    rule: Rule | None
+    number: int = 0
+    #: The conditions that can't be decided; "" when the rule matches for sure.
+    unknown: str = ""
+    misses: tuple[Miss, ...] = ()
+
+
+class Walk:
+    """A table at one hook, ready to be gone through."""
+
+    def __init__(
+        self,
+        *,
+        hook: str,
+        table: str,
+        chains: Mapping[str, Chain],
+        world: World,
+        misses: bool,
+    ) -> None:
+        self._hook, self._table, self._chains = hook, table, chains
+        self._world = world
+        self._with_misses = misses
+        self._pending: list[tuple[Way, tuple[_Frame, ...]]] = []
+
+    def ways(self, way: Way) -> Iterator[Way]:
+        """The ways through the table: one, unless something can't be decided."""
+        self._pending = [(way, (_Frame(self._chains[self._hook], 0),))]
+        while self._pending:
+            yield self._follow(*self._pending.pop())
+
+    def _follow(self, way: Way, frames: tuple[_Frame, ...]) -> Way:
+        """Follow one way to its verdict; ways that branch off are left pending."""
+        while frames:
+            *callers, (chain, number) = frames
+            found = self._next_match(way, chain, number)
+            way = way._replace(misses=way.misses + found.misses)
+            if found.rule is None:
+                frames = tuple(callers)
+                continue
+            here = (*callers, _Frame(chain, found.number))
+            done = effect(found.rule, way.packet, self._hook, self._chains, self._world)
+            if found.unknown and done.next is Next.CONTINUE and done.packet == way.packet:
+                # Whether it was logged or counted, the packet goes on as it is.
+                way = self._stepped(way, chain.name, found, done, certain=False)
+                frames = here
+                continue
+            if found.unknown:
+                place = f"{self._table} {chain.name} {found.number}"
+                other = way.assuming(place, found.unknown, answer=False)
+                self._pending.append((other, here))
+                way = way.assuming(place, found.unknown, answer=True)
+            way = self._stepped(way, chain.name, found, done)
+            if done.next is Next.ACCEPT:
+                return way
+            if done.next is Next.DROP:
+                return way._replace(end=End.DROPPED)
+            if len(way.steps) > MAX_STEPS:
+                return way._replace(end=End.UNKNOWN)
+            if done.next is Next.UNKNOWN:
+                place = f"{self._table} {chain.name} {found.number}"
+                text = f"-j {done.verdict} lets the packet go on"
+                self._pending.append((way.assuming(place, text, answer=True), here))
+                return way.assuming(place, text, answer=False)._replace(end=End.UNKNOWN)
+            frames = self._onward(done, tuple(callers), here)
+        # Out of a built-in chain, at its end or by RETURN, there is only its policy.
+        policy = self._chains[self._hook].policy or "ACCEPT"
+        met = Effect(Next.ACCEPT, policy, way.packet)
+        way = self._stepped(way, self._hook, _Found(None), met)
+        return way if policy == "ACCEPT" else way._replace(end=End.DROPPED)
+
+    def _onward(
+        self, done: Effect, callers: tuple[_Frame, ...], here: tuple[_Frame, ...]
+    ) -> tuple[_Frame, ...]:
+        """Where the packet goes on in this table."""
+        if done.next is Next.RETURN:
+            return callers
+        if done.next is Next.JUMP:
+            return (*here, _Frame(self._chains[done.verdict], 0))
+        if done.next is Next.GOTO:
+            return (*callers, _Frame(self._chains[done.verdict], 0))
+        return here
+
+    def _next_match(self, way: Way, chain: Chain, number: int) -> _Found:
+        """The next rule of *chain*, behind its first *number*, that matches or may."""
+        situation = Situation(way.packet, self._hook, self._world, way.translated)
+        misses: list[Miss] = []
+        rules = chain.rules
+        for at in range(number, len(rules)):
+            rule = rules[at]
+            holds = matches(rule, situation)
+            if holds is False:
+                if self._with_misses:
+                    about = tuple(conditions(rule, situation))
+                    misses.append(Miss(self._table, chain.name, at + 1, rule, about))
+                continue
+            unknown = ""
+            if holds is None:
+                unknown = " ".join(
+                    each.text for each in conditions(rule, situation) if each.holds is None
+                )
+            return _Found(rule, at + 1, unknown, tuple(misses))
+        return _Found(None, misses=tuple(misses))
+
+    def _stepped(
+        self, way: Way, chain: str, found: _Found, done: Effect, *, certain: bool = True
+    ) -> Way:
+        """The way with one more step on it."""
+        step = Step(
+            self._hook,
+            self._table,
+            chain,
+            found.number if found.rule is not None else None,
+            found.rule,
+            done.verdict,
+            done.change,
+            way.journey,
+            way.misses,
+            certain,
+        )
+        before = way.packet
+        way = way._replace(packet=done.packet, steps=(*way.steps, step), misses=())
+        # The socket that TPROXY gave the packet stays its socket, whatever nat writes into it.
+        if done.takes and way.taken_by != "TPROXY":
+            way = way._replace(taken_by=done.verdict, to_port=done.to_port)
+        # A mapping to what was there already is none to the kernel.
+        same = before.destination == done.packet.destination
+        same = same and before.destination_port == done.packet.destination_port
+        return way._replace(translated=True) if done.translated and not same else way

@@ -1,0 +1,99 @@
+"""Foreign rules in tables that come before the one that captures."""
+
+from __future__ import annotations
+
+import pytest
+
+from istio_iptables.differences.preceding import preceding
+from istio_iptables.differences.rulesets import Kind
+from istio_iptables.istio.ownership import recognise
+from istio_iptables.netfilter import savefile
+from istio_iptables.netfilter.model import Family
+from tests.program import run
+
+PLAN = ["-n", "-u", "1337", "-i", "*", "-b", "*", "--ip-family", "ipv4"]
+DNS = ["--redirect-dns", "--capture-all-dns"]
+
+
+def found(arguments: list[str], *more: str) -> list[tuple[str, str, int | None, str]]:
+    """What is told when lines of iptables-save stand beside the plan, each ``TABLE LINE``."""
+    text = run([*PLAN, *arguments]).out
+    wanted = savefile.parse(text, Family.IPV4)
+    for line in more:
+        table, _, rule = line.partition(" ")
+        if f"*{table}\n" not in text:
+            chains = ":PREROUTING ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n"
+            text += f"*{table}\n{chains}COMMIT\n"
+        before, start, after = text.partition(f"*{table}\n")
+        rules, commit, rest = after.partition("COMMIT\n")
+        if rule.startswith(":"):
+            name = rule.split()[0]
+            kept = [each for each in rules.splitlines() if not each.startswith(f"{name} ")]
+            rules = "".join(f"{each}\n" for each in (rule, *kept))
+        else:
+            rules += f"{rule}\n"
+        text = before + start + rules + commit + rest
+    live = savefile.parse(text, Family.IPV4)
+    differences = preceding([live], [wanted], recognise)
+    assert all(each.kind is Kind.STRANGER for each in differences)
+    return [(each.table, each.chain, each.live_number, each.text) for each in differences]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line", "number"),
+    [
+        ([], "raw -A OUTPUT -j NOTRACK", 1),
+        ([], "raw -A PREROUTING -p tcp -j CT --notrack", 1),
+        ([], "mangle -A OUTPUT -p tcp -j DROP", 1),
+        ([], "mangle -A PREROUTING -j NFQUEUE --queue-num 1", 1),
+        # Behind our rules in the same chain: these only look at DNS, and what follows decides.
+        (DNS, "raw -A OUTPUT -p tcp -j NOTRACK", 2),
+        (["--drop-invalid"], "mangle -A PREROUTING -p tcp -j DROP", 2),
+        (["-m", "TPROXY"], "raw -A PREROUTING -j DROP", 1),
+    ],
+)
+def test_what_may_decide_first(arguments: list[str], line: str, number: int) -> None:
+    """What is not tracked never meets nat, and what is dropped meets nobody."""
+    table, _, rule = line.partition(" ")
+    assert found(arguments, line) == [(table, rule.split()[1], number, rule)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "mangle -A OUTPUT -j MARK --set-xmark 0x1/0x1"),
+        ([], "mangle -A OUTPUT -p tcp -j ACCEPT"),
+        ([], "raw -A OUTPUT -j CT --zone 5"),
+        ([], "raw -A OUTPUT"),
+        ([], "filter -A OUTPUT -j DROP"),
+        ([], "mangle -A POSTROUTING -j DROP"),
+        # Behind the rules that capture, in the table that does.
+        (["-m", "TPROXY"], "mangle -A PREROUTING -p tcp -j DROP"),
+    ],
+)
+def test_what_decides_nothing(arguments: list[str], line: str) -> None:
+    """Other targets, and tables that come after."""
+    assert found(arguments, line) == []
+
+
+def test_what_stands_before_ours_is_told_once() -> None:
+    """That is drift's to tell: here it is what comes behind."""
+    wanted = savefile.parse(run([*PLAN, *DNS]).out, Family.IPV4)
+    text = run([*PLAN, *DNS]).out.replace(
+        "-A OUTPUT -j ISTIO_OUTPUT_DNS\n", "-A OUTPUT -j NOTRACK\n-A OUTPUT -j ISTIO_OUTPUT_DNS\n"
+    )
+    assert preceding([savefile.parse(text, Family.IPV4)], [wanted], recognise) == ()
+
+
+def test_chains_are_followed() -> None:
+    """A rule decides if the chain that it leads to does, however far down; rings end."""
+    chains = ("mangle :A -", "mangle :B -", "mangle -A A -j B", "mangle -A B -j A")
+    assert found([], *chains, "mangle -A OUTPUT -j A") == []
+    assert found([], *chains, "mangle -A OUTPUT -j A", "mangle -A B -j DROP") == [
+        ("mangle", "OUTPUT", 1, "-A OUTPUT -j A")
+    ]
+
+
+def test_policies_decide_last() -> None:
+    """A policy that drops, in a chain that the plan has nothing in."""
+    assert found([], "mangle :OUTPUT DROP") == [("mangle", "OUTPUT", None, ":OUTPUT DROP")]
