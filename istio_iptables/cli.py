@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from istio_iptables import __version__, interrupts
-from istio_iptables.commands.load import PROGRAM, configured, effective, tell, warn
+from istio_iptables.commands.load import PROGRAM, effective_text, load_config, tell, warn
 from istio_iptables.commands.options import SettingsCommand, Subcommand, flags_given, split_extra
 from istio_iptables.errors import ExitStatus, IstioIptablesError
 from istio_iptables.interrupts import TRACEBACK, Interrupted
@@ -106,7 +106,7 @@ def _place(error: BaseException) -> str:
 def _run(ctx: click.Context, /, **_: object) -> ExitStatus | None:
     if ctx.invoked_subcommand is not None:
         return None
-    config, values, plan = configured(flags_given(ctx), split_extra(ctx), os.environ)
+    config, values, plan = load_config(flags_given(ctx), split_extra(ctx), os.environ)
     if config.dry_run:
         _print(plan, config, values)
         return ExitStatus.DONE
@@ -141,9 +141,13 @@ class _NodeCheck:
 
 
 def _apply(plan: Plan, config: Config) -> None:
-    from istio_iptables.kernel.install import Where, clean, install  # a dry run needs none of it
+    from istio_iptables.kernel.install import (  # a dry run needs none of it
+        InstallOptions,
+        clean,
+        install,
+    )
 
-    where = Where(config.network_namespace, config.backend, config.cni_mode)
+    where = InstallOptions(config.network_namespace, config.backend, config.cni_mode)
     if config.cleanup_only:
         clean(_note, where)
     elif not config.skip_rule_apply:
@@ -182,7 +186,7 @@ def _print(plan: Plan, config: Config, values: Mapping[str, Value]) -> None:
             "version": 1,
             "settings": {
                 name: {
-                    "value": effective(value, config),
+                    "value": effective_text(value, config),
                     "source": value.origin.value,
                     "variable": value.variable or None,
                 }

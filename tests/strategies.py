@@ -1,4 +1,4 @@
-"""Hypothesis strategies: settings and the ways to give them, and rulesets of strangers."""
+"""Hypothesis strategies: settings and the ways to give them, and foreign rulesets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from istio_iptables.netfilter.model import (
 )
 from istio_iptables.settings.config import Config, configure
 from istio_iptables.settings.converters import MAX_ID
-from istio_iptables.settings.declarations import SETTINGS, Kind, Setting, setting
+from istio_iptables.settings.declarations import SETTINGS, Setting, ValueKind, setting
 from istio_iptables.settings.sources import gather
 
 __all__ = [
@@ -141,22 +141,22 @@ def or_all(items: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return st.one_of(st.just("*"), st.just(""), items)
 
 
-_TEXTS: dict[Kind, st.SearchStrategy[str]] = {
-    Kind.FLAG: st.sampled_from(("true", "false", "1", "0", "t", "F")),
-    Kind.PORT: ports.filter(bool).map(str),
-    Kind.TUNNEL_PORT: ports.map(str),
-    Kind.PORTS: st.one_of(st.just(""), lists_of(port_items())),
-    Kind.PORTS_OR_ALL: or_all(lists_of(port_items())),
-    Kind.CIDR: st.integers(8, 32).map("127.0.0.1/{}".format),
-    Kind.CIDRS: st.one_of(st.just(""), lists_of(networks)),
-    Kind.CIDRS_OR_ALL: or_all(lists_of(networks)),
-    Kind.UIDS: st.one_of(st.just(""), lists_of(id_items())),
-    Kind.GIDS: st.one_of(st.just(""), lists_of(id_items())),
-    Kind.GIDS_OR_ALL: or_all(lists_of(id_items())),
-    Kind.INTERFACES: st.one_of(st.just(""), lists_of(interfaces)),
-    Kind.MODE: st.sampled_from(("REDIRECT", "TPROXY")),
-    Kind.NUMBER: numbers,
-    Kind.IP_FAMILY: st.sampled_from(("ipv4", "dual")),
+_TEXTS: dict[ValueKind, st.SearchStrategy[str]] = {
+    ValueKind.FLAG: st.sampled_from(("true", "false", "1", "0", "t", "F")),
+    ValueKind.PORT: ports.filter(bool).map(str),
+    ValueKind.TUNNEL_PORT: ports.map(str),
+    ValueKind.PORTS: st.one_of(st.just(""), lists_of(port_items())),
+    ValueKind.PORTS_OR_ALL: or_all(lists_of(port_items())),
+    ValueKind.CIDR: st.integers(8, 32).map("127.0.0.1/{}".format),
+    ValueKind.CIDRS: st.one_of(st.just(""), lists_of(networks)),
+    ValueKind.CIDRS_OR_ALL: or_all(lists_of(networks)),
+    ValueKind.UIDS: st.one_of(st.just(""), lists_of(id_items())),
+    ValueKind.GIDS: st.one_of(st.just(""), lists_of(id_items())),
+    ValueKind.GIDS_OR_ALL: or_all(lists_of(id_items())),
+    ValueKind.INTERFACES: st.one_of(st.just(""), lists_of(interfaces)),
+    ValueKind.MODE: st.sampled_from(("REDIRECT", "TPROXY")),
+    ValueKind.NUMBER: numbers,
+    ValueKind.IP_FAMILY: st.sampled_from(("ipv4", "dual")),
 }
 
 #: The settings that decide about the rules.
@@ -196,12 +196,12 @@ def given_settings(draw: st.DrawFn) -> dict[str, str]:
     """The texts of settings that somebody may give, by name; always a family, to be repeatable."""
     names = draw(st.sets(st.sampled_from([each.name for each in _DECIDING])))
     texts = {each.name: draw(_TEXTS[each.kind]) for each in _DECIDING if each.name in names}
-    return texts | {"ip_family": draw(_TEXTS[Kind.IP_FAMILY])}
+    return texts | {"ip_family": draw(_TEXTS[ValueKind.IP_FAMILY])}
 
 
 def _ways(each: Setting, text: str) -> list[list[str]]:
     """The ways to give a setting on the command line."""
-    if each.kind is Kind.FLAG:
+    if each.kind is ValueKind.FLAG:
         names = [each.flag, *([f"-{each.short}"] if each.short else [])]
         plain = [[name] for name in names if text in {"1", "t", "T", "true", "TRUE", "True"}]
         return [*plain, *([f"{name}={text}"] for name in names)]
@@ -254,7 +254,7 @@ def configs(draw: st.DrawFn) -> Config:
     return config
 
 
-# Rulesets, a stranger's too.
+# Rulesets, a foreign too.
 
 _WORDS = st.text(
     st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp", "Zs", "Co")),
@@ -308,7 +308,7 @@ _COUNTERS = st.builds(Counters, _COUNTS, _COUNTS)
 
 @st.composite
 def tables(draw: st.DrawFn, name: str = "nat", made_of: st.SearchStrategy[Rule] = rules) -> Table:
-    """A table with its built-in chains and some of a stranger's."""
+    """A table with its built-in chains and some foreign ones."""
     own = draw(st.lists(_NAMES, max_size=3, unique=True))
     policies = st.sampled_from(("ACCEPT", "DROP"))
     chains: list[tuple[str, str | None]] = [
@@ -343,7 +343,7 @@ def rulesets(draw: st.DrawFn) -> Ruleset:
     return Ruleset(draw(st.sampled_from(Family)), tuple(found), draw(_COMMENTS))
 
 
-#: Rules of a stranger in the kernel's own spelling, for any chain of any family's nat.
+#: Foreign rules in the kernel's own spelling, for any chain of any family's nat.
 kernel_rules = st.sampled_from(
     [
         "-m conntrack --ctstate ESTABLISHED -j ACCEPT",

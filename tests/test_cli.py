@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from istio_iptables import __version__, cli
-from istio_iptables.settings.declarations import SETTINGS, Kind
+from istio_iptables.settings.declarations import SETTINGS, ValueKind
 from tests.golden import GOLDEN
 from tests.program import run
 
@@ -240,7 +240,7 @@ def test_all_refusals_at_once() -> None:
 @pytest.mark.parametrize("letter", ["\n", "\r", "\x1b", "\x7f", "\u2028"])
 @pytest.mark.parametrize(
     "name",
-    [each.name for each in SETTINGS if each.kind is not Kind.FLAG],
+    [each.name for each in SETTINGS if each.kind is not ValueKind.FLAG],
 )
 def test_control_characters_get_nowhere(name: str, letter: str) -> None:
     """No setting carries a newline or another control character into a rule, or onto a terminal."""
@@ -699,7 +699,7 @@ def test_what_nobody_has_foreseen(line: str, monkeypatch: pytest.MonkeyPatch) ->
     def failing(*_: object) -> None:
         raise UNFORESEEN[line]
 
-    monkeypatch.setattr(cli, "configured", failing)
+    monkeypatch.setattr(cli, "load_config", failing)
     result = run([*DRY, *IDS, "--ip-family=ipv4"])
     assert (result.status, result.out) == (1, "")
     assert result.err == f"istio-iptables: error: {line}\n"

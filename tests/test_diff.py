@@ -117,9 +117,9 @@ def test_many_rules_before_ours_are_told_in_no_time(saved: Callable[[str], str])
     text = planned().replace("-A OUTPUT -j", f"{foreign}{ours}-A OUTPUT -j")
     result = against(saved(text), "--json")
     found = json.loads(result.out)["differences"]
-    strangers = [each for each in found if each["kind"] == "stranger"]
-    assert len(strangers) == 20_000
-    assert {*strangers[-1]["details"]} == {
+    told = [each for each in found if each["kind"] == "stranger"]
+    assert len(told) == 20_000
+    assert {*told[-1]["details"]} == {
         "stands before our rule 20001: -A OUTPUT -s 10.0.0.0 -j ISTIO_OUTPUT"
     }
 
@@ -133,7 +133,7 @@ def test_differences_are_told_in_the_order_of_the_rules(saved: Callable[[str], s
     path = saved(text)
     assert against(path) == Result(
         1,
-        "stranger: IPv4 nat OUTPUT rule 1: -A OUTPUT -j LOG\n"
+        "foreign: IPv4 nat OUTPUT rule 1: -A OUTPUT -j LOG\n"
         "    stands before our rule 2: -A OUTPUT -j ISTIO_OUTPUT\n"
         "missing: IPv4 nat ISTIO_INBOUND rule 2:"
         " -A ISTIO_INBOUND -p tcp -m tcp --dport 15090 -j RETURN\n"
@@ -150,7 +150,7 @@ def test_differences_are_told_in_the_order_of_the_rules(saved: Callable[[str], s
     )
 
 
-def test_a_strangers_rules_around_ours_are_his(saved: Callable[[str], str]) -> None:
+def test_foreign_rules_around_ours_are_left_out(saved: Callable[[str], str]) -> None:
     """Other tables, other chains, and what stands behind ours."""
     text = planned().replace(
         "-A OUTPUT -j ISTIO_OUTPUT\n", "-A OUTPUT -j ISTIO_OUTPUT\n-A OUTPUT -j LOG\n"
@@ -182,7 +182,8 @@ def test_programs_get_the_differences(saved: Callable[[str], str]) -> None:
         ],
     }
     same = against(saved(planned()), "--json")
-    assert json.loads(same.out) == {"same": True, "families": ["ipv4"], "differences": []}
+    empty = {"version": 1, "same": True, "families": ["ipv4"], "differences": []}
+    assert json.loads(same.out) == empty
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from istio_iptables.istio.checks import Fault, Finding, findings
+from istio_iptables.istio.checks import Finding, FindingKind, findings
 from istio_iptables.istio.escapes import APPLICATIONS
 from istio_iptables.istio.plan import build
 from istio_iptables.netfilter.model import Family, Ruleset
@@ -162,7 +162,7 @@ def test_programs_learn_who_captured(
 
 
 def test_rules_can_come_from_a_file(tmp_path: Path) -> None:
-    """Their reasons are those of the planned rules like them; a stranger's have none."""
+    """Their reasons are those of the planned rules like them; a foreign have none."""
     saved = run(["-n", *DOCUMENTED]).out.replace(
         "-A OUTPUT -j", "-A OUTPUT -d 9.9.9.9 -j LOG\n-A OUTPUT -j"
     )
@@ -228,7 +228,7 @@ def test_too_many_ways_are_said_to_be_more(tmp_path: Path) -> None:
         ("-A OUTPUT -j DNAT --to-destination 192.0.2.1:80", "goes out by eth0 untouched"),
     ],
 )  # fmt: skip
-def test_strangers_rules_have_their_words(tmp_path: Path, rules: str, verdict: str) -> None:
+def test_foreign_rules_have_their_words(tmp_path: Path, rules: str, verdict: str) -> None:
     """What others do to packets is said as well."""
     path = tmp_path / "saved"
     path.write_text(f"*nat\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n{rules}\nCOMMIT\n")
@@ -318,7 +318,7 @@ def test_tproxy_without_its_route_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["ufw", "calico"])
 @pytest.mark.parametrize("packet", ["--in", "--out", "--in --proto udp", "--iface lo"])
 def test_any_ruleset_can_be_asked(name: str, packet: str) -> None:
-    """A stranger's rules are followed as far as they can be, and never end in an error."""
+    """A foreign rules are followed as far as they can be, and never end in an error."""
     assert explain("--rules", str(FIXTURES / f"{name}.save"), *packet.split()).out
 
 
@@ -604,7 +604,7 @@ def test_plans_have_no_loops_and_no_escapes(texts: dict[str, str]) -> None:
 def test_envoys_calls_that_come_back_are_found() -> None:
     """Without the rules about the proxy's user and group."""
     found = found_in(config(), "--uid-owner 1337 -j RETURN", "--gid-owner 1337 -j RETURN")
-    loops = [each for each in found if each.fault is Fault.LOOP]
+    loops = [each for each in found if each.fault is FindingKind.LOOP]
     assert {each.family for each in loops} == set(Family)
     assert loops[0].line == (
         "what Envoy sends on for the application would be sent back: captured by Envoy's outbound"
@@ -636,7 +636,7 @@ def test_tproxy_as_a_captured_root_is_a_loop() -> None:
 def test_applications_that_run_as_the_proxy_escape() -> None:
     """Root is what a container runs as when nobody says otherwise."""
     found = found_in(config(proxy_uid="0"))
-    escape = next(each for each in found if each.fault is Fault.ESCAPE)
+    escape = next(each for each in found if each.fault is FindingKind.ESCAPE)
     assert escape.line == (
         "an application that runs as the proxy's uid 0 and gid 0 escapes; decided by nat"
         " ISTIO_OUTPUT 4 (-A ISTIO_OUTPUT -m owner --uid-owner 0 -j RETURN), for example tcp"

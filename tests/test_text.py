@@ -70,7 +70,7 @@ RULES = "*nat\n:OUTPUT ACCEPT [0:0]\n:{chain} - [0:0]\n{rules}COMMIT\n"
 
 
 def test_comments_and_chains_of_others(saved: Callable[[str], str]) -> None:
-    """What a stranger wrote into his rules is shown, by diff and explain, and not obeyed."""
+    """Text in a foreign rule is shown, by diff and explain, and not obeyed."""
     rule = f'-A OUTPUT -m comment --comment "{HOSTILE}\nx" -j LOG\n'
     path = saved(
         RULES.format(

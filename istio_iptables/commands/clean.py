@@ -10,7 +10,7 @@ from istio_iptables.commands.load import tell
 from istio_iptables.commands.options import SettingsCommand, flags_given, split_extra
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.kernel.host import Host
-from istio_iptables.kernel.install import Where, clean
+from istio_iptables.kernel.install import InstallOptions, clean
 from istio_iptables.settings.converters import Names
 from istio_iptables.settings.declarations import setting
 from istio_iptables.settings.sources import gather, typed
@@ -29,7 +29,7 @@ def _run(ctx: click.Context, /, **_: object) -> ExitStatus:
     tell("warning", warnings)
     clean(
         lambda line: tell("info", (line,)),
-        Where(
+        InstallOptions(
             str(fields["network_namespace"]),
             str(fields["force_iptables_binary"]),
             bool(fields["cni_mode"]),

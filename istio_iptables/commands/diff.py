@@ -9,7 +9,7 @@ import click
 
 from istio_iptables.commands.inputs import (
     CAPTURE_SETTINGS,
-    asked,
+    read_inputs,
     read_rules,
     read_text,
     require_namespace,
@@ -17,9 +17,9 @@ from istio_iptables.commands.inputs import (
 from istio_iptables.commands.load import Purpose, tell
 from istio_iptables.commands.options import SettingsCommand
 from istio_iptables.differences.preceding import preceding
-from istio_iptables.differences.rulesets import Kind, beside, differences
+from istio_iptables.differences.rulesets import ChangeKind, diff_network, diff_rulesets
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
-from istio_iptables.istio.ownership import recognise
+from istio_iptables.istio.ownership import find_owned
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import Plan
 from istio_iptables.text import printable
@@ -27,11 +27,14 @@ from istio_iptables.text import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from istio_iptables.commands.inputs import Asked
+    from istio_iptables.commands.inputs import Inputs
     from istio_iptables.differences.rulesets import Difference
     from istio_iptables.netfilter.model import Ruleset
 
 __all__ = ["command"]
+
+#: Names that the JSON document keeps for those who read it, where the text has a better word.
+_JSON_KINDS = {ChangeKind.FOREIGN: "stranger"}
 
 
 class _Comparison(NamedTuple):
@@ -60,10 +63,14 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
             ["--against: the other side is one: this file, a namespace, or --golden"]
         )
     if golden is not None:
-        return _with_golden(asked(ctx, either_family=False), golden, as_json=options["as_json"])
+        return _with_golden(
+            read_inputs(ctx, either_family=False), golden, as_json=options["as_json"]
+        )
     if against is None:
         require_namespace(ctx)
-    given = asked(ctx, either_family=against is not None, purpose=Purpose(live=against is None))
+    given = read_inputs(
+        ctx, either_family=against is not None, purpose=Purpose(live=against is None)
+    )
     if against is None:
         comparison = _with_live(given)
     else:
@@ -75,17 +82,17 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     return ExitStatus.FAILED if comparison.total else ExitStatus.DONE
 
 
-def _with_file(given: Asked, path: str, family: str | None) -> _Comparison:
+def _with_file(given: Inputs, path: str, family: str | None) -> _Comparison:
     """The rules of a file, compared in the families that the file has."""
     live = read_rules(path, family)
     families = tuple(each.family for each in live)
     wanted = tuple(each for each in given.plan.rulesets if each.family in families)
-    found = differences(live, wanted, recognise) + preceding(live, wanted, recognise)
+    found = diff_rulesets(live, wanted, find_owned) + preceding(live, wanted, find_owned)
     missing = 0 if _holds_ours(live) else sum(ruleset.rule_count for ruleset in wanted)
     return _Comparison("stdin" if path == "-" else path, found, families, all_missing=missing)
 
 
-def _with_live(given: Asked) -> _Comparison:
+def _with_live(given: Inputs) -> _Comparison:
     """The rules of the namespace, with the routes and addresses beside them."""
     from istio_iptables.kernel import live as kernel
 
@@ -94,11 +101,11 @@ def _with_live(given: Asked) -> _Comparison:
         state = kernel.read(plan, namespace=config.network_namespace, backend=config.backend)
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
-    found = differences(state.rulesets, plan.rulesets, recognise)
+    found = diff_rulesets(state.rulesets, plan.rulesets, find_owned)
     # In both backends: the kernel asks the tables of the other one at the same hooks.
     for rulesets in (state.rulesets, state.other_rulesets):
-        found += preceding(rulesets, plan.rulesets, recognise)
-    found += beside(Plan((), state.routes, state.addresses), plan)
+        found += preceding(rulesets, plan.rulesets, find_owned)
+    found += diff_network(Plan((), state.routes, state.addresses), plan)
     # Rules of ours in the backend that was not chosen take effect too: none is wanted there.
     tell("warning", state.warnings)
     # Only in these tables can a foreign rule decide before ours.
@@ -114,7 +121,7 @@ def _with_live(given: Asked) -> _Comparison:
 
 
 def _holds_ours(rulesets: Iterable[Ruleset]) -> bool:
-    return any(recognise(table) for ruleset in rulesets for table in ruleset.tables)
+    return any(find_owned(table) for ruleset in rulesets for table in ruleset.tables)
 
 
 def _elsewhere(rulesets: tuple[Ruleset, ...], backend: str) -> str:
@@ -125,7 +132,7 @@ def _elsewhere(rulesets: tuple[Ruleset, ...], backend: str) -> str:
         f"{ruleset.family.title} {table.name}"
         for ruleset in rulesets
         for table in ruleset.tables
-        if recognise(table)
+        if find_owned(table)
     ]
     return in_other_backend(backend, tables) if tables else ""
 
@@ -137,7 +144,7 @@ def _titles(families: tuple[Family, ...]) -> str:
 def _print(comparison: _Comparison) -> None:
     for difference in comparison.found:
         # All of the plan, rule by rule, would say no more than that nothing is there.
-        if not (comparison.all_missing and difference.kind is Kind.MISSING):
+        if not (comparison.all_missing and difference.kind is ChangeKind.MISSING):
             sys.stdout.writelines(f"{printable(line)}\n" for line in difference.lines)
     if comparison.elsewhere:
         sys.stdout.write(f"{printable(comparison.elsewhere)}\n")
@@ -157,11 +164,12 @@ def _print_json(comparison: _Comparison) -> None:
     import json  # no other format needs it
 
     document: dict[str, Any] = {
+        "version": 1,
         "same": not comparison.total,
         "families": [family.value for family in comparison.families],
         "differences": [
             {
-                "kind": each.kind.value,
+                "kind": _JSON_KINDS.get(each.kind, each.kind.value),
                 "family": each.family.value,
                 "table": each.table or None,
                 "chain": each.chain or None,
@@ -187,7 +195,7 @@ def _print_json(comparison: _Comparison) -> None:
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
-def _with_golden(given: Asked, path: str, *, as_json: bool) -> ExitStatus:
+def _with_golden(given: Inputs, path: str, *, as_json: bool) -> ExitStatus:
     """The dry run's text and a golden file's, as a unified diff."""
     from difflib import unified_diff
 
@@ -203,7 +211,8 @@ def _with_golden(given: Asked, path: str, *, as_json: bool) -> ExitStatus:
     if as_json:
         import json  # no other format needs it
 
-        sys.stdout.write(json.dumps({"same": not lines, "diff": "".join(lines)}, indent=2) + "\n")
+        document = {"version": 1, "same": not lines, "diff": "".join(lines)}
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
     elif lines:
         shown = "".join(lines).removesuffix("\n").split("\n")
         sys.stdout.writelines(f"{printable(line)}\n" for line in shown)

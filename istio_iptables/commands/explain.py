@@ -8,22 +8,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from istio_iptables.commands.inputs import CAPTURE_SETTINGS, asked, read_rules, require_namespace
+from istio_iptables.commands.inputs import (
+    CAPTURE_SETTINGS,
+    read_inputs,
+    read_rules,
+    require_namespace,
+)
 from istio_iptables.commands.load import Purpose, tell, warn
 from istio_iptables.commands.options import SettingsCommand
-from istio_iptables.commands.packet_options import question
+from istio_iptables.commands.packet_options import complete_packet
 from istio_iptables.commands.unseen import passed, unseen
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
 from istio_iptables.istio.checks import escape, findings, left_out_live, with_proxies_of
 from istio_iptables.istio.escapes import APPLICATIONS
 from istio_iptables.netfilter.model import Family, Ruleset
-from istio_iptables.netfilter.packet import World
+from istio_iptables.netfilter.packet import Surroundings
 from istio_iptables.trace.hooks import End, trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from istio_iptables.commands.inputs import Asked
+    from istio_iptables.commands.inputs import Inputs
     from istio_iptables.commands.unseen import Unseen
     from istio_iptables.istio.checks import Finding
     from istio_iptables.netfilter.packet import Packet
@@ -57,9 +62,9 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     family = Family(options["family"]) if options["family"] else None
     if family is None and len(subject.rulesets) == 1:
         family = subject.rulesets[0].family
-    world = World(subject.addresses, subject.routes)
+    world = Surroundings(subject.addresses, subject.routes)
     asked_packet = {name: options[name] for name in _PACKET_OPTIONS}
-    about = question(asked_packet, incoming=options["incoming"], world=world, family=family)
+    about = complete_packet(asked_packet, incoming=options["incoming"], world=world, family=family)
     packet = about.packet
     world = world._replace(here=_own_addresses(packet))
     ruleset = next((each for each in subject.rulesets if each.family is packet.family), None)
@@ -100,7 +105,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     return ExitStatus.DONE
 
 
-def _read(ctx: click.Context, options: Mapping[str, Any]) -> tuple[Asked, _Subject]:
+def _read(ctx: click.Context, options: Mapping[str, Any]) -> tuple[Inputs, _Subject]:
     """The settings, and the rules that the options name."""
     rules, live = options["rules"], options["live"]
     if options["incoming"] and options["outgoing"]:
@@ -112,7 +117,7 @@ def _read(ctx: click.Context, options: Mapping[str, Any]) -> tuple[Asked, _Subje
     live = live or bool(options["network_namespace"] or os.environ.get("NETWORK_NAMESPACE"))
     way = "inbound" if options["incoming"] else "outbound"
     # Somebody else's rules: the family of the plan must not depend on this machine.
-    given = asked(
+    given = read_inputs(
         ctx,
         either_family=rules is not None,
         purpose=Purpose(() if live or rules is not None else (way,), follow=False),
@@ -120,7 +125,7 @@ def _read(ctx: click.Context, options: Mapping[str, Any]) -> tuple[Asked, _Subje
     return given, _subject(given, rules, options["family"], live=live)
 
 
-def _faults(given: Asked, subject: _Subject, packet: Packet) -> tuple[Finding, ...]:
+def _faults(given: Inputs, subject: _Subject, packet: Packet) -> tuple[Finding, ...]:
     """What the rules do to Envoy's traffic and to applications."""
     applications = list(APPLICATIONS)
     if packet.uid is not None and packet.gid is not None:
@@ -180,7 +185,7 @@ def _own_addresses(packet: Packet) -> tuple[str, ...]:
     return tuple(each for each in ends if each is not None)
 
 
-def _subject(given: Asked, rules: str | None, family: str | None, *, live: bool) -> _Subject:
+def _subject(given: Inputs, rules: str | None, family: str | None, *, live: bool) -> _Subject:
     plan = given.plan
     if rules is not None:
         where = "stdin" if rules == "-" else rules

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.commands.notes import Notes
 from istio_iptables.commands.unseen import passed
-from istio_iptables.istio.capture import Verdict, judge
+from istio_iptables.istio.capture import Verdict, describe
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.text import printable
 from istio_iptables.trace.hooks import End
@@ -14,7 +14,7 @@ from istio_iptables.trace.hooks import End
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from istio_iptables.commands.packet_options import Question
+    from istio_iptables.commands.packet_options import PacketQuery
     from istio_iptables.commands.unseen import Unseen
     from istio_iptables.istio.checks import Finding
     from istio_iptables.netfilter.model import Family, Rule, Ruleset
@@ -35,7 +35,7 @@ _DEPENDS = Verdict("depends on what can't be known from here")
 class Answer(NamedTuple):
     """What was asked, what came of it, and what it was asked of."""
 
-    question: Question
+    question: PacketQuery
     trace: Trace
     config: Config
     plan: Plan
@@ -57,7 +57,7 @@ class Explanation:
         self._question, self._trace, self._findings = answer.question, trace, answer.findings
         self._plan = answer.plan
         self._unseen = [passed(outcome, answer.unseen) for outcome in trace.outcomes]
-        judged = [judge(outcome, config) for outcome in trace.outcomes]
+        judged = [describe(outcome, config) for outcome in trace.outcomes]
         self._verdicts = list(map(_conditional, judged, self._unseen))
         self._about = Notes(answer.ruleset, answer.others)
         why = [
@@ -158,6 +158,7 @@ class Explanation:
         verdict = self.verdict
         shared = _shared_steps(outcomes)
         document: dict[str, object] = {
+            "version": 1,
             "packet": self._packet_json(),
             "path": self._path_json(outcomes[0], len(shared)),
             "verdict": verdict.text,

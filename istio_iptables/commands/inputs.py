@@ -7,7 +7,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.commands.load import Purpose, configured, tell
+from istio_iptables.commands.load import Purpose, load_config, tell
 from istio_iptables.commands.options import flags_given, split_extra
 from istio_iptables.errors import CannotTell, KernelRefused, SaveFileError
 from istio_iptables.netfilter.documents import decoded, read
@@ -33,7 +33,14 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.plan import Plan
     from istio_iptables.settings.config import Config
 
-__all__ = ["CAPTURE_SETTINGS", "Asked", "asked", "read_rules", "read_text", "require_namespace"]
+__all__ = [
+    "CAPTURE_SETTINGS",
+    "Inputs",
+    "read_inputs",
+    "read_rules",
+    "read_text",
+    "require_namespace",
+]
 
 #: The settings that decide about the rules and where they are, and none of how to apply them.
 CAPTURE_SETTINGS = tuple(
@@ -44,7 +51,7 @@ CAPTURE_SETTINGS = tuple(
 )
 
 
-class Asked(NamedTuple):
+class Inputs(NamedTuple):
     """The settings that were given, and the plan that they make."""
 
     config: Config
@@ -53,7 +60,9 @@ class Asked(NamedTuple):
     given: frozenset[str]
 
 
-def asked(ctx: click.Context, *, either_family: bool, purpose: Purpose | None = None) -> Asked:
+def read_inputs(
+    ctx: click.Context, *, either_family: bool, purpose: Purpose | None = None
+) -> Inputs:
     """The plan of the flags and the environment; warnings are told, as *purpose* has it.
 
     With *either_family*, the plan has both families unless --ip-family says otherwise: the
@@ -66,12 +75,14 @@ def asked(ctx: click.Context, *, either_family: bool, purpose: Purpose | None = 
     # Nothing is installed here, so what is unknown about the machine is assumed, and said.
     flags["dry_run"] = "true"
     try:
-        config, values, plan = configured(flags, split_extra(ctx), os.environ, purpose or Purpose())
+        config, values, plan = load_config(
+            flags, split_extra(ctx), os.environ, purpose or Purpose()
+        )
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     if config.dns_servers_file:
         tell("info", (f"the DNS servers are those of {config.dns_servers_file} (--resolv-conf)",))
-    return Asked(config, plan, frozenset(name for name in values if values[name].given))
+    return Inputs(config, plan, frozenset(name for name in values if values[name].given))
 
 
 def require_namespace(ctx: click.Context) -> None:

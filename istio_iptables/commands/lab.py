@@ -22,7 +22,7 @@ from istio_iptables.settings.sources import gather
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from istio_iptables.lab.runner import Outcome, Up
+    from istio_iptables.lab.runner import LabOutcome, Up
     from istio_iptables.lab.scenarios import Scenario
     from istio_iptables.settings.config import Config
 
@@ -89,7 +89,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         raise UsageProblems([f"{warning} (--strict)" for warning in warnings])
     tell("warning", warnings)
 
-    def show(outcome: Outcome) -> None:
+    def show(outcome: LabOutcome) -> None:
         if options["as_json"]:
             import json  # no other format needs it
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.plan import Plan
 
-__all__ = ["PROGRAM", "Purpose", "configured", "effective", "tell", "warn"]
+__all__ = ["PROGRAM", "Purpose", "effective_text", "load_config", "tell", "warn"]
 
 PROGRAM = "istio-iptables"
 
@@ -51,7 +51,7 @@ class Purpose(NamedTuple):
 _ITSELF = Purpose()
 
 
-def configured(
+def load_config(
     flags: Mapping[str, str],
     extra: list[str],
     environ: Mapping[str, str],
@@ -80,14 +80,14 @@ def configured(
         tell(
             "setting",
             (
-                f"{value.setting.label} = {effective(value, config)!r} ({value.source})"
+                f"{value.setting.label} = {effective_text(value, config)!r} ({value.source})"
                 for value in values.values()
             ),
         )
     return config, values, plan
 
 
-def effective(value: Value, config: Config) -> str:
+def effective_text(value: Value, config: Config) -> str:
     """The text of a setting in force: what was given, or what it came to if that names nobody."""
     name = value.setting.name
     if value.text.strip(", ") or name not in {"proxy_uid", "proxy_gid"}:

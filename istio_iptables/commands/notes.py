@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_iptables.istio.ownership import recognise
+from istio_iptables.istio.ownership import find_owned
 from istio_iptables.istio.rules import AGENT_DNS_PORT, CHAIN_PREFIX
 from istio_iptables.netfilter.fieldvalues import protocol_number
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS
@@ -12,7 +12,7 @@ from istio_iptables.netfilter.model import BUILT_IN_CHAINS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from istio_iptables.istio.ownership import Ours
+    from istio_iptables.istio.ownership import Owned
     from istio_iptables.netfilter.model import Chain, Rule, Ruleset
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.trace.hooks import Outcome
@@ -32,7 +32,7 @@ class Notes:
         self._chains: Mapping[str, Mapping[str, Chain]] = {
             table.name: {chain.name: chain for chain in table.chains} for table in ruleset.tables
         }
-        self._ours: dict[str, Ours] = {table.name: recognise(table) for table in ruleset.tables}
+        self._ours: dict[str, Owned] = {table.name: find_owned(table) for table in ruleset.tables}
 
     def is_foreign(self, table: str, chain: str, number: int | None) -> bool:
         """Whether the rule of this number (from 1), or the policy, is not one of ours."""
@@ -114,7 +114,7 @@ class Notes:
 
 
 def _has_ours(ruleset: Ruleset) -> bool:
-    return any(recognise(table) for table in ruleset.tables)
+    return any(find_owned(table) for table in ruleset.tables)
 
 
 def _why_not(chain: Chain, packet: Packet | None) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from istio_iptables.errors import UsageProblems
-from istio_iptables.settings.declarations import GROUPS, SETTINGS, Kind, Setting
+from istio_iptables.settings.declarations import GROUPS, SETTINGS, Setting, ValueKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ _LOG_FLAGS = ("--log_as_json",)
 _ASKED = {"help": "--help", "version": "--version", "-V": "--version"}
 
 #: Where ``*`` means something, so that the shell is often left to expand it.
-_TAKES_STAR = frozenset({Kind.PORTS_OR_ALL, Kind.CIDRS_OR_ALL})
+_TAKES_STAR = frozenset({ValueKind.PORTS_OR_ALL, ValueKind.CIDRS_OR_ALL})
 
 
 class _SettingOption(click.Option):
@@ -47,7 +47,7 @@ class _SettingOption(click.Option):
         self.setting = setting
         super().__init__(
             [setting.name, *names],
-            is_flag=setting.kind is Kind.FLAG,
+            is_flag=setting.kind is ValueKind.FLAG,
             default=None,
             type=click.UNPROCESSED,
             metavar=setting.kind.value or None,
@@ -251,7 +251,7 @@ def _shortest(param: click.Parameter) -> str:
     return min(param.opts, key=len)
 
 
-def _usable(kind: Kind, text: str) -> bool:
+def _usable(kind: ValueKind, text: str) -> bool:
     from istio_iptables.settings.converters import Names, parse
 
     # Only CIDRs and ports are asked for, and those have no names.
@@ -271,8 +271,8 @@ def _like_pflag(
     Short options become long ones: click takes ``-p`` for a long one first, and searches for
     one that is spelled like it, which takes 5 ms.
     """
-    long = _spellings(each for each in settings if each.kind is not Kind.FLAG)
-    flags = _spellings(each for each in settings if each.kind is Kind.FLAG)
+    long = _spellings(each for each in settings if each.kind is not ValueKind.FLAG)
+    flags = _spellings(each for each in settings if each.kind is ValueKind.FLAG)
     arguments: list[str] = []
     booleans: dict[str, str] = {}
     rest = iter(args)

@@ -12,7 +12,7 @@ from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import (
     STATES,
     Packet,
-    World,
+    Surroundings,
     is_link_local,
     is_loopback,
     loopback,
@@ -21,7 +21,7 @@ from istio_iptables.netfilter.packet import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["Question", "question"]
+__all__ = ["PacketQuery", "complete_packet"]
 
 _TCP, _UDP = 6, 17
 _EPHEMERAL = 40000
@@ -34,7 +34,7 @@ _MAX_MARK = 2**32 - 1
 _ENVOYS_OWN = 6
 
 
-class Question(NamedTuple):
+class PacketQuery(NamedTuple):
     """The packet, and what of it was assumed because nobody said it."""
 
     packet: Packet
@@ -141,13 +141,13 @@ def _unmapped(address: str) -> str:
     return ".".join(str(value >> shift & 255) for shift in (24, 16, 8, 0))
 
 
-def question(
+def complete_packet(
     given: Mapping[str, str | None],
     *,
     incoming: bool,
-    world: World,
+    world: Surroundings,
     family: Family | None = None,
-) -> Question:
+) -> PacketQuery:
     """The packet that the options describe, completed, with the addresses of *world* if known.
 
     Raises UsageProblems with one line for each option that can't be used.
@@ -188,7 +188,7 @@ def question(
     return complete(packet, given["iface"], world)
 
 
-def _interface(world: World, family: Family) -> str:
+def _interface(world: Surroundings, family: Family) -> str:
     """The interface that leads out of the pod: eth0, or where there is none what has an address."""
     addresses = world.addresses or {}
     if "eth0" in addresses:
@@ -212,7 +212,7 @@ def _usable(addresses: Iterable[str], family: Family) -> list[str]:
     ]
 
 
-def _own(world: World, family: Family, interface: str, *, link_local: bool = False) -> str:
+def _own(world: Surroundings, family: Family, interface: str, *, link_local: bool = False) -> str:
     """The pod's address on *interface*, or another of the pod's, or an assumed one."""
     addresses = world.addresses or {}
     if link_local:
@@ -225,7 +225,7 @@ def _own(world: World, family: Family, interface: str, *, link_local: bool = Fal
     return next(found, POD[family])
 
 
-def _complete_in(packet: Packet, interface: str | None, world: World) -> Question:
+def _complete_in(packet: Packet, interface: str | None, world: Surroundings) -> PacketQuery:
     assumed = []
     name = interface or _interface(world, packet.family)
     if packet.source is None:
@@ -240,7 +240,7 @@ def _complete_in(packet: Packet, interface: str | None, world: World) -> Questio
     return _complete_ports(packet, assumed)
 
 
-def _complete_out(packet: Packet, interface: str | None, world: World) -> Question:
+def _complete_out(packet: Packet, interface: str | None, world: Surroundings) -> PacketQuery:
     assumed = []
     family = packet.family
     outside = _interface(world, family)
@@ -275,7 +275,7 @@ def _complete_out(packet: Packet, interface: str | None, world: World) -> Questi
     return _complete_ports(packet._replace(out_interface=interface), assumed)
 
 
-def _complete_ports(packet: Packet, assumed: list[str]) -> Question:
+def _complete_ports(packet: Packet, assumed: list[str]) -> PacketQuery:
     if packet.has_ports:
         if packet.source_port is None:
             packet = packet._replace(source_port=_EPHEMERAL)
@@ -283,4 +283,4 @@ def _complete_ports(packet: Packet, assumed: list[str]) -> Question:
         if packet.destination_port is None:
             packet = packet._replace(destination_port=53 if packet.protocol == _UDP else 80)
             assumed.append("destination port")
-    return Question(packet, tuple(assumed))
+    return PacketQuery(packet, tuple(assumed))

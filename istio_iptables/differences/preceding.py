@@ -1,6 +1,6 @@
 """Foreign rules that decide before a chain of the plan is asked: in a table that comes earlier.
 
-Order inside a chain is ``drift``'s business. Here it is the order of the tables at one hook: what
+Order inside a chain is the business of ``rulesets``. Here it is the order of the tables at one hook: what
 raw leaves untracked never meets nat, and what mangle drops meets nobody.
 """
 
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_iptables.differences.rulesets import Difference, Kind
+from istio_iptables.differences.rulesets import ChangeKind, Difference
 from istio_iptables.netfilter.model import Ruleset, is_built_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from istio_iptables.differences.rulesets import Ours
+    from istio_iptables.differences.rulesets import Ownership
     from istio_iptables.netfilter.model import Rule, Table
 
 __all__ = ["preceding"]
@@ -27,7 +27,7 @@ _DECIDE = frozenset({"DROP", "NOTRACK", "QUEUE", "NFQUEUE", "TPROXY"})
 
 
 def preceding(
-    live: Iterable[Ruleset], wanted: Iterable[Ruleset], ours: Callable[[Table], Ours]
+    live: Iterable[Ruleset], wanted: Iterable[Ruleset], ours: Callable[[Table], Ownership]
 ) -> tuple[Difference, ...]:
     """The rules of others that may decide before the first chain that captures is asked."""
     found: list[Difference] = []
@@ -41,7 +41,7 @@ def preceding(
 
 
 def _at(
-    hook: str, live: Ruleset, plan: Ruleset, ours: Callable[[Table], Ours]
+    hook: str, live: Ruleset, plan: Ruleset, ours: Callable[[Table], Ownership]
 ) -> Iterator[Difference]:
     captures = next((name for name in ("nat", "mangle") if _has_rules(plan, name, hook)), None)
     for name in _BEFORE_NAT:
@@ -65,7 +65,7 @@ def _at(
         why = f"a foreign rule that may decide first: {name} comes before {captures}"
         for text, at in told:
             yield Difference(
-                Kind.STRANGER, live.family, name, hook, text, live_number=at, details=(why,)
+                ChangeKind.FOREIGN, live.family, name, hook, text, live_number=at, details=(why,)
             )
 
 
@@ -75,7 +75,7 @@ def _has_rules(ruleset: Ruleset, table: str, chain: str) -> bool:
     return bool(there and there.rules)
 
 
-def _decides(rule: Rule, table: Table, own: Ours) -> bool:
+def _decides(rule: Rule, table: Table, own: Ownership) -> bool:
     """Whether *rule*, or a chain that it leads to, may end a packet's way."""
     waiting, seen = [rule], set(own.own_chains)
     while waiting:

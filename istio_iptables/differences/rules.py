@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.model import Option, Rule
 
-__all__ = ["changes", "option_text", "parts", "resemble"]
+__all__ = ["diff_rules", "option_text", "parts", "resemble"]
 
 _TERMS = (
     ("-s", "source"),
@@ -62,7 +62,7 @@ def resemble(left: Rule, right: Rule) -> bool:
     return 2 * same >= max(len(some), len(others))
 
 
-def changes(live: Rule, wanted: Rule) -> tuple[str, ...]:
+def diff_rules(live: Rule, wanted: Rule) -> tuple[str, ...]:
     """What is different in *live*, one sentence a part."""
     there, asked = parts(live), parts(wanted)
     told = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from istio_iptables.differences.rules import changes, resemble
+from istio_iptables.differences.rules import diff_rules, resemble
 from istio_iptables.differences.sequence import align
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.netfilter.model import TABLES, Chain, Family, Rule, Ruleset, Table, is_built_in
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
 
-__all__ = ["Difference", "Kind", "Ours", "beside", "differences", "everything"]
+__all__ = ["ChangeKind", "Difference", "Ownership", "diff_network", "diff_rulesets", "everything"]
 
 
 #: How rules end that are nobody's jump or mark, however they are spelt.
 _VERDICTS = ("-j ACCEPT", "-j DROP")
 
 
-class Kind(Enum):
+class ChangeKind(Enum):
     """What is different about a rule; the value is the word for it in text and JSON."""
 
     MISSING = "missing"
@@ -34,11 +34,11 @@ class Kind(Enum):
     MOVED = "moved"
     CHANGED = "changed"
     #: Not ours, but it decides before our rules are asked.
-    STRANGER = "stranger"
+    FOREIGN = "foreign"
 
 
-class Ours(Protocol):
-    """Which part of one table is to be compared; the rest is a stranger's."""
+class Ownership(Protocol):
+    """Which part of one table is to be compared; the rest is foreign."""
 
     @property
     def own_chains(self) -> Collection[str]:
@@ -52,7 +52,7 @@ class Ours(Protocol):
 class Difference(NamedTuple):
     """One difference; *text* is the rule (or chain, route, address) that it is about."""
 
-    kind: Kind
+    kind: ChangeKind
     family: Family
     #: "" for a route or an address.
     table: str
@@ -62,7 +62,7 @@ class Difference(NamedTuple):
     live_number: int | None = None
     #: Where the rule is to stand among the wanted rules of the chain; None for none.
     wanted_number: int | None = None
-    #: What is different inside the rule, or what makes a stranger's rule matter.
+    #: What is different inside the rule, or what makes a foreign rule matter.
     details: tuple[str, ...] = ()
     #: Why the wanted rule is wanted; "" if nobody said.
     reason: str = ""
@@ -71,7 +71,7 @@ class Difference(NamedTuple):
     def line(self) -> str:
         """The difference in one line."""
         where = " ".join(filter(None, (self.table, self.chain)))
-        if self.kind is Kind.MOVED:
+        if self.kind is ChangeKind.MOVED:
             number = f" rule {self.live_number} (should be {self.wanted_number})"
         else:
             at = self.wanted_number if self.live_number is None else self.live_number
@@ -83,12 +83,12 @@ class Difference(NamedTuple):
     def lines(self) -> tuple[str, ...]:
         """The line, what differs inside, and the reason of what is missing, each on its own."""
         more = [*self.details]
-        if self.reason and self.kind is not Kind.EXTRA:
+        if self.reason and self.kind is not ChangeKind.EXTRA:
             more.append(self.reason)
         return (self.line, *(f"    {text}" for text in more))
 
 
-def everything(table: Table) -> Ours:
+def everything(table: Table) -> Ownership:
     """All of a table as ours: to compare two whole rulesets."""
     return _Everything(
         tuple(chain.name for chain in table.chains if not is_built_in(table.name, chain.name)),
@@ -105,15 +105,15 @@ class _Everything(NamedTuple):
     shared: dict[str, dict[int, None]]
 
 
-def differences(
+def diff_rulesets(
     live: Iterable[Ruleset],
     wanted: Iterable[Ruleset],
-    ours: Callable[[Table], Ours] = everything,
+    ours: Callable[[Table], Ownership] = everything,
 ) -> tuple[Difference, ...]:
     """What has to happen to *live* to become *wanted*, in the order of the rules.
 
     *ours* tells which part of a live table counts; a rule that *wanted* has in the same chain
-    counts in any case. Strangers' rules are only told where they stand before ours.
+    counts in any case. Foreign rules are only told where they stand before ours.
     """
     live, wanted = tuple(live), tuple(wanted)
     found: list[Difference] = []
@@ -140,7 +140,7 @@ class _Comparison:
     """Compares one table with what it should be."""
 
     def __init__(
-        self, family: Family, live: Table, wanted: Table, ours: Callable[[Table], Ours]
+        self, family: Family, live: Table, wanted: Table, ours: Callable[[Table], Ownership]
     ) -> None:
         self._family = family
         self._table = live.name
@@ -183,7 +183,7 @@ class _Comparison:
     def _own_chain(self, name: str) -> Iterator[Difference]:
         live, wanted = self._live.get(name), self._wanted.get(name)
         if live is None or wanted is None:
-            kind = Kind.MISSING if live is None else Kind.EXTRA
+            kind = ChangeKind.MISSING if live is None else ChangeKind.EXTRA
             yield Difference(kind, self._family, self._table, name, f"-N {name}")
         rules = live.rules if live else ()
         yield from self._rules(name, rules, range(len(rules)), wanted.rules if wanted else ())
@@ -207,17 +207,17 @@ class _Comparison:
             return
         policy = wanted.policy if wanted else None
         if policy is not None and live.policy is not None and live.policy != policy:
-            yield self._stranger(name, f":{name} {live.policy}", None, f"the policy was {policy}")
+            yield self._foreign(name, f":{name} {live.policy}", None, f"the policy was {policy}")
         start = 0
         for after in sorted(numbers):
             detail = f"stands before our rule {after + 1}: {_text(name, rules[after])}"
             for number in range(start, after):
-                yield self._stranger(name, _text(name, rules[number]), number + 1, detail)
+                yield self._foreign(name, _text(name, rules[number]), number + 1, detail)
             start = after + 1
 
-    def _stranger(self, chain: str, text: str, number: int | None, detail: str) -> Difference:
+    def _foreign(self, chain: str, text: str, number: int | None, detail: str) -> Difference:
         return Difference(
-            Kind.STRANGER,
+            ChangeKind.FOREIGN,
             self._family,
             self._table,
             chain,
@@ -245,15 +245,15 @@ class _Comparison:
             wanted_number = None if right is None else right + 1
             details: tuple[str, ...] = ()
             if new is None:
-                kind, text = Kind.EXTRA, _text(chain, old)
+                kind, text = ChangeKind.EXTRA, _text(chain, old)
             elif old is None:
-                kind, text = Kind.MISSING, _text(chain, new)
+                kind, text = ChangeKind.MISSING, _text(chain, new)
             elif self._key(old) == self._key(new):
-                kind, text = Kind.MOVED, _text(chain, old)
+                kind, text = ChangeKind.MOVED, _text(chain, old)
             else:
-                kind, text = Kind.CHANGED, _text(chain, old)
+                kind, text = ChangeKind.CHANGED, _text(chain, old)
                 details = (
-                    *changes(canonical(old, self._family), canonical(new, self._family)),
+                    *diff_rules(canonical(old, self._family), canonical(new, self._family)),
                     f"should be {_text(chain, new)}",
                 )
             yield Difference(
@@ -274,10 +274,13 @@ def _text(chain: str, rule: Rule | None) -> str:
     return f"-A {chain} {text}" if text else f"-A {chain}"
 
 
-def beside(live: Plan, wanted: Plan) -> tuple[Difference, ...]:
+def diff_network(live: Plan, wanted: Plan) -> tuple[Difference, ...]:
     """The differences of routes and addresses: what stands beside the rules."""
     found: list[Difference] = []
-    for kind, some, others in ((Kind.MISSING, wanted, live), (Kind.EXTRA, live, wanted)):
+    for kind, some, others in (
+        (ChangeKind.MISSING, wanted, live),
+        (ChangeKind.EXTRA, live, wanted),
+    ):
         routes = {(route.family, route.mark, route.table) for route in others.routes}
         addresses = {
             (each.family, each.address, each.prefix, each.interface) for each in others.addresses
@@ -292,6 +295,6 @@ def beside(live: Plan, wanted: Plan) -> tuple[Difference, ...]:
     return tuple(found)
 
 
-def _beside(kind: Kind, item: PolicyRoute | InterfaceAddress) -> Iterator[Difference]:
+def _beside(kind: ChangeKind, item: PolicyRoute | InterfaceAddress) -> Iterator[Difference]:
     for command in item.commands:
         yield Difference(kind, item.family, "", "", " ".join(command), reason=item.reason)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from istio_iptables.settings.config import Config
     from istio_iptables.trace.hooks import Outcome
 
-__all__ = ["Verdict", "judge"]
+__all__ = ["Verdict", "describe"]
 
 
 #: Targets that drop nothing: a packet ends behind them for want of a route.
@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
     captured: str | None = None
 
 
-def judge(outcome: Outcome, config: Config) -> Verdict:
+def describe(outcome: Outcome, config: Config) -> Verdict:
     """What *outcome* means in a mesh with these settings."""
     packet = outcome.packet
     if outcome.end is End.DROPPED:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.istio.capture import judge
-from istio_iptables.istio.ownership import recognise
+from istio_iptables.istio.capture import describe
+from istio_iptables.istio.ownership import find_owned
 from istio_iptables.istio.rules import IN_REDIRECT, OUTPUT, REDIRECT
 from istio_iptables.netfilter.fieldvalues import number
 from istio_iptables.netfilter.model import Family
-from istio_iptables.netfilter.packet import Packet, World, is_loopback, loopback
+from istio_iptables.netfilter.packet import Packet, Surroundings, is_loopback, loopback
 from istio_iptables.settings.config import uncaptured_ipv6
+from istio_iptables.settings.converters import MAX_ID
 from istio_iptables.settings.types import ALL, IdRange, Mode
 from istio_iptables.trace.hooks import trace
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ELSEWHERE",
     "POD",
-    "Fault",
     "Finding",
+    "FindingKind",
     "escape",
     "findings",
     "left_out_live",
@@ -48,7 +49,7 @@ _TCP, _UDP = 6, 17
 _MOST_IDS = 4
 
 
-class Fault(Enum):
+class FindingKind(Enum):
     """What is wrong; the value is its name in JSON."""
 
     LOOP = "loop"
@@ -58,7 +59,7 @@ class Fault(Enum):
 class Finding(NamedTuple):
     """One fault, the rule that decides it, and a packet that shows it."""
 
-    fault: Fault
+    fault: FindingKind
     family: Family
     #: The rule's place, such as ``nat ISTIO_OUTPUT 9``.
     place: str
@@ -80,18 +81,18 @@ def findings(
     A fault is told once for each rule that makes it.
     """
     applications = tuple(applications)
-    found: dict[tuple[Fault, Family, str], Finding] = {}
+    found: dict[tuple[FindingKind, Family, str], Finding] = {}
     for ruleset in rulesets:
         if not any(len(table.chains) for table in ruleset.tables):
             continue
-        world = World(None, routes)
+        world = Surroundings(None, routes)
         probe = _Probe(ruleset, world, config)
         for finding in (*probe.loops(), *probe.escapes(applications)):
             found.setdefault((finding.fault, finding.family, finding.place), finding)
     return tuple(found.values())
 
 
-def escape(ruleset: Ruleset, packet: Packet, world: World, config: Config) -> Finding | None:
+def escape(ruleset: Ruleset, packet: Packet, world: Surroundings, config: Config) -> Finding | None:
     """The fault that *packet* is not captured only because its sender has the proxy's user.
 
     The proxy's users and groups are those that the rules name.
@@ -129,7 +130,7 @@ def with_proxies_of(config: Config, rulesets: Iterable[Ruleset]) -> Config:
 def left_out_live(rulesets: Iterable[Ruleset], addresses: Iterable[str]) -> list[str]:
     """What a namespace with these rules and addresses leaves uncaptured: IPv6, if it does."""
     ours = {
-        ruleset.family for ruleset in rulesets if any(recognise(each) for each in ruleset.tables)
+        ruleset.family for ruleset in rulesets if any(find_owned(each) for each in ruleset.tables)
     }
     return uncaptured_ipv6(addresses, "--dual-stack") if ours == {Family.IPV4} else []
 
@@ -137,19 +138,23 @@ def left_out_live(rulesets: Iterable[Ruleset], addresses: Iterable[str]) -> list
 class _Probe:
     """Sends example packets through the rules of one family."""
 
-    def __init__(self, ruleset: Ruleset, world: World, config: Config) -> None:
+    def __init__(self, ruleset: Ruleset, world: Surroundings, config: Config) -> None:
         self._ruleset, self._world, self._config = ruleset, world, config
         self._family = ruleset.family
         self._nobody = self._unused()
 
     def _unused(self) -> int:
-        """An id that no setting names."""
+        """An id that no setting names, if there is one; ids have 32 bits, the last is no id."""
         config = self._config
-        ranges = [*config.proxy_uids, *config.proxy_gids, *config.owner_groups_exclude]
         if config.owner_groups is not ALL:
             return config.owner_groups[0].first if config.owner_groups else 64999
-        taken = set(ranges)
-        return next(identity for identity in range(64999, 0, -1) if not _within(identity, taken))
+        taken = {*config.proxy_uids, *config.proxy_gids, *config.owner_groups_exclude}
+        # Where the ranges cover the usual one, the ids next to them are the only ones to try.
+        beside = (each for ids in taken for each in (ids.first - 1, ids.last + 1))
+        return next(
+            (each for each in (64999, *beside) if 0 < each <= MAX_ID and not _within(each, taken)),
+            64999,
+        )
 
     # Envoy's own traffic.
 
@@ -158,12 +163,12 @@ class _Probe:
         for uid, gid in self._proxies():
             for packet, what in self._of_envoy(uid, gid):
                 for outcome in trace(self._ruleset, packet, self._world).outcomes:
-                    verdict = judge(outcome, self._config)
+                    verdict = describe(outcome, self._config)
                     if verdict.captured is None or outcome.assumptions:
                         continue
                     step = _decisive(outcome)
                     yield self._finding(
-                        Fault.LOOP,
+                        FindingKind.LOOP,
                         step,
                         packet,
                         f"{what} would be sent back: {verdict.text}",
@@ -271,13 +276,13 @@ class _Probe:
             return None
         outcome = trace(self._ruleset, packet, self._world).outcomes[0]
         what = f"an application that runs as the proxy's {' and '.join(names)} escapes"
-        return self._finding(Fault.ESCAPE, _decisive(outcome), packet, what)
+        return self._finding(FindingKind.ESCAPE, _decisive(outcome), packet, what)
 
     def _captured(self, packet: Packet) -> bool:
         outcomes = trace(self._ruleset, packet, self._world).outcomes
-        return any(judge(each, self._config).captured for each in outcomes)
+        return any(describe(each, self._config).captured for each in outcomes)
 
-    def _finding(self, fault: Fault, step: Step, packet: Packet, what: str) -> Finding:
+    def _finding(self, fault: FindingKind, step: Step, packet: Packet, what: str) -> Finding:
         place = f"{step.table} {step.chain} {'policy' if step.number is None else step.number}"
         source, destination = packet.endpoints
         example = (

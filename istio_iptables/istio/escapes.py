@@ -1,7 +1,7 @@
 """What a plan lets past Envoy, or sends back to it: told by every command that works on a plan.
 
 Most of it can be told from the settings. Only where Envoy's traffic or that of a usual
-application may really be at stake are example packets followed through the rules (``loops``),
+application may really be at stake are example packets followed through the rules (``checks``),
 which takes longer than all the rest of a dry run.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from istio_iptables.settings.converters import MAX_ID
 from istio_iptables.settings.types import ALL, IPV4, IPV6, Mode
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def plan_warnings(
 
 
 def worth_following(config: Config) -> bool:
-    """Whether ``loops.findings`` can find anything in the plan of *config*.
+    """Whether ``checks.findings`` can find anything in the plan of *config*.
 
     Under REDIRECT the rules about the proxy's users and groups come before every rule that
     captures, so what Envoy sends comes back only where its own loopback address is not excepted.
@@ -85,7 +86,10 @@ def _all_excluded(config: Config, values: Mapping[str, Value]) -> str:
     """Which setting keeps everything outbound from being captured, DNS too; "" for none."""
     if not config.owner_groups:
         return f"{values['istio_outbound_owner_groups'].label} is empty"
-    if _every_port(config.outbound_ports_exclude):
+    for name, ids in (("proxy_uid", config.proxy_uids), ("proxy_gid", config.proxy_gids)):
+        if _covers(ids, 0, MAX_ID):
+            return f"{values[name].label} names everyone"
+    if _covers(config.outbound_ports_exclude, 1, _LAST_PORT):
         return f"{values['istio_local_outbound_ports_exclude'].label} excludes every port"
     return _no_interface(config, values)
 
@@ -104,7 +108,7 @@ def _no_destination(config: Config, values: Mapping[str, Value]) -> str:
 def _no_inbound(config: Config, values: Mapping[str, Value]) -> str:
     if not config.inbound_ports:
         return f"{values['istio_inbound_ports'].label} is empty"
-    if config.inbound_ports is ALL and _every_port(config.inbound_ports_exclude):
+    if config.inbound_ports is ALL and _covers(config.inbound_ports_exclude, 1, _LAST_PORT):
         return f"{values['istio_local_exclude_ports'].label} excludes every port"
     return _no_interface(config, values)
 
@@ -115,11 +119,11 @@ def _no_interface(config: Config, values: Mapping[str, Value]) -> str:
     return ""
 
 
-def _every_port(ports: Iterable[PortRange]) -> bool:
-    """Whether *ports* hold every port that a connection can have."""
-    following = 1
-    for each in sorted(ports):
+def _covers(ranges: Iterable[PortRange | IdRange], first: int, last: int) -> bool:
+    """Whether *ranges* together hold every number from *first* to *last*."""
+    following = first
+    for each in sorted(ranges):
         if each.first > following:
             return False
         following = max(following, each.last + 1)
-    return following > _LAST_PORT
+    return following > last

@@ -13,9 +13,9 @@ Undo needs no memory, so this has to tell from the rules alone:
 * ``-i K -j RETURN`` spares a virtual interface: ours right behind the rules that send K's
   traffic to ISTIO_REDIRECT, or without these at the very head of nat's PREROUTING.
 
-A stranger's own chain may jump to ours: that rule stays, unless the chain it jumps to goes.
+A foreign chain may jump to ours: that rule stays, unless the chain it jumps to goes.
 
-Where this ends: a stranger's bare RETURN for an interface that stands exactly in one of those
+Where this ends: a foreign bare RETURN for an interface that stands exactly in one of those
 places, in a namespace that also has our chains, can't be told from ours. Nothing else can be
 mistaken, and in a table without chains, jumps or marks of ours nothing is ours. Chains of
 Istio's ambient mode have such names too and count as ours.
@@ -26,7 +26,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.istio.rules import CHAIN_PREFIX, OUTBOUND_MARK, REDIRECT
-from istio_iptables.netfilter.edits import Place
+from istio_iptables.netfilter.edits import Position
 from istio_iptables.netfilter.model import Ruleset, Table, is_built_in
 
 if TYPE_CHECKING:
@@ -34,31 +34,31 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.model import Rule
 
-__all__ = ["Ours", "extract", "recognise"]
+__all__ = ["Owned", "find_owned", "only_owned"]
 
 
-class Ours(NamedTuple):
+class Owned(NamedTuple):
     """Our part of one table."""
 
     #: The chains that are ours altogether.
     own_chains: tuple[str, ...]
     #: In each built-in chain: the numbers (from 0) of our rules, and their places.
-    shared: Mapping[str, Mapping[int, Place]]
+    shared: Mapping[str, Mapping[int, Position]]
 
     def __bool__(self) -> bool:
         return bool(self.own_chains or self.shared)
 
 
-def recognise(table: Table | None) -> Ours:
+def find_owned(table: Table | None) -> Owned:
     """Our part of *table*; nothing for None."""
     if table is None:
-        return Ours((), {})
+        return Owned((), {})
     own = tuple(chain.name for chain in table.chains if chain.name.startswith(CHAIN_PREFIX))
-    shared: dict[str, dict[int, Place]] = {}
+    shared: dict[str, dict[int, Position]] = {}
     for chain in table.chains:
         if is_built_in(table.name, chain.name):
             jumps = {
-                number: Place.HEAD if _rerouted(chain.name, rule) else Place.TAIL
+                number: Position.HEAD if _rerouted(chain.name, rule) else Position.TAIL
                 for number, rule in enumerate(chain.rules)
                 if _jumps_to_us(rule)
             }
@@ -71,17 +71,17 @@ def recognise(table: Table | None) -> Ours:
         _add_excluded(table, shared)
         if table.name == "nat":
             _add_virtual(table, shared)
-    return Ours(own, {chain: dict(sorted(rules.items())) for chain, rules in shared.items()})
+    return Owned(own, {chain: dict(sorted(rules.items())) for chain, rules in shared.items()})
 
 
-def extract(ruleset: Ruleset) -> Ruleset:
+def only_owned(ruleset: Ruleset) -> Ruleset:
     """*ruleset* without what is not ours: to be compared with a plan's.
 
     Built-in chains stay, with our rules only; tables with nothing of ours are left out.
     """
     tables = []
     for table in ruleset.tables:
-        ours = recognise(table)
+        ours = find_owned(table)
         if not ours:
             continue
         chains = tuple(
@@ -122,7 +122,7 @@ def _mark(rule: Rule, match: str) -> str | None:
     return option.values[0] if option and option.values and not option.negated else None
 
 
-def _add_marks(table: Table, shared: dict[str, dict[int, Place]]) -> None:
+def _add_marks(table: Table, shared: dict[str, dict[int, Position]]) -> None:
     """TPROXY's rules in PREROUTING and OUTPUT: they belong together by their mark."""
     output = table.chain("OUTPUT")
     prerouting = table.chain("PREROUTING")
@@ -135,8 +135,8 @@ def _add_marks(table: Table, shared: dict[str, dict[int, Place]]) -> None:
         first, last = kept[mark], restored[mark]
         between = range(first + 1, last)
         calls = (number for number in between if _is_outbound_mark(output.rules[number]))
-        shared.setdefault("PREROUTING", {})[saved[mark]] = Place.TAIL
-        shared.setdefault("OUTPUT", {}).update(dict.fromkeys((first, *calls, last), Place.TAIL))
+        shared.setdefault("PREROUTING", {})[saved[mark]] = Position.TAIL
+        shared.setdefault("OUTPUT", {}).update(dict.fromkeys((first, *calls, last), Position.TAIL))
 
 
 def _numbers_by_mark(
@@ -172,14 +172,14 @@ def _bare_return(rule: Rule, *, inbound: bool) -> str | None:
     return (term.value if term else "+") if rule.text == text else None
 
 
-def _add_excluded(table: Table, shared: dict[str, dict[int, Place]]) -> None:
+def _add_excluded(table: Table, shared: dict[str, dict[int, Position]]) -> None:
     """Excluded interfaces, by where Istio's order puts them."""
     output = table.chain("OUTPUT")
     prerouting = table.chain("PREROUTING")
     if output is None or prerouting is None:
         return
     anchor = min(
-        (number for number, place in shared.get("OUTPUT", {}).items() if place is Place.TAIL),
+        (number for number, place in shared.get("OUTPUT", {}).items() if place is Position.TAIL),
         default=None,
     )
     if anchor is None:
@@ -193,23 +193,23 @@ def _add_excluded(table: Table, shared: dict[str, dict[int, Place]]) -> None:
         return
     placed = shared.get("PREROUTING", {})
     end = min(
-        (number for number, place in placed.items() if place is Place.TAIL),
+        (number for number, place in placed.items() if place is Position.TAIL),
         default=len(prerouting.rules),
     )
     free = [number for number in range(end) if number not in placed]
     found = _last_run(prerouting.rules, free, names)
     count = len(found)
-    # A stranger's pair may stand before ours: as many as are paired, counted from our jump.
+    # A foreign pair may stand before ours: as many as are paired, counted from our jump.
     for number in range(anchor - count, anchor):
-        shared["OUTPUT"][number] = Place.TAIL
+        shared["OUTPUT"][number] = Position.TAIL
     for number in found:
-        shared.setdefault("PREROUTING", {})[number] = Place.TAIL
+        shared.setdefault("PREROUTING", {})[number] = Position.TAIL
 
 
 def _last_run(rules: tuple[Rule, ...], free: list[int], names: list[str]) -> list[int]:
     """The numbers of the ``-i X -j RETURN`` for the longest tail of *names* that ends *free*.
 
-    What strangers added behind (there is no jump of ours to end the run) is passed over.
+    Foreign rules behind it (there is no jump of ours to end the run) are passed over.
     """
     for end in range(len(free), 0, -1):
         found: list[int] = []
@@ -223,19 +223,19 @@ def _last_run(rules: tuple[Rule, ...], free: list[int], names: list[str]) -> lis
     return []
 
 
-def _add_virtual(table: Table, shared: dict[str, dict[int, Place]]) -> None:
+def _add_virtual(table: Table, shared: dict[str, dict[int, Position]]) -> None:
     """What spares virtual interfaces: behind what sends them to Envoy, else at the very head."""
     prerouting = table.chain("PREROUTING")
     rules = prerouting.rules if prerouting else ()
     placed = shared.get("PREROUTING", {})
-    rerouted = [number for number, place in placed.items() if place is Place.HEAD]
+    rerouted = [number for number, place in placed.items() if place is Position.HEAD]
     names = {_interface(rules[number]) for number in rerouted}
     for number in range(max(rerouted, default=-1) + 1, len(rules)):
         name = None if number in placed else _bare_return(rules[number], inbound=True)
-        # A stranger may stand before ours, but not between a jump and the RETURN that goes with it.
+        # Foreign rules may stand before ours, but not between a jump and the RETURN that goes with it.
         if name is None or (name not in names if rerouted else name == "+"):
             break
-        shared.setdefault("PREROUTING", {})[number] = Place.HEAD
+        shared.setdefault("PREROUTING", {})[number] = Position.HEAD
 
 
 def _interface(rule: Rule) -> str:

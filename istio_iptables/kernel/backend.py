@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Backend",
     "Choice",
-    "Fault",
     "Reading",
     "Transaction",
+    "UnusableTable",
     "choose",
     "has_our_chains",
     "hidden_legacy_tables",
@@ -60,7 +60,7 @@ class Transaction(Protocol):
         """Let go of what a transaction holds, committed or not."""
 
 
-class Fault(NamedTuple):
+class UnusableTable(NamedTuple):
     """A table that can't be read, or whose rules can't be put in or have no effect."""
 
     family: Family
@@ -86,10 +86,10 @@ class Reading(NamedTuple):
 
     #: Without the tables that can't be read.
     ruleset: Ruleset
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[UnusableTable, ...] = ()
 
     @property
-    def unread(self) -> tuple[Fault, ...]:
+    def unread(self) -> tuple[UnusableTable, ...]:
         """The tables that can't be read."""
         return tuple(fault for fault in self.faults if fault.unread)
 
@@ -149,7 +149,7 @@ def has_our_chains(names: Iterable[str]) -> bool:
     return any(name.startswith(CHAIN_PREFIX) for name in names)
 
 
-def refuse(faults: Iterable[Fault], wanted: Collection[str] = ()) -> None:
+def refuse(faults: Iterable[UnusableTable], wanted: Collection[str] = ()) -> None:
     """Raise KernelRefused for what is in the way of reading ours and of using the tables *wanted*."""
     lines = [
         fault.reason for fault in faults if (fault.unread and fault.ours) or fault.table in wanted

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import Differs, KernelRefused
 from istio_iptables.interrupts import held
-from istio_iptables.istio.ownership import extract, recognise
+from istio_iptables.istio.ownership import find_owned, only_owned
 from istio_iptables.istio.plan import build_address
 from istio_iptables.istio.rules import DIVERT
 from istio_iptables.kernel import routes
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     #: Is shown the rulesets of both backends.
     Look = Callable[[Sequence[Ruleset]], None]
 
-__all__ = ["Where", "clean", "install"]
+__all__ = ["InstallOptions", "clean", "install"]
 
 
-class Where(NamedTuple):
+class InstallOptions(NamedTuple):
     """The network namespace to work in, and how."""
 
     #: A name under /run/netns or a path; "" is the current one.
@@ -51,7 +51,7 @@ class Where(NamedTuple):
     pod_lock: bool = False
 
 
-_HERE = Where()
+_HERE = InstallOptions()
 _EMPTY = Plan(())
 _TABLES = ("raw", "mangle", "nat")
 _NOTHING: Mapping[str, list[_Step]] = MappingProxyType({})
@@ -101,7 +101,7 @@ class _Prepared(NamedTuple):
 def install(
     plan: Plan,
     tell: Callable[[str], None],
-    where: Where = _HERE,
+    where: InstallOptions = _HERE,
     *,
     replace: bool = False,
     look: Look | None = None,
@@ -119,7 +119,7 @@ def install(
         retrying(lambda: _install(plan, choose(where.backend), tell, replace=replace, look=look))
 
 
-def clean(tell: Callable[[str], None], where: Where = _HERE) -> None:
+def clean(tell: Callable[[str], None], where: InstallOptions = _HERE) -> None:
     """Remove our rules of both backends and families, the routes and the address.
 
     It goes by what is there and needs to know nothing of how that was installed. Raises
@@ -202,7 +202,7 @@ def _clean(choice: Choice, tell: Callable[[str], None]) -> None:
         removals = _removals(prepared, old_routes, old_addresses)
         steps = _table_steps(prepared, [*changes, *elsewhere], ("raw", "mangle", "nat"), removals)
         _carry_out([*steps, *_forget(choice, _EMPTY, tell)])
-    count = sum(len(extract(ruleset).tables) for ruleset in live) + len(elsewhere)
+    count = sum(len(only_owned(ruleset).tables) for ruleset in live) + len(elsewhere)
     tell(f"removed our rules from {count} table{'' if count == 1 else 's'}")
 
 
@@ -256,7 +256,7 @@ def _changes(backend: Backend, live: Sequence[Ruleset], plan: Plan) -> list[_Cha
         names = [table.name for table in (*ruleset.tables, *planned.tables)]
         for name in dict.fromkeys(names):
             there = ruleset.table(name)
-            ours = recognise(there)
+            ours = find_owned(there)
             steps = edits(name, there, planned.table(name), ours.shared, ours.own_chains)
             if steps and not _means_the_same(ruleset, planned, name):
                 wanted_table = planned.table(name)
@@ -266,7 +266,7 @@ def _changes(backend: Backend, live: Sequence[Ruleset], plan: Plan) -> list[_Cha
 
 def _means_the_same(live: Ruleset, planned: Ruleset, name: str) -> bool:
     """Whether our rules in a table differ in their spelling alone: another iptables, other words."""
-    there, wanted = extract(live).table(name), planned.table(name)
+    there, wanted = only_owned(live).table(name), planned.table(name)
     if there is None or wanted is None:
         return False
     from istio_iptables.netfilter.canonical import canonical
@@ -289,7 +289,7 @@ def _other_changes(choice: Choice, rulesets: Sequence[Ruleset]) -> list[_Change]
 
 def _only_adds(change: _Change) -> bool:
     """Whether there was nothing of ours in the table: a first install, or an interrupted one."""
-    return not recognise(change.live)
+    return not find_owned(change.live)
 
 
 def _uses_tproxy(plan: Plan) -> bool:
@@ -326,7 +326,7 @@ def _our_addresses(live: Sequence[Ruleset], elsewhere: Sequence[_Change]) -> lis
     """The ::6 address, if IPv6 rules of ours are there that go with it."""
     address = build_address()
     found = any(
-        recognise(table)
+        find_owned(table)
         for ruleset in live
         for table in ruleset.tables
         if ruleset.family is address.family
@@ -385,7 +385,7 @@ def _commit(change: _Change, transaction: Transaction) -> None:
 
 def _is_made(change: _Change) -> bool:
     now = change.backend.read(change.family).table(change.table)
-    ours = recognise(now)
+    ours = find_owned(now)
     return not edits(change.table, now, change.planned, ours.shared, ours.own_chains)
 
 
@@ -413,8 +413,8 @@ def _way_back(change: _Change, now: Table | None) -> tuple[Edit, ...]:
     if live and _rules(now) == _rules(apply(live, change.steps)):
         return undo(live, change.steps)
     # Somebody else has changed the table too: only our part of it goes back.
-    ours = recognise(now)
-    before = extract(Ruleset(change.family, (live,) if live else ()))
+    ours = find_owned(now)
+    before = only_owned(Ruleset(change.family, (live,) if live else ()))
     return edits(change.table, now, before.table(change.table), ours.shared, ours.own_chains)
 
 
@@ -484,11 +484,11 @@ def _differences(
     # Where the chosen backend has nothing of ours, all of the plan is missing: no need to list it.
     lines = [
         difference.line
-        for difference in drift.differences(live, plan.rulesets, recognise)
-        if difference.kind is not drift.Kind.STRANGER
-        and any(extract(ruleset).tables for ruleset in live)
+        for difference in drift.diff_rulesets(live, plan.rulesets, find_owned)
+        if difference.kind is not drift.ChangeKind.FOREIGN
+        and any(only_owned(ruleset).tables for ruleset in live)
     ]
-    lines += (difference.line for difference in drift.beside(old, new))
+    lines += (difference.line for difference in drift.diff_network(old, new))
     if elsewhere:
         tables = [f"{change.family.title} {change.table}" for change in elsewhere]
         lines.append(in_other_backend(elsewhere[0].backend.name, tables))

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from istio_iptables.errors import KernelRefused, SaveFileError
 from istio_iptables.kernel.backend import (
-    Fault,
     Reading,
+    UnusableTable,
     has_our_chains,
     hidden_legacy_tables,
     legacy_tables,
@@ -137,7 +137,7 @@ class Legacy:
     def look(self, family: Family) -> Reading:
         """The tables this namespace has, rules as iptables-legacy-save prints them."""
         tables: list[Table] = []
-        faults: list[Fault] = []
+        faults: list[UnusableTable] = []
         for name in legacy_tables(family) or ():
             handle = _Handle(family, name)
             try:
@@ -149,7 +149,7 @@ class Legacy:
                     f"the {family.title} table {name} (legacy) can't be read:"
                     f" {'; '.join(error.lines)}"
                 )
-                faults.append(Fault(family, name, self.name, reason, ours, unread=True))
+                faults.append(UnusableTable(family, name, self.name, reason, ours, unread=True))
             finally:
                 handle.close()
         for name in hidden_legacy_tables(family):
@@ -157,7 +157,7 @@ class Legacy:
                 f"the {family.title} table {name} (legacy) may be there or not: the kernel tells user"
                 " 0 and group 0 alone"
             )
-            faults.append(Fault(family, name, self.name, reason, ours=False, unread=True))
+            faults.append(UnusableTable(family, name, self.name, reason, ours=False, unread=True))
         return Reading(Ruleset(family, tuple(tables)), tuple(faults))
 
     def read(self, family: Family, wanted: Collection[str] = ()) -> Ruleset:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from istio_iptables.errors import KernelRefused, SaveFileError
 from istio_iptables.kernel import nftables, nftbatch
-from istio_iptables.kernel.backend import Fault, Reading, has_our_chains, refuse
+from istio_iptables.kernel.backend import Reading, UnusableTable, has_our_chains, refuse
 from istio_iptables.kernel.programs import ProgramFailed, run
 from istio_iptables.netfilter.edits import restore_lines
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS, TABLES, Family, Match, Ruleset, Target
@@ -54,7 +54,7 @@ class Nft:
         chains = nftables.chains(family.number)
         doubtful = _doubtful(family)
         tables: list[Table] = []
-        faults: list[Fault] = []
+        faults: list[UnusableTable] = []
         for name in names:
             ours = has_our_chains(chain.name for chain in chains if chain.table == name)
             what = f"the {family.title} table {name} (nft)"
@@ -65,7 +65,7 @@ class Nft:
                 if error.busy:
                     raise
                 reason = _why_unread(family, name, error, ours=ours)
-                faults.append(Fault(family, name, self.name, reason, ours, unread=True))
+                faults.append(UnusableTable(family, name, self.name, reason, ours, unread=True))
                 continue
             tables.append(found)
             table = there[name]
@@ -76,7 +76,9 @@ class Nft:
                     else f"{what} is owned by another process (netlink port {table.owner}),"
                     " which alone may change it"
                 )
-                faults.append(Fault(family, name, self.name, reason, ours, dormant=table.dormant))
+                faults.append(
+                    UnusableTable(family, name, self.name, reason, ours, dormant=table.dormant)
+                )
         return Reading(Ruleset(family, tuple(tables)), tuple(faults))
 
     def read(self, family: Family, wanted: Collection[str] = ()) -> Ruleset:

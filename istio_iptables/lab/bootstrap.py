@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from istio_iptables.lab.nodes import From, Listener, Proxy, Upstream
+from istio_iptables.lab.nodes import Listener, Proxy, SourceAddress, Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,7 +75,7 @@ def _listener(proxy: Proxy, listener: Listener) -> _Json:
         filters.append(
             _typed("envoy.filters.listener.original_dst", "listener.original_dst.v3.OriginalDst")
         )
-        if listener.source is From.CLIENT:
+        if listener.source is SourceAddress.CLIENT:
             filters.append(
                 _typed(
                     "envoy.filters.listener.original_src",
@@ -205,7 +205,7 @@ def _original_cluster(listener: Listener) -> _Json:
         "typed_extension_protocol_options": _ONE_REQUEST,
     }
     # Istio binds under TPROXY too, where the client's address takes precedence.
-    if listener.source is not From.ANY:
+    if listener.source is not SourceAddress.ANY:
         cluster["upstream_bind_config"] = {
             "source_address": {"address": "127.0.0.6", "port_value": 0},
             "extra_source_addresses": [{"address": {"address": "::6", "port_value": 0}}],

@@ -12,13 +12,13 @@ from typing import NamedTuple
 from istio_iptables.errors import KernelRefused
 from istio_iptables.lab.messages import dns_query, dns_seen, http_request, is_complete, read_http
 
-__all__ = ["Kind", "Request", "Seen", "send"]
+__all__ = ["Request", "RequestKind", "Seen", "send"]
 
 _PATIENCE_SECONDS = 5.0
 _LENGTH_BYTES = 2
 
 
-class Kind(Enum):
+class RequestKind(Enum):
     """What is sent; the value is for people."""
 
     HTTP = "HTTP"
@@ -30,13 +30,13 @@ class Kind(Enum):
     @property
     def protocol(self) -> int:
         """The number of the protocol below."""
-        return socket.IPPROTO_UDP if self is Kind.DNS_UDP else socket.IPPROTO_TCP
+        return socket.IPPROTO_UDP if self is RequestKind.DNS_UDP else socket.IPPROTO_TCP
 
 
 class Request(NamedTuple):
     """What is sent to where, so many times at once."""
 
-    kind: Kind
+    kind: RequestKind
     address: str
     port: int
     path: str = "/"
@@ -90,7 +90,7 @@ async def _exchange(
 ) -> Seen:
     loop = asyncio.get_running_loop()
     family = socket.AF_INET6 if ":" in request.address else socket.AF_INET
-    datagrams = request.kind is Kind.DNS_UDP
+    datagrams = request.kind is RequestKind.DNS_UDP
     with socket.socket(family, socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM) as ours:
         ours.setblocking(False)  # noqa: FBT003 - socket's own
         await loop.sock_connect(ours, (request.address, request.port))
@@ -99,7 +99,7 @@ async def _exchange(
             everyone.set()
         # All connections are open at once before anything is asked on one.
         await everyone.wait()
-        if request.kind in {Kind.HTTP, Kind.PLAIN_HTTP}:
+        if request.kind in {RequestKind.HTTP, RequestKind.PLAIN_HTTP}:
             await loop.sock_sendall(ours, http_request(request.path, request.address))
             text = b""
             # Envoy keeps a connection open for a second behind an answer of its own.
@@ -117,12 +117,12 @@ async def _exchange(
         return Seen(*dns_seen(text[_LENGTH_BYTES:], number))
 
 
-def _http_seen(kind: Kind, text: bytes) -> Seen:
+def _http_seen(kind: RequestKind, text: bytes) -> Seen:
     response = read_http(text)
     if response.status != 200:  # noqa: PLR2004 - OK
         said = response.body.decode(errors="replace").strip()[:80]
         return Seen(problem=f"status {response.status}: {said}" if response.status else "no answer")
-    if kind is Kind.PLAIN_HTTP:
+    if kind is RequestKind.PLAIN_HTTP:
         return Seen(server=response.body.decode(errors="replace").split("\n", 1)[0][:40])
     try:
         value = json.loads(response.body)

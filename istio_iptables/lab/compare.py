@@ -4,48 +4,50 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.lab.clients import Kind
+from istio_iptables.lab.clients import RequestKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from istio_iptables.lab.clients import Seen
     from istio_iptables.lab.counters import Counts
-    from istio_iptables.lab.predict import Place, Prediction
-    from istio_iptables.lab.scenarios import Path
+    from istio_iptables.lab.predict import Prediction, RuleAddress
+    from istio_iptables.lab.scenarios import TrafficPath
 
-__all__ = ["Result", "judge", "place_text"]
+__all__ = ["PathResult", "compare", "place_text"]
 
 #: Tables whose counters tell connections: only a connection's first packet is asked about.
 _COUNTS_CONNECTIONS = "nat"
 
 
-class Result(NamedTuple):
+class PathResult(NamedTuple):
     """One path: what was expected, what came, and one line for each difference."""
 
-    path: Path
+    path: TrafficPath
     expected: Prediction
     seen: tuple[Seen, ...]
     counts: Counts
     differences: tuple[str, ...]
 
 
-def judge(path: Path, expected: Prediction, seen: Sequence[Seen], counts: Counts) -> Result:
+def compare(
+    path: TrafficPath, expected: Prediction, seen: Sequence[Seen], counts: Counts
+) -> PathResult:
     """The verdict on one path."""
     differences = [
         *_answers(path, expected, seen),
         *_listeners(path, expected, counts),
         *_rules(path, expected, counts),
     ]
-    return Result(path, expected, tuple(seen), counts, tuple(differences))
+    return PathResult(path, expected, tuple(seen), counts, tuple(differences))
 
 
-def place_text(place: Place) -> str:
+def place_text(place: RuleAddress) -> str:
     """A rule's place as it is written: ``nat ISTIO_OUTPUT 3``."""
     return f"{place.table} {place.chain} {place.number}"
 
 
-def _answers(path: Path, expected: Prediction, seen: Sequence[Seen]) -> list[str]:
+def _answers(path: TrafficPath, expected: Prediction, seen: Sequence[Seen]) -> list[str]:
     if expected.loops:
         return [f"predicted: {expected.problem}"]
     lines = []
@@ -55,19 +57,19 @@ def _answers(path: Path, expected: Prediction, seen: Sequence[Seen]) -> list[str
     return lines
 
 
-def _answer(path: Path, expected: Prediction, seen: Seen) -> list[str]:
+def _answer(path: TrafficPath, expected: Prediction, seen: Seen) -> list[str]:
     """The differences of one answer."""
     if expected.problem or seen.problem:
         if bool(expected.problem) is bool(seen.problem):
             return []
         return [f"{seen.problem or 'an answer'}, predicted {expected.problem or 'an answer'}"]
     pairs = [("answered", seen.server, expected.server), ("peer", seen.peer, expected.peer)]
-    if path.request.kind is Kind.HTTP:
+    if path.request.kind is RequestKind.HTTP:
         pairs += [
             ("hops", ", ".join(seen.hops), ", ".join(expected.hops)),
             ("path", seen.path, expected.path),
         ]
-    if path.request.kind is Kind.PLAIN_HTTP and not expected.server:
+    if path.request.kind is RequestKind.PLAIN_HTTP and not expected.server:
         pairs = []  # Envoy's statistics: any text will do
     return [
         f"{name} {was or 'none'}, predicted {wanted or 'none'}"
@@ -76,7 +78,7 @@ def _answer(path: Path, expected: Prediction, seen: Seen) -> list[str]:
     ]
 
 
-def _listeners(path: Path, expected: Prediction, counts: Counts) -> list[str]:
+def _listeners(path: TrafficPath, expected: Prediction, counts: Counts) -> list[str]:
     if expected.loops:
         return []
     wanted = expected.listeners
@@ -90,7 +92,7 @@ def _listeners(path: Path, expected: Prediction, counts: Counts) -> list[str]:
     return lines
 
 
-def _rules(path: Path, expected: Prediction, counts: Counts) -> list[str]:
+def _rules(path: TrafficPath, expected: Prediction, counts: Counts) -> list[str]:
     if expected.loops:
         return []
     wanted = expected.rules
@@ -105,5 +107,5 @@ def _rules(path: Path, expected: Prediction, counts: Counts) -> list[str]:
     return lines
 
 
-def _in_order(place: Place) -> tuple[str, str, str, int]:
+def _in_order(place: RuleAddress) -> tuple[str, str, str, int]:
     return place.node, place.table, place.chain, place.number

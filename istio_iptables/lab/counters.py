@@ -7,7 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.kernel.programs import run
-from istio_iptables.lab.predict import Place
+from istio_iptables.lab.predict import RuleAddress
 from istio_iptables.lab.sandbox import on_network
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.savefile import parse
@@ -24,7 +24,7 @@ __all__ = ["Counts", "Watch"]
 class Counts(NamedTuple):
     """How often each rule matched and how many connections each listener took."""
 
-    rules: Counter[Place]
+    rules: Counter[RuleAddress]
     listeners: Counter[tuple[str, str]]
 
     def since(self, before: Counts) -> Counts:
@@ -47,7 +47,7 @@ class Watch:
 
     def counts(self, family: Family) -> Counts:
         """The counters now, for rules of one family."""
-        rules: Counter[Place] = Counter()
+        rules: Counter[RuleAddress] = Counter()
         tool = "iptables" if family is Family.IPV4 else "ip6tables"
         for node, network in self._captured.items():
             with on_network(network):
@@ -61,7 +61,7 @@ class Watch:
                         if (table.name, chain.name, number) not in self._left
                     )
                     for number, rule in zip(numbers, chain.rules, strict=False):
-                        place = Place(node, family, table.name, chain.name, number)
+                        place = RuleAddress(node, family, table.name, chain.name, number)
                         rules[place] = rule.counters.packets if rule.counters else 0
         listeners = Counter(
             {

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.lab.nodes import Node
 
-__all__ = ["wire"]
+__all__ = ["connect"]
 
 _NO_DUPLICATE_DETECTION = 2
 
@@ -21,7 +21,7 @@ _NO_DUPLICATE_DETECTION = 2
 _ROUTER = ("10.77.0.1/24", "fd77::1/64")
 
 
-def wire(nodes: Sequence[Node], networks: Mapping[str, int], switch: int) -> None:
+def connect(nodes: Sequence[Node], networks: Mapping[str, int], switch: int) -> None:
     """Connect *nodes*, whose namespaces are *networks*, by bridges in the namespace *switch*."""
     from pyroute2 import IPRoute  # 0.2 s: only the process that wires has to load it
 

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from istio_iptables.lab.processes import Identity
 
 __all__ = [
-    "Answers",
-    "From",
     "Interface",
     "Listener",
     "Node",
     "Proxy",
     "Rewrite",
     "Server",
+    "ServerProtocol",
+    "SourceAddress",
     "Upstream",
     "addresses_of",
     "family_of",
@@ -39,7 +39,7 @@ class Interface(NamedTuple):
     addresses: tuple[str, ...]
 
 
-class From(Enum):
+class SourceAddress(Enum):
     """The source address of a proxy's connections to the target; the value is for people."""
 
     ANY = "an address of its own"
@@ -76,7 +76,7 @@ class Listener(NamedTuple):
     #: Passes what it finds no upstream for to where it was addressed.
     passes_on: bool = True
     upstreams: tuple[Upstream, ...] = ()
-    source: From = From.ANY
+    source: SourceAddress = SourceAddress.ANY
     transparent: bool = False
     mark: int = 0
     rewrites: tuple[Rewrite, ...] = ()
@@ -92,7 +92,7 @@ class Proxy(NamedTuple):
     listeners: tuple[Listener, ...]
 
 
-class Answers(Enum):
+class ServerProtocol(Enum):
     """What a server speaks."""
 
     HTTP = "http"
@@ -105,7 +105,7 @@ class Server(NamedTuple):
     name: str
     port: int
     identity: Identity
-    speaks: Answers = Answers.HTTP
+    speaks: ServerProtocol = ServerProtocol.HTTP
     #: Listens on the loopback addresses alone. Over udp that decides whether an answer to a
     #: redirected query leaves from the address that it went to, and is recognised.
     on_loopback: bool = False

@@ -10,9 +10,9 @@ from collections import Counter
 from socket import IPPROTO_UDP
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.lab.clients import Kind
-from istio_iptables.lab.nodes import From, family_of
-from istio_iptables.netfilter.packet import Packet, World, loopback
+from istio_iptables.lab.clients import RequestKind
+from istio_iptables.lab.nodes import SourceAddress, family_of
+from istio_iptables.netfilter.packet import Packet, Surroundings, loopback
 from istio_iptables.trace.hooks import End, Outcome, trace
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Family
     from istio_iptables.netfilter.plan import Plan
 
-__all__ = ["Leg", "Place", "Prediction", "predict"]
+__all__ = ["Leg", "Prediction", "RuleAddress", "predict"]
 
 #: The longest way of the lab has seven: app, Envoy, gateway, and so on. More is a circle.
 _MAX_LEGS = 12
@@ -33,7 +33,7 @@ _MAX_LEGS = 12
 _ANY_PORT = 40000
 
 
-class Place(NamedTuple):
+class RuleAddress(NamedTuple):
     """Where a rule stands."""
 
     node: str
@@ -52,7 +52,7 @@ class Leg(NamedTuple):
     destination: str
     port: int
     #: The rules it meets, in the order in which it meets them.
-    places: tuple[Place, ...]
+    places: tuple[RuleAddress, ...]
     #: The node where it ends, and which listener of Envoy or which server takes it.
     at: str = ""
     listener: str = ""
@@ -82,7 +82,7 @@ class Prediction(NamedTuple):
         return Counter((leg.at, leg.listener) for leg in self.legs if leg.listener)
 
     @property
-    def rules(self) -> Counter[Place]:
+    def rules(self) -> Counter[RuleAddress]:
         """How many connections each rule matches."""
         return Counter(place for leg in self.legs for place in leg.places)
 
@@ -93,7 +93,7 @@ class _Arrival(NamedTuple):
     node: Node | None
     port: int
     source: str
-    places: tuple[Place, ...] = ()
+    places: tuple[RuleAddress, ...] = ()
     taken_to: int = 0
     problem: str = ""
 
@@ -138,7 +138,7 @@ def predict(
         if place is None or place.proxy is None or listener is None:
             if not server:
                 return Prediction(tuple(legs), problem=leg.problem)
-            http = request.kind is Kind.HTTP
+            http = request.kind is RequestKind.HTTP
             return Prediction(
                 tuple(legs), server, arrival.source, hops if http else (), path if http else ""
             )
@@ -146,7 +146,7 @@ def predict(
             return Prediction(tuple(legs), server=listener.answer)
         if listener.statistics:
             return Prediction(tuple(legs))
-        if request.kind is Kind.HTTP:
+        if request.kind is RequestKind.HTTP:
             hops += (f"{place.proxy.name} {listener.name}",)
             path = _rewritten(listener, path)
         start = _onward(place, listener, start, arrival.source)
@@ -188,16 +188,16 @@ def _onward(node: Node, listener: Listener, start: _Start, source: str) -> _Star
                 target for target in each.targets if family_of(target[0]) is family
             )
     bound, mark = "", 0
-    if listener.source is From.BOUND:
+    if listener.source is SourceAddress.BOUND:
         bound = "::6" if ":" in address else "127.0.0.6"
-    elif listener.source is From.CLIENT:
+    elif listener.source is SourceAddress.CLIENT:
         bound, mark = source, listener.mark
     assert node.proxy is not None  # noqa: S101 - it has a listener
     return _Start(node, node.proxy.identity, address, port, bound, mark)
 
 
 def _delivered(
-    node: Node, packet: Packet, outcome: Outcome, source: str, places: tuple[Place, ...]
+    node: Node, packet: Packet, outcome: Outcome, source: str, places: tuple[RuleAddress, ...]
 ) -> _Arrival:
     taken_to = outcome.to_port or 0
     return _Arrival(node, taken_to or packet.destination_port or 0, source, places, taken_to)
@@ -236,7 +236,7 @@ class _Wires:
             gid=start.identity.gid,
             mark=start.mark,
         )
-        places: tuple[Place, ...] = ()
+        places: tuple[RuleAddress, ...] = ()
         if node.captured:
             outcome, places, problem = self._through(node, packet)
             if outcome is None:
@@ -250,7 +250,9 @@ class _Wires:
             return _Arrival(node, start.port, source)
         return self._received(node, packet, source, places)
 
-    def _answered(self, node: Node, packet: Packet, interface: str, zone: str) -> tuple[Place, ...]:
+    def _answered(
+        self, node: Node, packet: Packet, interface: str, zone: str
+    ) -> tuple[RuleAddress, ...]:
         """The nat rules that the answer to a datagram meets: none, unless it is in another zone.
 
         The kernel knows an answer by the zone of the question. With DNS capture, raw puts the
@@ -275,7 +277,7 @@ class _Wires:
         return tuple(place for place in places if place.table == "nat")
 
     def _received(
-        self, sender: Node, packet: Packet, source: str, places: tuple[Place, ...]
+        self, sender: Node, packet: Packet, source: str, places: tuple[RuleAddress, ...]
     ) -> _Arrival:
         """Where the packet arrives that *sender* has put on the wire."""
         address, port = packet.destination or "", packet.destination_port or 0
@@ -294,7 +296,9 @@ class _Wires:
             return _Arrival(None, 0, source, places + more, problem=problem)
         return _delivered(there, outcome.packet, outcome, source, places + more)
 
-    def _through(self, node: Node, packet: Packet) -> tuple[Outcome | None, tuple[Place, ...], str]:
+    def _through(
+        self, node: Node, packet: Packet
+    ) -> tuple[Outcome | None, tuple[RuleAddress, ...], str]:
         """The one outcome of a packet that meets a node's rules, or why there is none."""
         family = packet.family
         ruleset = next((each for each in self._plan.rulesets if each.family is family), None)
@@ -305,13 +309,13 @@ class _Wires:
             each.name: tuple(text.partition("/")[0] for text in each.addresses)
             for each in node.interfaces
         }
-        world = World({"lo": (loopback(family),), **addresses}, self._plan.routes)
+        world = Surroundings({"lo": (loopback(family),), **addresses}, self._plan.routes)
         followed = trace(ruleset, packet, world)
         if len(followed.outcomes) != 1:
             return None, (), "the rules can't be followed to one end"
         (outcome,) = followed.outcomes
         places = tuple(
-            Place(node.name, family, step.table, step.chain, step.number)
+            RuleAddress(node.name, family, step.table, step.chain, step.number)
             for step in outcome.steps
             if step.number is not None
         )

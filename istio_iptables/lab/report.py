@@ -10,10 +10,10 @@ from istio_iptables.text import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from istio_iptables.lab.compare import Result
+    from istio_iptables.lab.compare import PathResult
     from istio_iptables.lab.nodes import Node
-    from istio_iptables.lab.predict import Leg, Place
-    from istio_iptables.lab.runner import Outcome, Up
+    from istio_iptables.lab.predict import Leg, RuleAddress
+    from istio_iptables.lab.runner import LabOutcome, Up
     from istio_iptables.netfilter.model import Rule
     from istio_iptables.netfilter.plan import Plan
 
@@ -22,7 +22,7 @@ __all__ = ["as_json", "kept", "text"]
 _SHOWN_OF_A_CIRCLE = 3
 
 
-def text(outcome: Outcome) -> str:
+def text(outcome: LabOutcome) -> str:
     """The report for people: each path hop by hop, and its verdict."""
     lines = [
         "Each line is one connection: from where to where, the rules it meets, and who takes it.",
@@ -40,7 +40,7 @@ def text(outcome: Outcome) -> str:
     return "".join(f"{printable(line)}\n" for line in lines)
 
 
-def _path(result: Result) -> Iterator[str]:
+def _path(result: PathResult) -> Iterator[str]:
     verdict = "not as predicted" if result.differences else "as predicted"
     yield f"{result.path.title}, {result.path.family.title}: {verdict}"
     legs = result.expected.legs
@@ -59,7 +59,7 @@ def _where(leg: Leg) -> str:
     return f"{leg.source} -> {address}:{leg.port}"
 
 
-def _met(leg: Leg, result: Result) -> str:
+def _met(leg: Leg, result: PathResult) -> str:
     """The rules that a connection meets, grouped by table."""
     words = []
     table = ""
@@ -70,7 +70,7 @@ def _met(leg: Leg, result: Result) -> str:
     return f" | {', '.join(words)}" if words else ""
 
 
-def _taker(leg: Leg, result: Result) -> str:
+def _taker(leg: Leg, result: PathResult) -> str:
     port = f"{leg.taken_to} " if leg.taken_to else ""
     if leg.listener:
         counted = result.counts.listeners[leg.at, leg.listener]
@@ -78,7 +78,7 @@ def _taker(leg: Leg, result: Result) -> str:
     return f"{port}{leg.server or leg.problem}"
 
 
-def _answer(result: Result) -> str:
+def _answer(result: PathResult) -> str:
     seen = result.seen[0]
     many = f" ({len(result.seen)} times)" if len(result.seen) > 1 else ""
     if seen.problem:
@@ -90,7 +90,7 @@ def _answer(result: Result) -> str:
     return f"{seen.server} saw {seen.peer}{hops}{path}{many}"
 
 
-def as_json(outcome: Outcome, plan: Plan) -> dict[str, Any]:
+def as_json(outcome: LabOutcome, plan: Plan) -> dict[str, Any]:
     """The report for programs."""
     return {
         "version": 1,
@@ -103,7 +103,7 @@ def as_json(outcome: Outcome, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _path_json(result: Result, plan: Plan) -> dict[str, Any]:
+def _path_json(result: PathResult, plan: Plan) -> dict[str, Any]:
     path, expected = result.path, result.expected
     request = path.request
     places = dict.fromkeys([*expected.rules, *sorted(result.counts.rules, key=str)])
@@ -161,7 +161,7 @@ def _path_json(result: Result, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _place_json(place: Place) -> dict[str, Any]:
+def _place_json(place: RuleAddress) -> dict[str, Any]:
     return {
         "node": place.node,
         "table": place.table,
@@ -184,12 +184,12 @@ def _leg_json(leg: Leg, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _rule_json(place: Place, plan: Plan) -> dict[str, str]:
+def _rule_json(place: RuleAddress, plan: Plan) -> dict[str, str]:
     rule = _rule(place, plan)
     return {"text": f"-A {place.chain} {rule.text}", "reason": rule.reason}
 
 
-def _rule(place: Place, plan: Plan) -> Rule:
+def _rule(place: RuleAddress, plan: Plan) -> Rule:
     (ruleset,) = (each for each in plan.rulesets if each.family is place.family)
     table = ruleset.table(place.table)
     chain = table.chain(place.chain) if table else None

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel.backend import choose
-from istio_iptables.kernel.install import Where, install
+from istio_iptables.kernel.install import InstallOptions, install
 from istio_iptables.kernel.usernamespace import require_mapped
 from istio_iptables.lab import clients, envoy
-from istio_iptables.lab.compare import Result, judge
+from istio_iptables.lab.compare import PathResult, compare
 from istio_iptables.lab.counters import Watch
 from istio_iptables.lab.envoy import Envoy
-from istio_iptables.lab.network import wire
+from istio_iptables.lab.network import connect
 from istio_iptables.lab.predict import predict
 from istio_iptables.lab.processes import ROOT, call, start
-from istio_iptables.lab.sandbox import in_world, make_network, on_network
+from istio_iptables.lab.sandbox import in_sandbox, make_network, on_network
 from istio_iptables.lab.servers import serve
 from istio_iptables.lab.without import without
 from istio_iptables.netfilter.plan import Plan
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from istio_iptables.lab.clients import Seen
     from istio_iptables.lab.processes import Identity, Process
-    from istio_iptables.lab.scenarios import Path, Scenario
+    from istio_iptables.lab.scenarios import Scenario, TrafficPath
     from istio_iptables.lab.without import Left
 
-__all__ = ["Installer", "Outcome", "Up", "run"]
+__all__ = ["Installer", "LabOutcome", "Up", "run"]
 
 
 #: Puts a plan's rules in place, in the backend of that name.
@@ -40,16 +40,16 @@ Installer = Callable[[Plan, str], None]
 
 
 def _install(plan: Plan, backend: str) -> None:
-    install(plan, lambda _line: None, Where(backend=backend))
+    install(plan, lambda _line: None, InstallOptions(backend=backend))
 
 
-class Outcome(NamedTuple):
+class LabOutcome(NamedTuple):
     """What a run of the lab has found."""
 
     scenario: str
     mode: str
     backend: str
-    results: tuple[Result, ...]
+    results: tuple[PathResult, ...]
     seconds: float
 
     @property
@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
 class Up(NamedTuple):
     """A lab that is still up, for those who want to look around."""
 
-    outcome: Outcome
+    outcome: LabOutcome
     #: The number of its first process, by which its namespaces are entered.
     process: int
     #: The socket that each Envoy is asked on, by node.
@@ -78,7 +78,7 @@ def run(  # noqa: PLR0913 - the lab's parts
     only: Sequence[str] = (),
     installer: Installer | None = None,
     keep: Callable[[Up], None] | None = None,
-) -> Outcome:
+) -> LabOutcome:
     """Run *scenario* with the rules of *plan*, and hold what happens to what *plan* says.
 
     The rules *left* out are not installed, to show what they are there for. With *only*, paths
@@ -92,17 +92,17 @@ def run(  # noqa: PLR0913 - the lab's parts
     people += [node.proxy.identity for node in scenario.nodes if node.proxy]
     require_mapped((each.uid for each in people), (each.gid for each in people))
 
-    def work(process: int) -> Outcome:
+    def work(process: int) -> LabOutcome:
         lab = _Lab(scenario, binary, installer or _install)
         name = lab.build(without(plan, left), backend, left)
         results = [lab.walk(path, plan) for path in scenario.paths if not only or path.name in only]
         seconds = time.monotonic() - begun
-        outcome = Outcome(scenario.name, mode, name, tuple(results), seconds)
+        outcome = LabOutcome(scenario.name, mode, name, tuple(results), seconds)
         if keep:
             keep(Up(outcome, process, lab.sockets))
         return outcome
 
-    return in_world(work, interrupts_end_it=keep is None)
+    return in_sandbox(work, interrupts_end_it=keep is None)
 
 
 class _Lab:
@@ -157,7 +157,7 @@ class _Lab:
         ]
 
     def _wire_and_install(self, plan: Plan, backend: str, captured: Mapping[str, int]) -> str:
-        wire(tuple(self._nodes.values()), self._networks, self._switch)
+        connect(tuple(self._nodes.values()), self._networks, self._switch)
         name = backend
         for network in captured.values():
             with on_network(network):
@@ -165,7 +165,7 @@ class _Lab:
                 self._installer(plan, backend)
         return name
 
-    def walk(self, path: Path, plan: Plan) -> Result:
+    def walk(self, path: TrafficPath, plan: Plan) -> PathResult:
         """Send what *path* says, and compare what happens with what was to be expected."""
         if self._watch is None:
             message = "the lab is not built yet"
@@ -174,9 +174,9 @@ class _Lab:
         before = self._watch.counts(path.family)
         seen = self._send(path.node, path.identity, path)
         counts = self._watch.counts(path.family).since(before)
-        return judge(path, expected, seen, counts)
+        return compare(path, expected, seen, counts)
 
-    def _send(self, node: str, identity: Identity, path: Path) -> list[Seen]:
+    def _send(self, node: str, identity: Identity, path: TrafficPath) -> list[Seen]:
         seen: list[Seen] = call(
             self._networks[node], identity, lambda: clients.send(path.request)
         ).result()

@@ -29,7 +29,7 @@ from istio_iptables.lab.syscalls import NEW_IPC, NEW_MOUNTS, NEW_NETWORK, NEW_PR
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["FOLDER", "in_world", "make_network", "on_network"]
+__all__ = ["FOLDER", "in_sandbox", "make_network", "on_network"]
 
 _Result = TypeVar("_Result")
 
@@ -39,7 +39,7 @@ FOLDER = "/run/lab"
 _SET_FLAGS, _UP = 0x8914, 1
 
 
-def in_world(work: Callable[[int], _Result], *, interrupts_end_it: bool = True) -> _Result:
+def in_sandbox(work: Callable[[int], _Result], *, interrupts_end_it: bool = True) -> _Result:
     """What *work* returns or raises, done as the first process of a world of its own.
 
     It is called with its process number outside of the world. Raises KernelRefused if there is

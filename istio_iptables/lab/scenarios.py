@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.lab.bootstrap import STATISTICS_PATH
-from istio_iptables.lab.clients import Kind, Request
+from istio_iptables.lab.clients import Request, RequestKind
 from istio_iptables.lab.nodes import (
-    Answers,
-    From,
     Interface,
     Listener,
     Node,
     Proxy,
     Rewrite,
     Server,
+    ServerProtocol,
+    SourceAddress,
     Upstream,
 )
 from istio_iptables.lab.processes import ROOT, Identity
@@ -25,7 +25,15 @@ from istio_iptables.settings.types import Mode
 if TYPE_CHECKING:
     from istio_iptables.settings.config import Config
 
-__all__ = ["DEFAULTS", "NAMESERVERS", "POD_ADDRESSES", "SCENARIOS", "Path", "Scenario", "make"]
+__all__ = [
+    "DEFAULTS",
+    "NAMESERVERS",
+    "POD_ADDRESSES",
+    "SCENARIOS",
+    "Scenario",
+    "TrafficPath",
+    "make",
+]
 
 APP_PORT = 8080
 SERVER_PORT = 9000
@@ -76,7 +84,7 @@ POD_ADDRESSES = _plain(_ends(10))
 NAMESERVERS = _plain(_ends(30))
 
 
-class Path(NamedTuple):
+class TrafficPath(NamedTuple):
     """What is sent, from where, by whom."""
 
     name: str
@@ -96,7 +104,7 @@ class Scenario(NamedTuple):
 
     name: str
     nodes: tuple[Node, ...]
-    paths: tuple[Path, ...]
+    paths: tuple[TrafficPath, ...]
 
 
 def make(name: str, config: Config, envoy_uid: int | None = None) -> Scenario:
@@ -135,7 +143,7 @@ def _sidecar(
             Listener(
                 "inbound",
                 config.inbound_capture_port,
-                source=From.CLIENT if tproxy else From.BOUND,
+                source=SourceAddress.CLIENT if tproxy else SourceAddress.BOUND,
                 transparent=tproxy,
                 mark=config.tproxy_mark,
             ),
@@ -153,7 +161,7 @@ def _pod(config: Config, identity: Identity, upstreams: tuple[Upstream, ...] = (
         (
             Server("app", APP_PORT, _APP),
             Server("agent", AGENT_PORT, agent),
-            Server("agent", DNS_PORT, agent, Answers.DNS, on_loopback=True),
+            Server("agent", DNS_PORT, agent, ServerProtocol.DNS, on_loopback=True),
         ),
         _sidecar("pod", config, identity, upstreams),
         captured=True,
@@ -170,7 +178,7 @@ def _server() -> Node:
         (
             Server("server", SERVER_PORT, ROOT),
             Server("server", EXCLUDED_PORT, ROOT),
-            Server("server", 53, ROOT, Answers.DNS),
+            Server("server", 53, ROOT, ServerProtocol.DNS),
         ),
     )
 
@@ -180,7 +188,7 @@ def _scenario_sidecar(name: str, config: Config, identity: Identity) -> Scenario
     pod = _pod(config, identity, (service,))
     client, server = Node("client", (_ends(20), _side(20))), _server()
     agent = identity._replace(capabilities=())
-    http, dns_udp, dns_tcp = Kind.HTTP, Kind.DNS_UDP, Kind.DNS_TCP
+    http, dns_udp, dns_tcp = RequestKind.HTTP, RequestKind.DNS_UDP, RequestKind.DNS_TCP
     paths = []
     for family in Family:
         here, there = pod.address(family), server.address(family)
@@ -188,8 +196,8 @@ def _scenario_sidecar(name: str, config: Config, identity: Identity) -> Scenario
         number = list(Family).index(family)
         localhost = ("127.0.0.1", "::1")[number]
         excluded = ("10.79.0.30", "fd79::30")[number]
-        health = Request(Kind.PLAIN_HTTP, here, HEALTH_PORT, "/healthz/ready")
-        statistics = Request(Kind.PLAIN_HTTP, here, STATISTICS_PORT, STATISTICS_PATH)
+        health = Request(RequestKind.PLAIN_HTTP, here, HEALTH_PORT, "/healthz/ready")
+        statistics = Request(RequestKind.PLAIN_HTTP, here, STATISTICS_PORT, STATISTICS_PATH)
         rows: tuple[tuple[str, str, str, Identity, Request], ...] = (
             ("client-app", "client to the app", "client", _APP, Request(http, here, APP_PORT)),
             ("client-health", "client to the health port", "client", _APP, health),
@@ -277,7 +285,7 @@ def _scenario_sidecar(name: str, config: Config, identity: Identity) -> Scenario
                 Request(http, there, SERVER_PORT, times=PARALLEL),
             ),
         )
-        paths += [Path(*row) for row in rows]
+        paths += [TrafficPath(*row) for row in rows]
     return Scenario(name, (pod, client, server), tuple(paths))
 
 
@@ -287,12 +295,12 @@ def _scenario_ingress(name: str, config: Config, identity: Identity) -> Scenario
     entry = _gateway("ingress", _ends(50), target)
     outside = Node("outside", (_ends(90),))
     paths = tuple(
-        Path(
+        TrafficPath(
             "outside-app",
             "outside, ingress gateway, sidecar, app",
             "outside",
             _APP,
-            Request(Kind.HTTP, entry.address(family), APP_PORT),
+            Request(RequestKind.HTTP, entry.address(family), APP_PORT),
         )
         for family in Family
     )
@@ -312,12 +320,12 @@ def _scenario_egress(name: str, config: Config, identity: Identity) -> Scenario:
     by_gateway = Upstream(OUTSIDE, tuple((each, APP_PORT) for each in _plain(_ends(60))), "egress")
     pod = _pod(config, identity, (by_gateway,))
     paths = tuple(
-        Path(
+        TrafficPath(
             "app-outside",
             "app, sidecar, egress gateway, outside server",
             "pod",
             _APP,
-            Request(Kind.HTTP, outside.address(family), SERVER_PORT),
+            Request(RequestKind.HTTP, outside.address(family), SERVER_PORT),
         )
         for family in Family
     )
@@ -333,10 +341,10 @@ def _scenario_plain_client(name: str, config: Config, identity: Identity) -> Sce
     plain = Node("plain", (_ends(20),))
     paths = []
     for family in Family:
-        request = Request(Kind.HTTP, pod.address(family), APP_PORT, "/v1/reviews")
+        request = Request(RequestKind.HTTP, pod.address(family), APP_PORT, "/v1/reviews")
         paths += [
-            Path("caller-app", "a caller with a sidecar", "caller", _APP, request),
-            Path("plain-app", "a caller without a sidecar", "plain", _APP, request),
+            TrafficPath("caller-app", "a caller with a sidecar", "caller", _APP, request),
+            TrafficPath("plain-app", "a caller without a sidecar", "plain", _APP, request),
         ]
     return Scenario(name, (pod, caller, plain), tuple(paths))
 

@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from istio_iptables.lab.messages import dns_answer, http_response
-from istio_iptables.lab.nodes import Answers, Server
+from istio_iptables.lab.nodes import Server, ServerProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,11 +27,11 @@ def serve(servers: tuple[Server, ...], ready: Callable[[], None]) -> None:
 async def _serve(servers: tuple[Server, ...], ready: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     for server in servers:
-        talk = _speak_http(server) if server.speaks is Answers.HTTP else _speak_dns(server)
+        talk = _speak_http(server) if server.speaks is ServerProtocol.HTTP else _speak_dns(server)
         for family in (socket.AF_INET, socket.AF_INET6):
             listening = _socket(family, socket.SOCK_STREAM, server)
             await asyncio.start_server(talk, sock=listening, backlog=_BACKLOG)
-            if server.speaks is Answers.DNS:
+            if server.speaks is ServerProtocol.DNS:
                 await loop.create_datagram_endpoint(
                     lambda server=server: _Datagrams(server),  # type: ignore[misc]  # its default
                     sock=_socket(family, socket.SOCK_DGRAM, server),

@@ -15,7 +15,7 @@ from istio_iptables.netfilter.model import Chain, Rule, Table, is_built_in
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Action", "Edit", "Place", "apply", "edits", "restore_lines", "undo"]
+__all__ = ["Action", "Edit", "Position", "apply", "edits", "restore_lines", "undo"]
 
 
 class Action(Enum):
@@ -40,7 +40,7 @@ class Edit(NamedTuple):
     by_text: bool = False
 
 
-class Place(Enum):
+class Position(Enum):
     """Where a rule of ours stands in a chain that others use too."""
 
     HEAD = "head"
@@ -51,7 +51,7 @@ def edits(
     name: str,
     live: Table | None,
     wanted: Table | None,
-    ours: Mapping[str, Mapping[int, Place]],
+    ours: Mapping[str, Mapping[int, Position]],
     own_chains: Iterable[str],
 ) -> tuple[Edit, ...]:
     """The steps that take our part of the table *name* from *live* to *wanted*.
@@ -87,7 +87,7 @@ def edits(
 
 
 def _references(live: Table | None, removed: list[str], known: set[str]) -> list[Edit]:
-    """Take out the rules of strangers' chains that jump to a chain that goes away."""
+    """Take out the rules of foreign chains that jump to a chain that goes away."""
     return [
         Edit(Action.DELETE, chain.name, rule, number)
         for chain in (live.chains if live and removed else ())
@@ -102,7 +102,7 @@ def _same(left: tuple[Rule, ...], right: tuple[Rule, ...]) -> bool:
 
 
 def _shared_chain(
-    chain: str, live: tuple[Rule, ...], wanted: tuple[Rule, ...], ours: Mapping[int, Place]
+    chain: str, live: tuple[Rule, ...], wanted: tuple[Rule, ...], ours: Mapping[int, Position]
 ) -> list[Edit]:
     """The steps for a chain that others use too: only our rules come and go."""
     if _same(tuple(live[number] for number in sorted(ours)), wanted):
@@ -114,12 +114,12 @@ def _shared_chain(
     ]
     head = [rule for rule in wanted if rule.inserted]
     tail = [rule for rule in wanted if not rule.inserted]
-    strangers = len(live) - len(ours)
-    tails = [number for number, place in ours.items() if place is Place.TAIL]
+    foreign = len(live) - len(ours)
+    tails = [number for number, place in ours.items() if place is Position.TAIL]
     # New rules take the place of the old ones; without old ones they go to the end.
-    before = sum(1 for number in range(tails[-1]) if number not in ours) if tails else strangers
+    before = sum(1 for number in range(tails[-1]) if number not in ours) if tails else foreign
     steps += (Edit(Action.INSERT, chain, rule, place) for place, rule in enumerate(head, start=1))
-    if before == strangers:
+    if before == foreign:
         steps += (Edit(Action.APPEND, chain, rule) for rule in tail)
     else:
         first = len(head) + before + 1
@@ -197,7 +197,7 @@ def _perform(chains: dict[str, list[Rule]], step: Edit) -> list[Edit]:
 def restore_lines(table: str, steps: Iterable[Edit]) -> list[str]:
     """The steps as one table of ``iptables-restore --noflush``, from ``*nat`` to ``COMMIT``.
 
-    A rule is deleted by its text where that is enough: a stranger who adds rules at the same
+    A rule is deleted by its text where that is enough: somebody who adds rules at the same
     time would turn a number into another rule's.
     """
     lines = [f"*{table}"]

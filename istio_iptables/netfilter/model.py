@@ -124,7 +124,7 @@ class Rule(NamedTuple):
     fragment: Term | None = None
     matches: tuple[Match, ...] = ()
     target: Target | None = None
-    #: One sentence that says what traffic this is and why it is treated so; "" for a stranger's.
+    #: One sentence that says what traffic this is and why it is treated so; "" for a foreign rule.
     reason: str = ""
     #: True for a rule put at the head of a built-in chain (-I), False for its end (-A).
     inserted: bool = False

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.plan import PolicyRoute
 
-__all__ = ["STATES", "Packet", "World", "is_link_local", "is_loopback", "is_multicast", "loopback"]
+__all__ = [
+    "STATES",
+    "Packet",
+    "Surroundings",
+    "is_link_local",
+    "is_loopback",
+    "is_multicast",
+    "loopback",
+]
 
 #: What connection tracking can say about a packet.
 STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
@@ -89,7 +97,7 @@ def _endpoint(address: str | None, port: int | None) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-class World(NamedTuple):
+class Surroundings(NamedTuple):
     """What decides about packets beside the rules."""
 
     #: The addresses of each interface in the kernel's order; None if they aren't known.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.settings.sources import Value
 
-__all__ = ["MAX_OWNER_GROUPS", "Config", "Machine", "configure", "uncaptured_ipv6"]
+__all__ = ["MAX_OWNER_GROUPS", "Config", "Host", "configure", "uncaptured_ipv6"]
 
 #: Included groups become one rule with a match of five words each, and iptables-restore reads at
 #: most 255 words in a rule: 49 groups load, 50 do not, legacy and nft alike (Istio promises 64,
@@ -35,7 +35,7 @@ _MOST_ADDRESSES = 3
 _MAIN_ROUTE_TABLES = {253: "default", 254: "main", 255: "local"}
 
 
-class Machine(Protocol):
+class Host(Protocol):
     """What is asked of the machine to complete the settings; ``kernel.host`` answers it."""
 
     def uid(self, name: str) -> int | None:
@@ -132,7 +132,7 @@ _HELPERS = frozenset({"resolv_conf", "ip_family"})
 
 def configure(
     values: Mapping[str, Value],
-    machine: Machine,
+    machine: Host,
     *,
     envoy_user: str = "istio-proxy",
     live: bool = False,
@@ -205,7 +205,7 @@ def _wrong_together(fields: Mapping[str, object], values: Mapping[str, Value]) -
 def _complete_families(
     fields: dict[str, object],
     values: Mapping[str, Value],
-    machine: Machine,
+    machine: Host,
     warnings: list[str],
     *,
     live: bool,
@@ -265,7 +265,7 @@ def uncaptured_ipv6(addresses: Iterable[str], flag: str) -> list[str]:
 
 
 def _complete_dns(
-    fields: dict[str, object], values: Mapping[str, Value], machine: Machine, warnings: list[str]
+    fields: dict[str, object], values: Mapping[str, Value], machine: Host, warnings: list[str]
 ) -> None:
     """Find the DNS servers to capture (docs/contract.md, section 1, "DNS")."""
     redirect, everything = fields["redirect_dns"], fields["capture_all_dns"]

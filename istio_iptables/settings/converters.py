@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from istio_iptables.settings.declarations import Kind
+from istio_iptables.settings.declarations import ValueKind
 from istio_iptables.settings.types import ALL, IPV4, IPV6, IdRange, Mode, Network, PortRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FALSE", "MAX_ID", "TRUE", "Fault", "Names", "parse"]
+__all__ = ["FALSE", "MAX_ID", "TRUE", "Names", "Problem", "parse"]
 
 #: The spellings of booleans that Go's strconv.ParseBool knows, and so Istio.
 TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
@@ -41,7 +41,7 @@ _LOOPBACK_PREFIX = 8
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-class Fault(NamedTuple):
+class Problem(NamedTuple):
     """What is wrong with a value, or with one item of it (counted from 1; 0 is the whole)."""
 
     item: int
@@ -60,7 +60,7 @@ class _Refused(Exception):
     """The reason why an item can't be used."""
 
 
-def parse(kind: Kind, text: str, names: Names) -> tuple[object, list[Fault]]:
+def parse(kind: ValueKind, text: str, names: Names) -> tuple[object, list[Problem]]:
     """The typed value of *text*, and its faults; with faults the value means nothing.
 
     Lists are separated by commas; empty items and blanks around items are dropped.
@@ -68,7 +68,7 @@ def parse(kind: Kind, text: str, names: Names) -> tuple[object, list[Fault]]:
     control = _CONTROL.search(text)
     if control is not None:
         reason = f"holds the control character {control[0]!a}; items are separated by commas"
-        return None, [Fault(0, text, reason)]
+        return None, [Problem(0, text, reason)]
     if kind in _WITH_ALL and text.strip() == "*":
         return ALL, []
     if kind in _ITEM:
@@ -76,10 +76,10 @@ def parse(kind: Kind, text: str, names: Names) -> tuple[object, list[Fault]]:
     try:
         return _SINGLE[kind](text, names), []
     except _Refused as refused:
-        return None, [Fault(0, text, str(refused))]
+        return None, [Problem(0, text, str(refused))]
 
 
-def _parse_items(kind: Kind, text: str, names: Names) -> tuple[object, list[Fault]]:
+def _parse_items(kind: ValueKind, text: str, names: Names) -> tuple[object, list[Problem]]:
     read = _ITEM[kind]
     values, faults = [], []
     for number, item in enumerate(
@@ -90,11 +90,11 @@ def _parse_items(kind: Kind, text: str, names: Names) -> tuple[object, list[Faul
                 _refuse_star(kind)
             values.append(read(item, names))
         except _Refused as refused:
-            faults.append(Fault(number, item, str(refused)))
+            faults.append(Problem(number, item, str(refused)))
     return tuple(values), faults
 
 
-def _refuse_star(kind: Kind) -> NoReturn:
+def _refuse_star(kind: ValueKind) -> NoReturn:
     if kind in _WITH_ALL:
         reason = "stands for all of them and can't be one item of a list"
         raise _Refused(reason)
@@ -310,31 +310,31 @@ def _optional(read: Callable[[str, Names], str]) -> Callable[[str, Names], str]:
     return lambda text, names: read(text, names) if text else ""
 
 
-_WITH_ALL = frozenset({Kind.PORTS_OR_ALL, Kind.CIDRS_OR_ALL, Kind.GIDS_OR_ALL})
+_WITH_ALL = frozenset({ValueKind.PORTS_OR_ALL, ValueKind.CIDRS_OR_ALL, ValueKind.GIDS_OR_ALL})
 
-_ITEM: dict[Kind, Callable[[str, Names], object]] = {
-    Kind.PORTS: _ports,
-    Kind.PORTS_OR_ALL: _ports,
-    Kind.CIDRS: _network,
-    Kind.CIDRS_OR_ALL: _network,
-    Kind.UIDS: _uid,
-    Kind.GIDS: _gid,
-    Kind.GIDS_OR_ALL: _gid,
-    Kind.INTERFACES: _interface,
+_ITEM: dict[ValueKind, Callable[[str, Names], object]] = {
+    ValueKind.PORTS: _ports,
+    ValueKind.PORTS_OR_ALL: _ports,
+    ValueKind.CIDRS: _network,
+    ValueKind.CIDRS_OR_ALL: _network,
+    ValueKind.UIDS: _uid,
+    ValueKind.GIDS: _gid,
+    ValueKind.GIDS_OR_ALL: _gid,
+    ValueKind.INTERFACES: _interface,
 }
 
-_SINGLE: dict[Kind, Callable[[str, Names], object]] = {
-    Kind.FLAG: _flag,
-    Kind.PORT: _port,
-    Kind.TUNNEL_PORT: _tunnel_port,
-    Kind.CIDR: _loopback_network,
-    Kind.MODE: _mode,
-    Kind.NUMBER: _positive,
-    Kind.DURATION: _duration,
-    Kind.BACKEND: _optional(_choice("legacy", "nft")),
-    Kind.FORMAT: _choice("save", "restore", "commands", "annotated", "json"),
-    Kind.FAMILY: _optional(_choice("ipv4", "ipv6")),
-    Kind.IP_FAMILY: _choice("auto", "ipv4", "dual"),
-    Kind.TEXT: _text,
-    Kind.PATH: _text,
+_SINGLE: dict[ValueKind, Callable[[str, Names], object]] = {
+    ValueKind.FLAG: _flag,
+    ValueKind.PORT: _port,
+    ValueKind.TUNNEL_PORT: _tunnel_port,
+    ValueKind.CIDR: _loopback_network,
+    ValueKind.MODE: _mode,
+    ValueKind.NUMBER: _positive,
+    ValueKind.DURATION: _duration,
+    ValueKind.BACKEND: _optional(_choice("legacy", "nft")),
+    ValueKind.FORMAT: _choice("save", "restore", "commands", "annotated", "json"),
+    ValueKind.FAMILY: _optional(_choice("ipv4", "ipv6")),
+    ValueKind.IP_FAMILY: _choice("auto", "ipv4", "dual"),
+    ValueKind.TEXT: _text,
+    ValueKind.PATH: _text,
 }

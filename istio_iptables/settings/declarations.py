@@ -10,10 +10,10 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = ["GROUPS", "SETTINGS", "Group", "Kind", "Setting", "setting"]
+__all__ = ["GROUPS", "SETTINGS", "Group", "Setting", "ValueKind", "setting"]
 
 
-class Kind(Enum):
+class ValueKind(Enum):
     """What sort of value a setting takes; the value is what ``--help`` calls it."""
 
     FLAG = ""
@@ -64,7 +64,7 @@ class Setting(NamedTuple):
 
     name: str
     group: Group
-    kind: Kind
+    kind: ValueKind
     help: str
     default: str = ""
     short: str = ""
@@ -89,7 +89,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "envoy_port",
         PROXY,
-        Kind.PORT,
+        ValueKind.PORT,
         "Envoy's outbound listener: where captured outbound traffic is sent.",
         default="15001",
         short="p",
@@ -97,7 +97,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "inbound_capture_port",
         PROXY,
-        Kind.PORT,
+        ValueKind.PORT,
         "Envoy's inbound listener: where captured inbound traffic is sent.",
         default="15006",
         short="z",
@@ -106,7 +106,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "inbound_tunnel_port",
         PROXY,
-        Kind.TUNNEL_PORT,
+        ValueKind.TUNNEL_PORT,
         "The HBONE tunnel's port, which is never redirected.",
         default="15008",
         short="e",
@@ -115,7 +115,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "proxy_uid",
         PROXY,
-        Kind.UIDS,
+        ValueKind.UIDS,
         "Users the proxy runs as; what they send is not captured again.",
         short="u",
         environment=("PROXY_UID",),
@@ -124,7 +124,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "proxy_gid",
         PROXY,
-        Kind.GIDS,
+        ValueKind.GIDS,
         "Groups the proxy runs as; what they send is not captured again.",
         short="g",
         environment=("PROXY_GID",),
@@ -133,7 +133,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "istio_inbound_interception_mode",
         INBOUND,
-        Kind.MODE,
+        ValueKind.MODE,
         "How inbound connections reach Envoy; TPROXY keeps the client's address.",
         default="REDIRECT",
         short="m",
@@ -142,7 +142,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "istio_inbound_ports",
         INBOUND,
-        Kind.PORTS_OR_ALL,
+        ValueKind.PORTS_OR_ALL,
         "Inbound ports to capture; * is all of them, nothing is none.",
         short="b",
         environment=("ISTIO_INBOUND_PORTS",),
@@ -150,7 +150,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "istio_local_exclude_ports",
         INBOUND,
-        Kind.PORTS,
+        ValueKind.PORTS,
         "Inbound ports to leave alone; only with -b '*'.",
         short="d",
         environment=("ISTIO_LOCAL_EXCLUDE_PORTS",),
@@ -158,7 +158,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "istio_exclude_interfaces",
         INBOUND,
-        Kind.INTERFACES,
+        ValueKind.INTERFACES,
         "Interfaces whose traffic is not captured in either direction; br+ is every interface whose name starts with br.",
         short="c",
         environment=("ISTIO_EXCLUDE_INTERFACES",),
@@ -166,7 +166,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "kube_virt_interfaces",
         INBOUND,
-        Kind.INTERFACES,
+        ValueKind.INTERFACES,
         "Virtual interfaces whose inbound traffic is treated as outbound.",
         short="k",
         environment=("KUBE_VIRT_INTERFACES",),
@@ -174,7 +174,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "istio_inbound_tproxy_mark",
         INBOUND,
-        Kind.NUMBER,
+        ValueKind.NUMBER,
         "The packet mark of TPROXY, decimal or 0x....",
         default="1337",
         short="t",
@@ -183,7 +183,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "istio_inbound_tproxy_route_table",
         INBOUND,
-        Kind.NUMBER,
+        ValueKind.NUMBER,
         "The routing table that delivers marked packets locally, decimal or 0x....",
         default="133",
         short="r",
@@ -192,7 +192,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "drop_invalid",
         INBOUND,
-        Kind.FLAG,
+        ValueKind.FLAG,
         "Drop packets that connection tracking calls invalid.",
         default="false",
         environment=("DROP_INVALID", "INVALID_DROP"),
@@ -200,7 +200,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "istio_service_cidr",
         OUTBOUND,
-        Kind.CIDRS_OR_ALL,
+        ValueKind.CIDRS_OR_ALL,
         "Destinations to capture; * is all of them, nothing is none.",
         short="i",
         environment=("ISTIO_SERVICE_CIDR",),
@@ -208,7 +208,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "istio_service_exclude_cidr",
         OUTBOUND,
-        Kind.CIDRS,
+        ValueKind.CIDRS,
         "Destinations to leave alone, whatever else is captured.",
         short="x",
         environment=("ISTIO_SERVICE_EXCLUDE_CIDR",),
@@ -216,7 +216,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "istio_outbound_ports",
         OUTBOUND,
-        Kind.PORTS,
+        ValueKind.PORTS,
         "Destination ports to capture wherever they lead; no effect with -i '*'.",
         short="q",
         environment=("ISTIO_OUTBOUND_PORTS",),
@@ -224,7 +224,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "istio_local_outbound_ports_exclude",
         OUTBOUND,
-        Kind.PORTS,
+        ValueKind.PORTS,
         "Destination ports to leave alone, tcp and udp, before every other rule.",
         short="o",
         environment=("ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE",),
@@ -232,7 +232,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "istio_outbound_owner_groups",
         OUTBOUND,
-        Kind.GIDS_OR_ALL,
+        ValueKind.GIDS_OR_ALL,
         "Groups whose outbound traffic is captured; set but empty captures nothing.",
         default="*",
         environment=("ISTIO_OUTBOUND_OWNER_GROUPS",),
@@ -241,7 +241,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "istio_outbound_owner_groups_exclude",
         OUTBOUND,
-        Kind.GIDS,
+        ValueKind.GIDS,
         "Groups whose outbound traffic is left alone; only while all groups are captured.",
         environment=("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE",),
         on_command_line=False,
@@ -249,7 +249,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "istio_outbound_ipv4_loopback_cidr",
         OUTBOUND,
-        Kind.CIDR,
+        ValueKind.CIDR,
         "What counts as IPv4 loopback: a network in 127.0.0.0/8.",
         default="127.0.0.1/32",
         environment=("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",),
@@ -258,7 +258,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "redirect_dns",
         DNS,
-        Kind.FLAG,
+        ValueKind.FLAG,
         "Send DNS to the agent's resolver on port 15053.",
         default="false",
         environment=("REDIRECT_DNS", "ISTIO_META_DNS_CAPTURE"),
@@ -266,7 +266,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "capture_all_dns",
         DNS,
-        Kind.FLAG,
+        ValueKind.FLAG,
         "Capture port 53 to any server, not only to those of resolv.conf.",
         default="false",
         environment=("CAPTURE_ALL_DNS",),
@@ -274,14 +274,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "resolv_conf",
         DNS,
-        Kind.PATH,
+        ValueKind.PATH,
         "Where the DNS servers to capture are listed.",
         default="/etc/resolv.conf",
     ),
     Setting(
         "dual_stack",
         FAMILIES,
-        Kind.FLAG,
+        ValueKind.FLAG,
         "Turn IPv6 on if there is any IPv6 address, not only if the first one is.",
         default="false",
         environment=("DUAL_STACK", "ISTIO_DUAL_STACK"),
@@ -289,14 +289,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "ip_family",
         FAMILIES,
-        Kind.IP_FAMILY,
+        ValueKind.IP_FAMILY,
         "Address families to make rules for; auto looks at the namespace's addresses.",
         default="auto",
     ),
     Setting(
         "network_namespace",
         FAMILIES,
-        Kind.PATH,
+        ValueKind.PATH,
         "The namespace to work in: a name under /run/netns, or a path.",
         environment=("NETWORK_NAMESPACE",),
         default_note="the current one",
@@ -304,7 +304,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "cni_mode",
         FAMILIES,
-        Kind.FLAG,
+        ValueKind.FLAG,
         "Hold the pod's lock only, not the node's /run/xtables.lock.",
         default="false",
         environment=("CNI_MODE",),
@@ -312,7 +312,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "force_iptables_binary",
         APPLYING,
-        Kind.BACKEND,
+        ValueKind.BACKEND,
         "Which of the kernel's two backends for rules to use.",
         environment=("FORCE_IPTABLES_BINARY",),
         default_note="the one that holds rules, else legacy",
@@ -320,7 +320,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "skip_rule_apply",
         APPLYING,
-        Kind.FLAG,
+        ValueKind.FLAG,
         "Install nothing; --run-validation still runs.",
         default="false",
         environment=("SKIP_RULE_APPLY",),
@@ -328,7 +328,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "reconcile",
         APPLYING,
-        Kind.FLAG,
+        ValueKind.FLAG,
         "Replace rules of ours that differ, instead of failing.",
         default="false",
         environment=("RECONCILE",),
@@ -336,7 +336,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "force_apply",
         APPLYING,
-        Kind.FLAG,
+        ValueKind.FLAG,
         "Replace rules of ours that differ, without asking: here the same as --reconcile.",
         default="false",
         environment=("FORCE_APPLY",),
@@ -344,7 +344,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "cleanup_only",
         APPLYING,
-        Kind.FLAG,
+        ValueKind.FLAG,
         "Remove our rules and install nothing, as the command clean does.",
         default="false",
         environment=("CLEANUP_ONLY",),
@@ -352,7 +352,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "native_nftables",
         APPLYING,
-        Kind.FLAG,
+        ValueKind.FLAG,
         "Native nftables rules; not implemented yet.",
         default="false",
         environment=("NATIVE_NFTABLES",),
@@ -360,7 +360,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "dry_run",
         PRINTING,
-        Kind.FLAG,
+        ValueKind.FLAG,
         "Print what would be installed; touch nothing, need no privilege.",
         default="false",
         short="n",
@@ -369,21 +369,21 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "format",
         PRINTING,
-        Kind.FORMAT,
+        ValueKind.FORMAT,
         "How a dry run prints.",
         default="save",
     ),
     Setting(
         "only",
         PRINTING,
-        Kind.FAMILY,
+        ValueKind.FAMILY,
         "Print this family's document alone.",
         default_note="both",
     ),
     Setting(
         "verbose",
         PRINTING,
-        Kind.FLAG,
+        ValueKind.FLAG,
         "Show each setting and where its value came from, on stderr.",
         default="false",
         short="v",
@@ -391,14 +391,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "strict",
         PRINTING,
-        Kind.FLAG,
+        ValueKind.FLAG,
         "Take every warning as an error.",
         default="false",
     ),
     Setting(
         "run_validation",
         VALIDATION,
-        Kind.FLAG,
+        ValueKind.FLAG,
         "Send a real connection through the rules; exit 126 if it does not arrive.",
         default="false",
         environment=("RUN_VALIDATION",),
@@ -406,7 +406,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "iptables_probe_port",
         VALIDATION,
-        Kind.PORT,
+        ValueKind.PORT,
         "The port that the validation connects to.",
         default="15002",
         environment=("IPTABLES_PROBE_PORT",),
@@ -414,7 +414,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "probe_timeout",
         VALIDATION,
-        Kind.DURATION,
+        ValueKind.DURATION,
         "How long the validation waits, such as 5s, 1m30s or 500ms.",
         default="5s",
         environment=("PROBE_TIMEOUT",),

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.settings.converters import FALSE, TRUE, Names, parse
-from istio_iptables.settings.declarations import SETTINGS, Kind, Setting
+from istio_iptables.settings.declarations import SETTINGS, Setting, ValueKind
 from istio_iptables.text import excerpt
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def gather(
             text = environ.get(variable)
             if text is None:
                 continue
-            if setting.kind is Kind.FLAG and text not in TRUE and text not in FALSE:
+            if setting.kind is ValueKind.FLAG and text not in TRUE and text not in FALSE:
                 warnings.append(f"{variable}: {excerpt(text)} is not a boolean and is ignored")
             else:
                 value = Value(setting, text, Origin.ENVIRONMENT, variable)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from istio_iptables.netfilter.model import Ruleset
-    from istio_iptables.netfilter.packet import Packet, World
+    from istio_iptables.netfilter.packet import Packet, Surroundings
 
 __all__ = ["MAX_OUTCOMES", "MAX_STEPS", "Assumption", "End", "Outcome", "Step", "Trace", "trace"]
 
@@ -72,7 +72,7 @@ class Trace(NamedTuple):
     complete: bool = True
 
 
-def trace(ruleset: Ruleset, packet: Packet, world: World, *, misses: bool = False) -> Trace:
+def trace(ruleset: Ruleset, packet: Packet, world: Surroundings, *, misses: bool = False) -> Trace:
     """The way of *packet* through *ruleset*: out if it comes from no interface, in otherwise.
 
     With *misses*, each step also has the rules that were asked in vain before it.
@@ -102,7 +102,7 @@ def trace(ruleset: Ruleset, packet: Packet, world: World, *, misses: bool = Fals
     return Trace(packet, tuple(outcomes))
 
 
-def _starts(ruleset: Ruleset, packet: Packet, world: World) -> Iterator[Way]:
+def _starts(ruleset: Ruleset, packet: Packet, world: Surroundings) -> Iterator[Way]:
     """The ways on which the packet can set out: more than one if its connection has a past.
 
     nat does to a later packet what it did to the first one, if that went the same direction.
@@ -131,7 +131,7 @@ def _starts(ruleset: Ruleset, packet: Packet, world: World) -> Iterator[Way]:
 class _Journeys:
     """The hooks of a packet's journey, one after the other."""
 
-    def __init__(self, ruleset: Ruleset, world: World, *, misses: bool) -> None:
+    def __init__(self, ruleset: Ruleset, world: Surroundings, *, misses: bool) -> None:
         self._world = world
         self._misses = misses
         self._chains = {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from istio_iptables.netfilter.model import Family, Match, Option, Rule, Term
-    from istio_iptables.netfilter.packet import Packet, World
+    from istio_iptables.netfilter.packet import Packet, Surroundings
 
 __all__ = ["Condition", "Situation", "conditions", "matches"]
 
@@ -36,7 +36,7 @@ class Situation(NamedTuple):
     packet: Packet
     #: The built-in chain's name.
     hook: str
-    world: World
+    world: Surroundings
     #: Whether a nat rule has given the connection another destination.
     translated: bool = False
 

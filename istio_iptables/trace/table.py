@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from istio_iptables.netfilter.model import Chain, Rule
-    from istio_iptables.netfilter.packet import Packet, World
+    from istio_iptables.netfilter.packet import Packet, Surroundings
 
 __all__ = ["MAX_STEPS", "Assumption", "End", "Miss", "Step", "Translation", "Walk", "Way"]
 
@@ -147,7 +147,7 @@ class Walk:
         hook: str,
         table: str,
         chains: Mapping[str, Chain],
-        world: World,
+        world: Surroundings,
         misses: bool,
     ) -> None:
         self._hook, self._table, self._chains = hook, table, chains

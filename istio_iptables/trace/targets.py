@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from istio_iptables.netfilter.model import Rule, Target
-    from istio_iptables.netfilter.packet import Packet, World
+    from istio_iptables.netfilter.packet import Packet, Surroundings
 
 __all__ = ["Effect", "Next", "effect"]
 
@@ -88,7 +88,9 @@ _FINAL = {
 }
 
 
-def effect(rule: Rule, packet: Packet, hook: str, chains: Container[str], world: World) -> Effect:
+def effect(
+    rule: Rule, packet: Packet, hook: str, chains: Container[str], world: Surroundings
+) -> Effect:
     """What *rule* does to *packet*, which it matches."""
     target = rule.target
     if target is None:
@@ -125,7 +127,7 @@ def _xmark(target: Target) -> tuple[int, int] | None:
     }.get(option.name)
 
 
-def _mark(target: Target, packet: Packet, _hook: str, _world: World) -> Effect:
+def _mark(target: Target, packet: Packet, _hook: str, _world: Surroundings) -> Effect:
     read = _xmark(target)
     mark = None if read is None else _mixed(packet.mark, *read)
     return Effect(Next.CONTINUE, target.name, packet._replace(mark=mark), f"mark {_text(mark)}")
@@ -141,19 +143,19 @@ def _text(mark: int | None) -> str:
     return "unknown" if mark is None else f"{mark:#x}"
 
 
-def _hashed_mark(target: Target, packet: Packet, _hook: str, _world: World) -> Effect:
+def _hashed_mark(target: Target, packet: Packet, _hook: str, _world: Surroundings) -> Effect:
     """HMARK: a mark that is computed from the addresses, in a way of the kernel's own."""
     return Effect(Next.CONTINUE, target.name, packet._replace(mark=None), "mark unknown")
 
 
-def _set(target: Target, packet: Packet, hook: str, world: World) -> Effect:
+def _set(target: Target, packet: Packet, hook: str, world: Surroundings) -> Effect:
     """SET: a map may give the packet a mark, which only the set knows."""
     if target.option("--map-mark") is None:
         return Effect(Next.CONTINUE, target.name, packet)
     return _hashed_mark(target, packet, hook, world)
 
 
-def _connmark(target: Target, packet: Packet, _hook: str, _world: World) -> Effect:
+def _connmark(target: Target, packet: Packet, _hook: str, _world: Surroundings) -> Effect:
     name = target.name
     if not packet.tracked:
         return Effect(Next.CONTINUE, name, packet, "no connection, so no mark of it")
@@ -202,7 +204,7 @@ def _copied(source: int | None, mask: int, old: int | None, replaced: int) -> in
     return None if old is None else (old & ~replaced) ^ (source & mask)
 
 
-def _ct(target: Target, packet: Packet, _hook: str, _world: World) -> Effect:
+def _ct(target: Target, packet: Packet, _hook: str, _world: Surroundings) -> Effect:
     """How the packet is to be tracked; only the first such target is heard."""
     if packet.settled:
         return Effect(Next.CONTINUE, target.name, packet)
@@ -219,7 +221,7 @@ def _ct(target: Target, packet: Packet, _hook: str, _world: World) -> Effect:
     return Effect(Next.CONTINUE, target.name, packet._replace(zone=value), f"zone {text}")
 
 
-def _redirect(target: Target, packet: Packet, hook: str, world: World) -> Effect | None:
+def _redirect(target: Target, packet: Packet, hook: str, world: Surroundings) -> Effect | None:
     option = target.option("--to-ports", "--to-port")
     ports = None
     if option is not None:
@@ -280,7 +282,7 @@ def _mapped(port: int | None, ports: Range | None, target: Target) -> int | None
     return port if not is_random and port is not None and port in ports else None
 
 
-def _tproxy(target: Target, packet: Packet, _hook: str, _world: World) -> Effect | None:
+def _tproxy(target: Target, packet: Packet, _hook: str, _world: Surroundings) -> Effect | None:
     # Port 0 is the one that was asked for.
     port = _mask(target, "--on-port", 0)
     option = target.option("--tproxy-mark")
@@ -320,7 +322,7 @@ def _endpoint(text: str) -> _Endpoint:
     return _Endpoint(address or None, found, not ports or found is not None)
 
 
-def _destination_nat(target: Target, packet: Packet, _hook: str, _world: World) -> Effect:
+def _destination_nat(target: Target, packet: Packet, _hook: str, _world: Surroundings) -> Effect:
     """Another destination; of a range of addresses, which one can't be known."""
     option = target.option("--to-destination")
     text = option.values[0] if option and len(option.values) == 1 else ""
@@ -333,7 +335,7 @@ def _destination_nat(target: Target, packet: Packet, _hook: str, _world: World) 
     return Effect(Next.ACCEPT, target.name, changed, f"to {changed.endpoints[1]}", translated=True)
 
 
-def _source_nat(target: Target, packet: Packet, _hook: str, _world: World) -> Effect:
+def _source_nat(target: Target, packet: Packet, _hook: str, _world: Surroundings) -> Effect:
     """Another source; the port stays as a rule, but nothing says that it must."""
     option = target.option("--to-source", "--to-ports")
     text = option.values[0] if option and len(option.values) == 1 else None
@@ -350,7 +352,7 @@ def _source_nat(target: Target, packet: Packet, _hook: str, _world: World) -> Ef
     return Effect(Next.ACCEPT, target.name, changed, f"from {text or 'another address'}")
 
 
-def _network_nat(target: Target, packet: Packet, hook: str, _world: World) -> Effect:
+def _network_nat(target: Target, packet: Packet, hook: str, _world: Surroundings) -> Effect:
     """NETMAP: the network's part of the address is another, the host's part stays."""
     option = target.option("--to")
     text = option.values[0] if option and len(option.values) == 1 else ""
@@ -363,7 +365,7 @@ def _network_nat(target: Target, packet: Packet, hook: str, _world: World) -> Ef
     return Effect(Next.ACCEPT, target.name, changed, f"to {changed.endpoints[1]}", translated=True)
 
 
-def _prefix_translation(target: Target, packet: Packet, _hook: str, _world: World) -> Effect:
+def _prefix_translation(target: Target, packet: Packet, _hook: str, _world: Surroundings) -> Effect:
     """SNPT and DNPT, which change an IPv6 prefix without a connection: to what isn't computed."""
     if target.name == "SNPT":
         changed = packet._replace(source=None)
@@ -372,7 +374,7 @@ def _prefix_translation(target: Target, packet: Packet, _hook: str, _world: Worl
     return Effect(Next.CONTINUE, target.name, changed, "to another address")
 
 
-_ACTIONS: dict[str, Callable[[Target, Packet, str, World], Effect | None]] = {
+_ACTIONS: dict[str, Callable[[Target, Packet, str, Surroundings], Effect | None]] = {
     "MARK": _mark,
     "CONNMARK": _connmark,
     "CT": _ct,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from istio_iptables.differences.preceding import preceding
-from istio_iptables.differences.rulesets import Kind
-from istio_iptables.istio.ownership import recognise
+from istio_iptables.differences.rulesets import ChangeKind
+from istio_iptables.istio.ownership import find_owned
 from istio_iptables.netfilter import savefile
 from istio_iptables.netfilter.model import Family
 from tests.program import run
@@ -34,8 +34,8 @@ def found(arguments: list[str], *more: str) -> list[tuple[str, str, int | None, 
             rules += f"{rule}\n"
         text = before + start + rules + commit + rest
     live = savefile.parse(text, Family.IPV4)
-    differences = preceding([live], [wanted], recognise)
-    assert all(each.kind is Kind.STRANGER for each in differences)
+    differences = preceding([live], [wanted], find_owned)
+    assert all(each.kind is ChangeKind.FOREIGN for each in differences)
     return [(each.table, each.chain, each.live_number, each.text) for each in differences]
 
 
@@ -77,12 +77,12 @@ def test_what_decides_nothing(arguments: list[str], line: str) -> None:
 
 
 def test_what_stands_before_ours_is_told_once() -> None:
-    """That is drift's to tell: here it is what comes behind."""
+    """That is told by the rulesets' differences: here it is what comes behind."""
     wanted = savefile.parse(run([*PLAN, *DNS]).out, Family.IPV4)
     text = run([*PLAN, *DNS]).out.replace(
         "-A OUTPUT -j ISTIO_OUTPUT_DNS\n", "-A OUTPUT -j NOTRACK\n-A OUTPUT -j ISTIO_OUTPUT_DNS\n"
     )
-    assert preceding([savefile.parse(text, Family.IPV4)], [wanted], recognise) == ()
+    assert preceding([savefile.parse(text, Family.IPV4)], [wanted], find_owned) == ()
 
 
 def test_chains_are_followed() -> None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from istio_iptables.differences.rulesets import Difference, Kind, beside, differences
-from istio_iptables.istio.ownership import recognise
+from istio_iptables.differences.rulesets import ChangeKind, Difference, diff_network, diff_rulesets
+from istio_iptables.istio.ownership import find_owned
 from istio_iptables.istio.plan import build
 from istio_iptables.netfilter.model import Chain, Family, Rule, Ruleset, Table, is_built_in
 from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
@@ -51,7 +51,7 @@ def ruleset(rules: list[str], head: tuple[str, ...] = ("-j ISTIO_A",)) -> Rulese
 
 def compared(live: list[str], wanted: list[str] | None = None) -> list[Difference]:
     """The differences of two chains of ours."""
-    return list(differences((ruleset(live),), (ruleset(wanted or WANTED),), recognise))
+    return list(diff_rulesets((ruleset(live),), (ruleset(wanted or WANTED),), find_owned))
 
 
 def short(found: list[Difference]) -> list[tuple[str, int | None, int | None]]:
@@ -80,7 +80,7 @@ def test_a_missing_rule_is_told_with_its_place_and_reason() -> None:
         Family.IPV4,
         (table._replace(chains=(table.chains[0], table.chains[1]._replace(rules=rules))),),
     )
-    (found,) = differences((ruleset([WANTED[0], *WANTED[2:]]),), (wanted,), recognise)
+    (found,) = diff_rulesets((ruleset([WANTED[0], *WANTED[2:]]),), (wanted,), find_owned)
     assert found.lines == (
         "missing: IPv4 nat ISTIO_A rule 2: -A ISTIO_A -p tcp -m tcp --dport 2 -j RETURN",
         "    Because.",
@@ -104,7 +104,7 @@ def test_a_changed_rule_is_told_with_the_part_that_changed() -> None:
     """The part, not the whole rule."""
     changed = [WANTED[0], "-p tcp -m tcp ! --dport 2 -j RETURN", *WANTED[2:]]
     (found,) = compared(changed)
-    assert found.kind is Kind.CHANGED
+    assert found.kind is ChangeKind.CHANGED
     assert found.details == (
         "-m tcp ! --dport 2 instead of -m tcp --dport 2",
         "should be -A ISTIO_A -p tcp -m tcp --dport 2 -j RETURN",
@@ -144,17 +144,17 @@ def test_repeated_rules_are_counted() -> None:
     assert short(compared(WANTED, twice)) == [("missing", None, 2)]
 
 
-def test_a_strangers_rule_before_ours_is_told() -> None:
+def test_a_foreign_rule_before_ours_is_told() -> None:
     """It decides first; behind ours it changes nothing about what is ours."""
     ours = ruleset(WANTED)
     before = ruleset(WANTED, ("-d 1.2.3.4/32 -j ACCEPT", "-j ISTIO_A"))
     behind = ruleset(WANTED, ("-j ISTIO_A", "-d 1.2.3.4/32 -j ACCEPT"))
-    (found,) = differences((before,), (ours,), recognise)
+    (found,) = diff_rulesets((before,), (ours,), find_owned)
     assert found.lines == (
-        "stranger: IPv4 nat OUTPUT rule 1: -A OUTPUT -d 1.2.3.4/32 -j ACCEPT",
+        "foreign: IPv4 nat OUTPUT rule 1: -A OUTPUT -d 1.2.3.4/32 -j ACCEPT",
         "    stands before our rule 2: -A OUTPUT -j ISTIO_A",
     )
-    assert not differences((behind,), (ours,), recognise)
+    assert not diff_rulesets((behind,), (ours,), find_owned)
 
 
 def test_another_policy_is_told() -> None:
@@ -163,9 +163,9 @@ def test_another_policy_is_told() -> None:
     table = ours.tables[0]
     chains = (table.chains[0]._replace(policy="DROP"), table.chains[1])
     live = Ruleset(Family.IPV4, (table._replace(chains=chains),))
-    (found,) = differences((live,), (ours,), recognise)
+    (found,) = diff_rulesets((live,), (ours,), find_owned)
     assert (found.kind, found.text, found.details) == (
-        Kind.STRANGER,
+        ChangeKind.FOREIGN,
         ":OUTPUT DROP",
         ("the policy was ACCEPT",),
     )
@@ -176,51 +176,51 @@ def test_missing_and_extra_chains_are_told_with_their_rules() -> None:
     live, wanted = ruleset(WANTED), ruleset(WANTED)
     more = live.tables[0]._replace(chains=(*live.tables[0].chains, Chain("ISTIO_X")))
     live = Ruleset(Family.IPV4, (more,))
-    (extra,) = differences((live,), (wanted,), recognise)
-    (missing,) = differences((wanted,), (live,), recognise)
+    (extra,) = diff_rulesets((live,), (wanted,), find_owned)
+    (missing,) = diff_rulesets((wanted,), (live,), find_owned)
     assert extra.line == "extra: IPv4 nat ISTIO_X: -N ISTIO_X"
     assert missing.line == "missing: IPv4 nat ISTIO_X: -N ISTIO_X"
 
 
 def test_nothing_there_is_everything_missing() -> None:
     """Every rule is told, tables in the order in which a packet meets them."""
-    found = differences((), (ruleset(WANTED),), recognise)
-    assert [each.kind for each in found] == [Kind.MISSING] * 6
+    found = diff_rulesets((), (ruleset(WANTED),), find_owned)
+    assert [each.kind for each in found] == [ChangeKind.MISSING] * 6
 
 
 def test_routes_and_addresses_are_compared_too() -> None:
     """They belong to the plan like the rules."""
     route = PolicyRoute(Family.IPV4, 1337, 133, "Because.")
     address = InterfaceAddress(Family.IPV6, "::6", 128, "lo")
-    found = beside(Plan((), (route,)), Plan((), (), (address,)))
+    found = diff_network(Plan((), (route,)), Plan((), (), (address,)))
     assert [each.line for each in found] == [
         "missing: IPv6: ip -6 addr add ::6/128 dev lo",
         "extra: IPv4: ip -4 rule add fwmark 0x539 lookup 133",
         "extra: IPv4: ip -4 route add local default dev lo table 133",
     ]
-    assert not beside(Plan((), (route,), (address,)), Plan((), (route,), (address,)))
+    assert not diff_network(Plan((), (route,), (address,)), Plan((), (route,), (address,)))
 
 
 @given(rulesets())
 def test_a_ruleset_does_not_differ_from_itself(ruleset: Ruleset) -> None:
     """Whatever is in it, and read back from its text too."""
-    assert not differences((ruleset,), (ruleset,))
-    assert not differences((parse(render(ruleset), ruleset.family),), (ruleset,))
+    assert not diff_rulesets((ruleset,), (ruleset,))
+    assert not diff_rulesets((parse(render(ruleset), ruleset.family),), (ruleset,))
 
 
 @given(rulesets(), rulesets())
 def test_no_difference_means_the_same_rules(left: Ruleset, right: Ruleset) -> None:
     """Nothing is overlooked: two rulesets without differences say the same."""
     right = right._replace(family=left.family)
-    if not differences((left,), (right,)):
-        again = differences((right,), (left,))
+    if not diff_rulesets((left,), (right,)):
+        again = diff_rulesets((right,), (left,))
         assert not again
 
 
 def mutated(live: list[Ruleset], chance: random.Random) -> str:
     """Change one thing about one rule of ours, in place; what was done, or "" for nothing.
 
-    A rule of a stranger's behind ours is none of them: it is not what diff is about.
+    A rule of a foreign behind ours is none of them: it is not what diff is about.
     """
     places = [
         (r, t, c)
@@ -243,7 +243,7 @@ def mutated(live: list[Ruleset], chance: random.Random) -> str:
                 ("-d 203.0.113.9/32 -j RETURN", "-p udp -j DROP", rules[at].text, "-j ACCEPT")
             )
         )
-        # In a built-in chain what comes behind ours is a stranger's business.
+        # In a built-in chain what comes behind ours is a foreign business.
         rules.insert(at, rule)
         done = f"insert {rule.text}"
     elif kind == "move":
@@ -326,12 +326,12 @@ def test_every_mutation_of_a_plan_is_found(config: Config, chance: random.Random
     """A deleted, inserted, moved or altered rule is told; an unchanged plan never is."""
     plan = build(config)
     same = tuple(spelt_anew(each, chance) for each in plan.rulesets)
-    assert not differences(same, plan.rulesets, recognise)
+    assert not diff_rulesets(same, plan.rulesets, find_owned)
     for _ in range(20):
         live = [spelt_anew(each, chance) for each in plan.rulesets]
         done = mutated(live, chance)
         if done:
-            assert differences(live, plan.rulesets, recognise), done
+            assert diff_rulesets(live, plan.rulesets, find_owned), done
 
 
 def test_cost_grows_with_the_rules_and_not_with_their_square() -> None:
@@ -347,6 +347,6 @@ def test_cost_grows_with_the_rules_and_not_with_their_square() -> None:
         for each in (rules, shuffled)
     )
     start = time.process_time()
-    assert len(differences((left,), (right,))) > 10000
+    assert len(diff_rulesets((left,), (right,))) > 10000
     assert time.process_time() - start < 10
     assert not is_built_in("nat", "A")

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 from istio_iptables import cli
-from istio_iptables.differences.rulesets import differences
+from istio_iptables.differences.rulesets import diff_rulesets
 from istio_iptables.errors import SaveFileError
-from istio_iptables.istio.ownership import recognise
+from istio_iptables.istio.ownership import find_owned
 from istio_iptables.netfilter import savefile
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.netfilter.documents import decoded, read
 from istio_iptables.netfilter.model import Family
-from istio_iptables.netfilter.packet import Packet, World
+from istio_iptables.netfilter.packet import Packet, Surroundings
 from istio_iptables.trace.hooks import trace
 from tests.program import run
 
@@ -61,8 +61,8 @@ def _ruleset(ruleset: Ruleset) -> None:
     text = savefile.render(ruleset)
     again = savefile.parse(text, ruleset.family)
     assert savefile.render(again) == text
-    assert not differences((again,), (ruleset,))
-    differences((ruleset,), (), recognise)
+    assert not diff_rulesets((again,), (ruleset,))
+    diff_rulesets((ruleset,), (), find_owned)
     for table in ruleset.tables:
         for chain in table.chains:
             for rule in chain.rules:
@@ -70,7 +70,7 @@ def _ruleset(ruleset: Ruleset) -> None:
                 assert canonical(once, ruleset.family).text == once.text, rule.text
     for each in _PACKETS:
         if each.family is ruleset.family:
-            trace(ruleset, each, World(), misses=True)
+            trace(ruleset, each, Surroundings(), misses=True)
 
 
 def rules(data: bytes) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_iptables.lab.sandbox import in_world, make_network, on_network
+from istio_iptables.lab.sandbox import in_sandbox, make_network, on_network
 from tests.image.images import BASE, CAPABILITIES, Container, Ran, Store, inside
-from tests.lab.labs import BACKENDS, Asked, run
+from tests.lab.labs import BACKENDS, Inputs, run
 from tests.program import run as run_here
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def in_a_pod(container: Container, *commands: tuple[list[str], dict[str, str]]) 
             subprocess.run(ip, check=True)
             return [inside(container, words, env) for words, env in commands]
 
-    return in_world(work)
+    return in_sandbox(work)
 
 
 class TestInAPod:
@@ -152,5 +152,5 @@ def test_traffic_passes(root: Path, backend: str) -> None:
         done = inside(container, words, {"FORCE_IPTABLES_BINARY": backend})
         assert done.status == 0, done.err
 
-    outcome = run(Asked(backend=backend), ARTICLE_FLAGS, installer=install)
+    outcome = run(Inputs(backend=backend), ARTICLE_FLAGS, installer=install)
     assert [each.differences for each in outcome.results if each.differences] == []

@@ -38,6 +38,11 @@ COMMANDS = (["--dry-run"], ["explain"], ["diff", "--golden", "/dev/null"])
     [
         (ESCAPING, "an application that runs as the proxy's uid 1000 escapes"),
         ([*ESCAPING, "-u", "5", "-i", ""], "nothing outbound is captured"),
+        (
+            [*ESCAPING, "-u", "5-4294967294,0-7"],
+            "nothing outbound is captured: --proxy-uid (-u) names",
+        ),
+        ([*ESCAPING, "-u", "1-64999"], "runs as the proxy's uid 1000 escapes"),
         ([*ESCAPING, "-u", "5", "-p", "15006"], "15006 is also the port of"),
         ([*ESCAPING, "-u", "5", "-b", "0"], "port 0 matches next to nothing"),
     ],

@@ -26,7 +26,7 @@ def load_layout(name: str, backend: str) -> None:
 
 
 def add_around(backend: str) -> None:
-    """Have a stranger put rules before and behind everything in each chain that Istio uses.
+    """Put foreign rules before and behind everything in each chain that Istio uses.
 
     Bare RETURNs for an interface behind ours are what is most like a rule of ours.
     """
@@ -66,18 +66,18 @@ def is_ours(table: str, chain: str) -> bool:
     return chain.startswith("ISTIO_") and chain not in BUILT_IN_CHAINS[table]
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """The rules of a plan in a chain that others use too."""
 
     head: list[str]
     tail: list[str]
 
 
-def place_of(text: dict[str, str], table: str, chain: str) -> Place:
+def place_of(text: dict[str, str], table: str, chain: str) -> Position:
     """Where the rules of a plan (the tables of its dry run) stand in one built-in chain."""
     rules = _split(text).get(table, {}).get(chain, [])
     if (table, chain) != ("nat", "PREROUTING"):
-        return Place([], rules)
+        return Position([], rules)
     # Only -k puts rules at the head, and only the tests' -k names net1 and net2.
     head = [rule for rule in rules if rule.startswith("-i net")]
-    return Place(head, [rule for rule in rules if rule not in head])
+    return Position(head, [rule for rule in rules if rule not in head])

@@ -215,7 +215,7 @@ def test_our_bytes_are_those_of_iptables(family: Family, table: str, text: str) 
     ],
 )
 def test_a_rule_that_only_iptables_knows_is_read_by_iptables(text: str, family: Family) -> None:
-    """A stranger's extension has no bytes here: encoding refuses, and reading asks the program."""
+    """A foreign extension has no bytes here: encoding refuses, and reading asks the program."""
     load("legacy", family, f"*mangle\n-A OUTPUT {text}\n-A OUTPUT -j RETURN\nCOMMIT\n")
     with pytest.raises(UnknownPartError):
         encode(parse_rule(text), family)

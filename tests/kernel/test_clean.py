@@ -45,7 +45,7 @@ def test_install_then_clean_leaves_no_trace(name: str, layout: str, backend: str
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["dual", "everything", "virtual-and-excluded"])
 def test_rules_that_came_around_ours_stay(name: str, backend: str) -> None:
-    """What strangers put in before and behind ours later on stays as if ours had never been."""
+    """Foreign rules that come before and behind ours later on stay as if ours had never been."""
     with sandbox():
         load_layout("docker", backend)
         add_around(backend)
@@ -85,8 +85,8 @@ def test_cleaning_twice_is_fine(backend: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_chain_of_ours_that_a_stranger_jumps_to(backend: str) -> None:
-    """It can be cleaned all the same: the stranger's jump goes with the chain, its other rules stay."""
+def test_a_chain_of_ours_that_a_foreign_rule_jumps_to(backend: str) -> None:
+    """It can be cleaned all the same: the foreign jump goes with the chain, its other rules stay."""
     load(
         backend,
         Family.IPV4,
@@ -126,7 +126,7 @@ def test_a_half_removed_install_is_cleaned(backend: str) -> None:
         "fwmark 1338 lookup 133",
     ],
 )
-def test_policy_rules_of_strangers_that_are_like_ours(words: str) -> None:
+def test_foreign_policy_rules_that_are_like_ours(words: str) -> None:
     """A rule that asks for more, or less, than our mark is somebody else's."""
     command("ip", "rule", "add", *words.split())
     before = state()

@@ -46,7 +46,7 @@ def _add_rules(backend: str, results: Path, *, lock: bool) -> int:
     return 0
 
 
-def _strangers(backend: str, results: Path) -> None:
+def _foreign(backend: str, results: Path) -> None:
     """Whether what the other program was told to be in is there, in its order."""
     added = [line.split(" ", 1) for line in results.read_text().splitlines()]
     assert len(added) > 20
@@ -76,7 +76,7 @@ def _jumps(backend: str) -> int:
 @pytest.mark.parametrize("lock", [True, False], ids=["with-the-lock", "without-the-lock"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_twenty_installs_at_once(backend: str, lock: bool, tmp_path: Path) -> None:  # noqa: FBT001 - a case
-    """All of them end well, the rules are there once, and a stranger's are all there."""
+    """All of them end well, the rules are there once, and a foreign are all there."""
     other = forked(partial(_add_rules, backend, tmp_path / "added", lock=lock), quiet=True)
     work = partial(_status, backend, CONFIGURATIONS["everything"])
     children = [forked(work) for _ in range(PROCESSES)]
@@ -85,7 +85,7 @@ def test_twenty_installs_at_once(backend: str, lock: bool, tmp_path: Path) -> No
     now = [_ours(backend, family) for family in Family]
     assert now == _fresh(backend, CONFIGURATIONS["everything"])
     assert _jumps(backend) == 1
-    _strangers(backend, tmp_path / "added")
+    _foreign(backend, tmp_path / "added")
 
 
 def _status(backend: str, arguments: tuple[str, ...]) -> int:
@@ -109,7 +109,7 @@ def test_two_minds_at_once(backend: str, lock: bool, tmp_path: Path) -> None:  #
     assert now in (_fresh(backend, TPROXY), _fresh(backend, DUAL))
     assert ("fwmark" in state(backends=()).rules[0]) == (now == _fresh(backend, TPROXY))
     assert _jumps(backend) == 1
-    _strangers(backend, tmp_path / "added")
+    _foreign(backend, tmp_path / "added")
 
 
 def test_both_backends_at_once() -> None:

@@ -69,13 +69,13 @@ def test_nothing_of_ours_beside_rules_of_others() -> None:
     command("iptables-legacy", "-t", "raw", "-A", "OUTPUT", "-j", "NOTRACK")
     lines = run("diff", *DOCUMENTED).out.splitlines()
     assert len(lines) == 3
-    assert lines[0] == "stranger: IPv4 raw OUTPUT rule 1: -A OUTPUT -j NOTRACK"
+    assert lines[0] == "foreign: IPv4 raw OUTPUT rule 1: -A OUTPUT -j NOTRACK"
     assert lines[2].startswith("nothing of ours is in this namespace (legacy) (")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_live_rules_explain_packets(backend: str) -> None:
-    """With the reasons of the plan, and what a stranger's rule does first."""
+    """With the reasons of the plan, and what a foreign rule does first."""
     install(backend, *DOCUMENTED)
     load(backend, Family.IPV4, "*nat\n-I OUTPUT 1 -d 192.0.2.9/32 -j ACCEPT\nCOMMIT\n")
     captured = run("explain", "--live", *DOCUMENTED, "--dst", "192.0.2.1:80")
@@ -101,6 +101,6 @@ def test_foreign_rules_that_switch_capture_off_are_told(
     result = run("diff", *DOCUMENTED, "--force-iptables-binary", backend)
     assert result.status == 1
     told, why, last = result.out.splitlines()
-    assert told.startswith(f"stranger: IPv4 {table} OUTPUT rule 1: -A OUTPUT")
+    assert told.startswith(f"foreign: IPv4 {table} OUTPUT rule 1: -A OUTPUT")
     assert why == f"    a foreign rule that may decide first: {table} comes before nat"
     assert last == f"this namespace ({backend}) differs from the plan: 1 difference"

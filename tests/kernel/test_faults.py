@@ -12,7 +12,7 @@ import pytest
 from istio_iptables.istio.plan import build
 from istio_iptables.kernel import legacy, nft
 from istio_iptables.kernel.host import Host
-from istio_iptables.kernel.install import Where
+from istio_iptables.kernel.install import InstallOptions
 from istio_iptables.kernel.install import install as apply
 from istio_iptables.netfilter.model import Family
 from istio_iptables.settings.config import configure
@@ -340,7 +340,7 @@ def test_anything_may_be_raised(
 
         monkeypatch.setattr(made, "commit", failing)
         with pytest.raises(error):
-            apply(plan, lambda _: None, Where(backend=backend), replace=True)
+            apply(plan, lambda _: None, InstallOptions(backend=backend), replace=True)
         monkeypatch.undo()
         assert state(backends=(backend,)) == before
 

@@ -13,7 +13,7 @@ from istio_iptables.netfilter import formats, savefile
 from istio_iptables.netfilter.edits import apply, edits, restore_lines
 from istio_iptables.netfilter.model import Chain, Family, Table
 from istio_iptables.settings.converters import Names, parse
-from istio_iptables.settings.declarations import Kind
+from istio_iptables.settings.declarations import ValueKind
 from tests.kernel.netns import BACKENDS, Step, inside, program, rules_of
 from tests.netfilter.test_edits import seen, wanted_tables
 from tests.strategies import configs, kernel_rules, tables
@@ -62,10 +62,10 @@ def _with_jumped(wanted: Table) -> Table:
 
 @st.composite
 def changes(draw: st.DrawFn) -> tuple[Table, Table | None]:
-    """A table with strangers' rules and an older version of ours, and what is wanted instead."""
+    """A table with foreign rules and an older version of ours, and what is wanted instead."""
     versions = wanted_tables().map(_with_jumped)
-    strangers = draw(tables("nat", kernel_rules))
-    live = apply(strangers, edits("nat", strangers, draw(versions), {}, ()))
+    foreign = draw(tables("nat", kernel_rules))
+    live = apply(foreign, edits("nat", foreign, draw(versions), {}, ()))
     return live, draw(st.none() | versions)
 
 
@@ -101,9 +101,9 @@ def test_the_kernel_does_what_edits_say(
 NAMES = Names({"root": 0}.get, {"root": 0}.get)
 
 # An item as a user writes it, and where iptables itself takes it.
-ITEMS: list[tuple[Kind, Family, str, list[str]]] = [
+ITEMS: list[tuple[ValueKind, Family, str, list[str]]] = [
     (
-        Kind.PORTS,
+        ValueKind.PORTS,
         Family.IPV4,
         "-p tcp --dport",
         [
@@ -122,13 +122,13 @@ ITEMS: list[tuple[Kind, Family, str, list[str]]] = [
         ],
     ),
     (
-        Kind.CIDRS,
+        ValueKind.CIDRS,
         Family.IPV4,
         "-d",
         ["10.96.0.1/24", "0.0.0.0/1", "255.255.255.255/32", "127.0.0.1/8", "1.2.3.4/31"],
     ),
     (
-        Kind.CIDRS,
+        ValueKind.CIDRS,
         Family.IPV6,
         "-d",
         [
@@ -152,19 +152,19 @@ ITEMS: list[tuple[Kind, Family, str, list[str]]] = [
         ],
     ),
     (
-        Kind.UIDS,
+        ValueKind.UIDS,
         Family.IPV4,
         "-m owner --uid-owner",
         ["0", "1337", "4294967294", "1000-1999", "1000:1999", "5-5", "0-4294967294", "root"],
     ),
     (
-        Kind.GIDS,
+        ValueKind.GIDS,
         Family.IPV4,
         "-m owner --gid-owner",
         ["0", "1337", "1000-1999", "5:5", "root"],
     ),
     (
-        Kind.INTERFACES,
+        ValueKind.INTERFACES,
         Family.IPV4,
         "-i",
         [
@@ -189,10 +189,10 @@ ITEMS: list[tuple[Kind, Family, str, list[str]]] = [
     ("kind", "family", "option", "items"), ITEMS, ids=lambda each: getattr(each, "name", "")
 )
 def test_an_item_is_spelled_as_the_kernel_spells_it(
-    kind: Kind, family: Family, option: str, items: list[str], backend: str
+    kind: ValueKind, family: Family, option: str, items: list[str], backend: str
 ) -> None:
     """An item given to iptables as the user wrote it is saved as our text has it."""
-    chain = "PREROUTING" if kind is Kind.INTERFACES else "OUTPUT"
+    chain = "PREROUTING" if kind is ValueKind.INTERFACES else "OUTPUT"
     tool = [program(family, backend), "-t", "nat"]
     steps = [Step([*tool, "-A", chain, *option.split(), item, "-j", "RETURN"]) for item in items]
     *added, saved = inside([*steps, Step([program(family, backend, "save")])])
@@ -206,23 +206,23 @@ def test_an_item_is_spelled_as_the_kernel_spells_it(
 
 
 # What is refused although iptables would take it, or would take it for something else.
-TAKEN_OTHERWISE: list[tuple[Kind, str, str, str]] = [
+TAKEN_OTHERWISE: list[tuple[ValueKind, str, str, str]] = [
     # To iptables both are octal; the proxy's user they are not.
-    (Kind.UIDS, "-m owner --uid-owner", "01337", "-m owner --uid-owner 735"),
-    (Kind.UIDS, "-m owner --uid-owner", "0x10", "-m owner --uid-owner 16"),
+    (ValueKind.UIDS, "-m owner --uid-owner", "01337", "-m owner --uid-owner 735"),
+    (ValueKind.UIDS, "-m owner --uid-owner", "0x10", "-m owner --uid-owner 16"),
     # Every port is no condition at all; 0:65535 says so, and is taken (golden/every-port).
-    (Kind.PORTS, "-p tcp --dport", ":", "-p tcp -m tcp -j"),
+    (ValueKind.PORTS, "-p tcp --dport", ":", "-p tcp -m tcp -j"),
     # A service's name depends on /etc/services.
-    (Kind.PORTS, "-p tcp --dport", "0x50", "--dport 80"),
+    (ValueKind.PORTS, "-p tcp --dport", "0x50", "--dport 80"),
     # Go's reader of CIDRs, and so Istio, takes none of these.
-    (Kind.CIDRS, "-d", "10/8", "-d 10.0.0.0/8"),
-    (Kind.CIDRS, "-d", "10.0.0.1/255.0.0.0", "-d 10.0.0.0/8"),
+    (ValueKind.CIDRS, "-d", "10/8", "-d 10.0.0.0/8"),
+    (ValueKind.CIDRS, "-d", "10.0.0.1/255.0.0.0", "-d 10.0.0.0/8"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "option", "item", "saved_as"), TAKEN_OTHERWISE)
 def test_refused_although_iptables_takes_it(
-    kind: Kind, option: str, item: str, saved_as: str
+    kind: ValueKind, option: str, item: str, saved_as: str
 ) -> None:
     """What iptables reads as something else than it looks like is refused."""
     _, faults = parse(kind, item, NAMES)

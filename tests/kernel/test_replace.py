@@ -46,7 +46,7 @@ def test_every_pair_ends_like_a_fresh_install(first: str, backend: str) -> None:
 
 
 def expected(live: Chains, old: dict[str, str], new: dict[str, str]) -> Chains:
-    """What a replace has to make of *live*, in which strangers' rules stand around those of *old*."""
+    """What a replace has to make of *live*, in which foreign rules stand around those of *old*."""
     result: Chains = {}
     for table in dict.fromkeys([*live, *new]):
         found = result[table] = {}
@@ -58,10 +58,10 @@ def expected(live: Chains, old: dict[str, str], new: dict[str, str]) -> Chains:
                 found[chain] = rules
                 continue
             ours = [*before.head, *before.tail]
-            strangers = [rule for rule in rules if rule not in ours]
+            foreign = [rule for rule in rules if rule not in ours]
             last = rules.index(before.tail[-1]) if before.tail else len(rules)
             front = [rule for rule in rules[:last] if rule not in ours]
-            found[chain] = [*after.head, *front, *after.tail, *strangers[len(front) :]]
+            found[chain] = [*after.head, *front, *after.tail, *foreign[len(front) :]]
     return result
 
 
@@ -72,15 +72,15 @@ _MORE = (*_PLACED, "exclude-interfaces-tproxy", "virtual-interfaces", "nothing-i
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["none", *LAYOUTS])
-def test_strangers_keep_their_bytes_and_places(layout: str, backend: str) -> None:
+def test_foreign_rules_keep_their_bytes_and_places(layout: str, backend: str) -> None:
     """Before and behind ours, in built-in chains and their own: only our rules are exchanged."""
     names = _MORE if (layout, backend) == ("none", "legacy") else _PLACED
     for first, second in permutations(names, 2):
         with sandbox():
-            _replace_among_strangers(layout, backend, first, second)
+            _replace_among_foreign_rules(layout, backend, first, second)
 
 
-def _replace_among_strangers(layout: str, backend: str, first: str, second: str) -> None:
+def _replace_among_foreign_rules(layout: str, backend: str, first: str, second: str) -> None:
     old, new = CONFIGURATIONS[first], CONFIGURATIONS[second]
     if layout != "none":
         load_layout(layout, backend)

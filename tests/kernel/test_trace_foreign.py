@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Chain, Family, Rule, Ruleset, Table
-from istio_iptables.netfilter.packet import Packet, World
+from istio_iptables.netfilter.packet import Packet, Surroundings
 from istio_iptables.netfilter.plan import Plan, PolicyRoute
 from istio_iptables.netfilter.savefile import parse, parse_rule, render
 from istio_iptables.trace.hooks import Outcome, trace
 from tests.kernel.netns import BACKENDS
 from tests.kernel.test_trace_kernel import asked, completed, received, sent, told
-from tests.kernel.tracing import FIRST_PORT, Kernel, Place, predicted
+from tests.kernel.tracing import FIRST_PORT, Kernel, Position, predicted
 
 pytestmark = pytest.mark.kernel
 
@@ -170,7 +170,7 @@ def tracked_apart(texts: tuple[str, ...], packet: Packet) -> bool:
     return " -j CT " in dict(zip(Family, texts, strict=True))[packet.family]
 
 
-def agrees(outcome: Outcome, path: list[Place]) -> bool:
+def agrees(outcome: Outcome, path: list[Position]) -> bool:
     """Whether the way is the kernel's, rules that may have matched left out of both."""
     open_ones = {
         (step.table, step.chain, step.number) for step in outcome.steps if not step.certain
@@ -187,7 +187,7 @@ def test_any_rules_are_followed_as_the_kernel_follows_them(backend: str) -> None
     compared: Counter[str] = Counter()
     routes = tuple(PolicyRoute(family, MARK, 155) for family in Family)
     with Kernel(backend) as kernel:
-        world = World(kernel.addresses, routes)
+        world = Surroundings(kernel.addresses, routes)
 
         @settings(
             # Errors that can't be compared are a seventh of what is sent.

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from istio_iptables.istio.plan import build
 from istio_iptables.istio.rules import OUTBOUND_MARK
 from istio_iptables.netfilter.model import Family
-from istio_iptables.netfilter.packet import Packet, World
+from istio_iptables.netfilter.packet import Packet, Surroundings
 from istio_iptables.netfilter.savefile import render
 from istio_iptables.settings.config import configure
 from istio_iptables.settings.sources import gather
@@ -208,7 +208,7 @@ def asked(packet: Packet) -> Packet:
     return packet._replace(source_port=None, destination_port=None, uid=None, gid=None)
 
 
-def completed(packet: Packet, port: int, world: World) -> Packet:
+def completed(packet: Packet, port: int, world: Surroundings) -> Packet:
     """The packet with a port of its own, and the interface that routing finds for it."""
     packet = packet._replace(source_port=port)
     if packet.in_interface:
@@ -222,7 +222,7 @@ def _dotless(packet: Packet) -> str:
     return f":{packet.destination}".replace(".", ":")
 
 
-def second(packet: Packet, plan: Plan, world: World) -> Packet:
+def second(packet: Packet, plan: Plan, world: Surroundings) -> Packet:
     """A packet of a connection that was made, with the marks that its first packet left.
 
     Where nobody listens there is none: the first one is asked again.
@@ -288,7 +288,7 @@ def test_every_packet_goes_the_kernels_way(
         )
         def compare(texts: dict[str, str], drawn: list[Packet]) -> None:
             plan = plan_of(texts)
-            world = World(kernel.addresses, plan.routes)
+            world = Surroundings(kernel.addresses, plan.routes)
             packets = [second(completed(each, next(ports), world), plan, world) for each in drawn]
             said = kernel.send(plan, packets)
             for packet, path in zip(packets, said.paths, strict=True):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.plan import Plan
     from istio_iptables.trace.hooks import Outcome
 
-__all__ = ["ADDRESSES", "FIRST_PORT", "Kernel", "Place", "Said", "predicted"]
+__all__ = ["ADDRESSES", "FIRST_PORT", "Kernel", "Position", "Said", "predicted"]
 
 #: The pod that tests/kernel/traced.py makes: what it has of each family; there are more.
 ADDRESSES = {
@@ -59,14 +59,14 @@ COMMIT
 """
 
 #: Table, chain and rule number (from 1), None for the policy.
-Place = tuple[str, str, int | None]
+Position = tuple[str, str, int | None]
 
 
 class Said(NamedTuple):
     """What the kernel has now, and the way of each packet; None for one that could not be sent."""
 
     rulesets: dict[Family, Ruleset]
-    paths: list[list[Place] | None]
+    paths: list[list[Position] | None]
 
 
 class Kernel:
@@ -129,7 +129,7 @@ class Kernel:
         rulesets = {
             Family(family): parse(text, Family(family)) for family, text in answer["saved"].items()
         }
-        paths: list[list[Place] | None] = []
+        paths: list[list[Position] | None] = []
         for packet, path in zip(packets, answer["paths"], strict=True):
             assert not isinstance(path, str), (packet, path)
             paths.append(None if path is None else _places(rulesets[packet.family], path))
@@ -153,9 +153,9 @@ def _traced(ruleset: Ruleset) -> str:
     return "\n".join([*lines[:first], *_TRACED, *errors, *lines[first:]])
 
 
-def _places(ruleset: Ruleset, path: Sequence[tuple[str, str, str, int]]) -> list[Place]:
+def _places(ruleset: Ruleset, path: Sequence[tuple[str, str, str, int]]) -> list[Position]:
     """What the kernel said, in our words: without the ends of chains and the tracing rules."""
-    places: list[Place] = []
+    places: list[Position] = []
     for name, chain_name, what, number in path:
         table = ruleset.table(name)
         chain = table.chain(chain_name) if table else None
@@ -170,7 +170,7 @@ def _places(ruleset: Ruleset, path: Sequence[tuple[str, str, str, int]]) -> list
     return places
 
 
-def predicted(outcome: Outcome) -> list[Place]:
+def predicted(outcome: Outcome) -> list[Position]:
     """The way that a trace says, in the same words."""
     return [
         (step.table, step.chain, step.number) for step in outcome.steps if step.verdict != "TRACE"

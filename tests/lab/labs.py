@@ -13,18 +13,18 @@ from istio_iptables.lab.without import left_out
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from istio_iptables.lab.compare import Result
-    from istio_iptables.lab.runner import Installer, Outcome, Up
+    from istio_iptables.lab.compare import PathResult
+    from istio_iptables.lab.runner import Installer, LabOutcome, Up
     from istio_iptables.netfilter.model import Family
     from istio_iptables.netfilter.plan import Plan
 
-__all__ = ["BACKENDS", "MODES", "Asked", "places", "plan_of", "ran", "result", "run"]
+__all__ = ["BACKENDS", "MODES", "Inputs", "places", "plan_of", "ran", "result", "run"]
 
 BACKENDS = ("legacy", "nft")
 MODES = ("REDIRECT", "TPROXY")
 
 
-class Asked(NamedTuple):
+class Inputs(NamedTuple):
     """Which lab to run; the rest is as ``istio-iptables lab`` has it."""
 
     mode: str = "REDIRECT"
@@ -34,14 +34,14 @@ class Asked(NamedTuple):
 
 
 def run(  # noqa: PLR0913 - what differs between labs
-    asked: Asked,
+    asked: Inputs,
     flags: Mapping[str, str] | None = None,
     *,
     left: Callable[[Plan], Sequence[str]] | None = None,
     only: Sequence[str] = (),
     installer: Installer | None = None,
     keep: Callable[[Up], None] | None = None,
-) -> Outcome:
+) -> LabOutcome:
     """A run of the lab; *left* names the rules to leave out, of the plan that it is given."""
     own = {"istio_inbound_interception_mode": asked.mode, **(flags or {})}
     config, warnings = lab_config(own, {})
@@ -62,12 +62,12 @@ def run(  # noqa: PLR0913 - what differs between labs
 
 
 @cache
-def ran(asked: Asked) -> Outcome:
+def ran(asked: Inputs) -> LabOutcome:
     """A run with all paths of a scenario, made once."""
     return run(asked)
 
 
-def result(outcome: Outcome, name: str, family: Family) -> Result:
+def result(outcome: LabOutcome, name: str, family: Family) -> PathResult:
     """What became of one path."""
     (found,) = (
         each for each in outcome.results if (each.path.name, each.path.family) == (name, family)

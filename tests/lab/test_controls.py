@@ -6,7 +6,7 @@ import pytest
 
 from istio_iptables.lab.bootstrap import MAX_CONNECTIONS
 from istio_iptables.netfilter.model import Family
-from tests.lab.labs import BACKENDS, MODES, Asked, places, result, run
+from tests.lab.labs import BACKENDS, MODES, Inputs, places, result, run
 
 pytestmark = pytest.mark.kernel
 
@@ -18,7 +18,7 @@ OWN_GID = "ISTIO_OUTPUT -m owner --gid-owner 1337 -j RETURN"
 def test_without_the_proxys_own_rules_there_is_a_loop(backend: str) -> None:
     """Envoy's own connections are sent back to Envoy, time and again, until something gives."""
     outcome = run(
-        Asked(backend=backend),
+        Inputs(backend=backend),
         left=lambda plan: places(plan, OWN_UID, OWN_GID),
         only=["app-server", "app-excluded-port"],
     )
@@ -34,7 +34,7 @@ def test_without_the_proxys_own_rules_there_is_a_loop(backend: str) -> None:
 def test_a_loop_ends_at_envoys_limit() -> None:
     """Where nothing is added to what is passed on, the limit on connections ends the loop."""
     outcome = run(
-        Asked(),
+        Inputs(),
         {"redirect_dns": "false"},
         left=lambda plan: places(plan, OWN_UID, OWN_GID),
         only=["app-dns-tcp"],
@@ -48,7 +48,7 @@ def test_a_loop_ends_at_envoys_limit() -> None:
 def test_without_the_pass_through_address_inbound_is_captured_again(backend: str) -> None:
     """Envoy's connection to the application is taken for one to be captured, more than once."""
     outcome = run(
-        Asked(backend=backend),
+        Inputs(backend=backend),
         left=lambda plan: places(plan, "ISTIO_OUTPUT -s 127.0.0.6/32 -o lo -j RETURN"),
         only=["client-app"],
     )
@@ -62,7 +62,7 @@ def test_without_the_pass_through_address_inbound_is_captured_again(backend: str
 def test_a_health_port_that_is_not_excluded_is_captured(backend: str) -> None:
     """It answers as ever, and only the counters tell that Envoy's inbound side was in between."""
     outcome = run(
-        Asked(backend=backend),
+        Inputs(backend=backend),
         left=lambda plan: places(plan, "ISTIO_INBOUND -p tcp -m tcp --dport 15021 -j RETURN"),
         only=["client-health"],
     )
@@ -80,7 +80,7 @@ def test_envoy_as_the_proxys_user_under_tproxy_captures_itself() -> None:
     That is why Istio's proxy runs as uid 0 then. The connection is not even established: its
     source is the client's address, and its new destination the loopback one.
     """
-    outcome = run(Asked("TPROXY", envoy_uid=1337), only=["client-app"])
+    outcome = run(Inputs("TPROXY", envoy_uid=1337), only=["client-app"])
     for family in Family:
         looped = result(outcome, "client-app", family)
         assert looped.expected.loops
@@ -93,7 +93,7 @@ def test_envoy_as_the_proxys_user_under_tproxy_captures_itself() -> None:
 def test_what_is_not_captured_is_predicted_too(flags: dict[str, str]) -> None:
     """Where the flags capture nothing, nothing is captured, and that is as predicted."""
     flags = {**flags, "redirect_dns": "false"}
-    outcome = run(Asked(), flags, only=["client-app", "app-server"])
+    outcome = run(Inputs(), flags, only=["client-app", "app-server"])
     assert outcome.as_predicted
     listeners = [each.counts.listeners for each in outcome.results]
     assert any(not taken for taken in listeners)
@@ -115,14 +115,14 @@ def test_what_is_not_captured_is_predicted_too(flags: dict[str, str]) -> None:
 )
 def test_other_flags(mode: str, flags: dict[str, str]) -> None:
     """Whatever is captured, and whatever is not, goes as the rules of the flags predict."""
-    outcome = run(Asked(mode), flags)
+    outcome = run(Inputs(mode), flags)
     assert [each.differences for each in outcome.results if each.differences] == []
 
 
 def test_capturing_loopback_under_tproxy_is_a_loop() -> None:
     """A captured loopback network drops the rule that spares Envoy as uid 0: it captures itself."""
     flags = {"istio_service_cidr": "127.0.0.0/8,10.0.0.0/8"}
-    outcome = run(Asked("TPROXY"), flags, only=["client-app"])
+    outcome = run(Inputs("TPROXY"), flags, only=["client-app"])
     looped = result(outcome, "client-app", Family.IPV4)
     assert looped.expected.loops
     assert looped.differences

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from istio_iptables.netfilter.model import Family
-from tests.lab.labs import BACKENDS, MODES, Asked, ran, result
+from tests.lab.labs import BACKENDS, MODES, Inputs, ran, result
 
 pytestmark = pytest.mark.kernel
 
@@ -18,7 +18,7 @@ class TestGateways:
 
     def test_ingress(self, mode: str, backend: str, family: Family) -> None:
         """Outside, ingress gateway, sidecar, application."""
-        found = result(ran(Asked(mode, backend, "ingress")), "outside-app", family)
+        found = result(ran(Inputs(mode, backend, "ingress")), "outside-app", family)
         assert found.differences == ()
         assert found.seen[0].hops == ("ingress gateway", "pod inbound")
         if mode == "TPROXY":
@@ -26,14 +26,14 @@ class TestGateways:
 
     def test_egress(self, mode: str, backend: str, family: Family) -> None:
         """Application, sidecar, egress gateway, a server outside that sees the gateway."""
-        found = result(ran(Asked(mode, backend, "egress")), "app-outside", family)
+        found = result(ran(Inputs(mode, backend, "egress")), "app-outside", family)
         assert found.differences == ()
         assert found.seen[0].hops == ("pod outbound", "egress gateway")
         assert found.seen[0].peer in {"10.77.0.60", "fd77::60"}
 
     def test_the_callers_sidecar_decides(self, mode: str, backend: str, family: Family) -> None:
         """The mesh's rule on paths is carried out by the caller's sidecar, or by nobody."""
-        outcome = ran(Asked(mode, backend, "plain-client"))
+        outcome = ran(Inputs(mode, backend, "plain-client"))
         with_sidecar = result(outcome, "caller-app", family)
         without = result(outcome, "plain-app", family)
         assert with_sidecar.differences == without.differences == ()

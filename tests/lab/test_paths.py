@@ -8,7 +8,7 @@ import pytest
 
 from istio_iptables.lab.scenarios import PARALLEL
 from istio_iptables.netfilter.model import Family
-from tests.lab.labs import BACKENDS, MODES, Asked, ran, result, run
+from tests.lab.labs import BACKENDS, MODES, Inputs, ran, result, run
 
 pytestmark = pytest.mark.kernel
 
@@ -63,7 +63,7 @@ FACTS = {
 @pytest.mark.parametrize("mode", MODES)
 def test_path(mode: str, backend: str, name: str, family: Family) -> None:
     """The path goes as the plan predicts, and as it has to in this mode."""
-    found = result(ran(Asked(mode, backend)), name, family)
+    found = result(ran(Inputs(mode, backend)), name, family)
     assert found.differences == ()
     fact = FACTS[name]
     peers = fact.peer_tproxy if mode == "TPROXY" and fact.peer_tproxy else fact.peer
@@ -79,7 +79,7 @@ def test_path(mode: str, backend: str, name: str, family: Family) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_the_whole_lab(mode: str, backend: str) -> None:
     """All paths are taken, in the backend that was asked for."""
-    outcome = ran(Asked(mode, backend))
+    outcome = ran(Inputs(mode, backend))
     assert outcome.as_predicted
     assert {each.path.name for each in outcome.results} == set(FACTS)
     assert len(outcome.results) == 2 * len(FACTS)
@@ -90,7 +90,7 @@ def test_the_whole_lab(mode: str, backend: str) -> None:
 def test_capture_is_counted(mode: str) -> None:
     """A captured connection is counted by the rule that captures it, once for each connection."""
     for family in Family:
-        found = result(ran(Asked(mode)), "client-app-parallel", family)
+        found = result(ran(Inputs(mode)), "client-app-parallel", family)
         (capture,) = (
             place
             for place in found.expected.rules
@@ -101,7 +101,9 @@ def test_capture_is_counted(mode: str) -> None:
 
 def test_envoy_of_another_user_under_tproxy() -> None:
     """Under TPROXY Envoy is known by its group: any user but the proxy's will do."""
-    outcome = run(Asked("TPROXY", envoy_uid=1338), only=["client-app", "app-service", "app-server"])
+    outcome = run(
+        Inputs("TPROXY", envoy_uid=1338), only=["client-app", "app-service", "app-server"]
+    )
     assert outcome.as_predicted
     for family, client in zip(Family, CLIENT, strict=True):
         assert result(outcome, "client-app", family).seen[0].peer == client

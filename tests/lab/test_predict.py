@@ -11,10 +11,10 @@ from istio_iptables.lab import messages as talk
 from istio_iptables.lab import report, scenarios
 from istio_iptables.lab.bootstrap import bootstrap
 from istio_iptables.lab.clients import Seen
-from istio_iptables.lab.compare import judge
+from istio_iptables.lab.compare import compare
 from istio_iptables.lab.counters import Counts
 from istio_iptables.lab.predict import Prediction, predict
-from istio_iptables.lab.runner import Outcome
+from istio_iptables.lab.runner import LabOutcome
 from istio_iptables.lab.without import left_out, without
 from istio_iptables.netfilter.model import Family
 from tests.lab.labs import plan_of
@@ -79,15 +79,15 @@ def test_differences_are_told() -> None:
     expected = predict(nodes, build(config), path.node, path.identity, path.request)
     right = Counts(expected.rules, expected.listeners)
     good = Seen(expected.server, expected.peer, expected.hops, expected.path)
-    assert judge(path, expected, [good], right).differences == ()
-    other = judge(path, expected, [good._replace(peer="10.0.0.1", hops=())], right)
+    assert compare(path, expected, [good], right).differences == ()
+    other = compare(path, expected, [good._replace(peer="10.0.0.1", hops=())], right)
     assert other.differences == (
         "peer 10.0.0.1, predicted 127.0.0.6",
         "hops none, predicted pod inbound",
     )
-    silent = judge(path, expected, [Seen(problem="no answer"), good], right)
+    silent = compare(path, expected, [Seen(problem="no answer"), good], right)
     assert silent.differences == ("no answer, predicted an answer (1 of 2)",)
-    outcome = Outcome("sidecar", "REDIRECT", "legacy", (other, silent), 1.0)
+    outcome = LabOutcome("sidecar", "REDIRECT", "legacy", (other, silent), 1.0)
     assert "  ! peer 10.0.0.1, predicted 127.0.0.6\n" in report.text(outcome)
     assert report.as_json(outcome, build(config))["as_predicted"] is False
 

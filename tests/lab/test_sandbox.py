@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from istio_iptables.errors import KernelRefused
-from istio_iptables.lab.sandbox import in_world
-from tests.lab.labs import Asked, run
+from istio_iptables.lab.sandbox import in_sandbox
+from tests.lab.labs import Inputs, run
 
 if TYPE_CHECKING:
     from istio_iptables.lab.runner import Up
@@ -140,13 +140,13 @@ def test_the_command_to_enter_works() -> None:
 @pytest.mark.parametrize(
     ("asked", "uid", "capabilities"),
     [
-        (Asked("REDIRECT"), 1337, 0),
-        (Asked("TPROXY"), 0, 1 << 12),
-        (Asked("TPROXY", envoy_uid=1338), 1338, 1 << 12),
+        (Inputs("REDIRECT"), 1337, 0),
+        (Inputs("TPROXY"), 0, 1 << 12),
+        (Inputs("TPROXY", envoy_uid=1338), 1338, 1 << 12),
     ],
     ids=["redirect", "tproxy", "tproxy-another-user"],
 )
-def test_who_envoy_is(asked: Asked, uid: int, capabilities: int) -> None:
+def test_who_envoy_is(asked: Inputs, uid: int, capabilities: int) -> None:
     """Envoy has its user, gid 1337, and no capability but NET_ADMIN, and that under TPROXY only."""
     seen: list[dict[str, str]] = []
 
@@ -174,7 +174,7 @@ def test_what_goes_wrong_is_told() -> None:
         raise KernelRefused(message)
 
     with pytest.raises(KernelRefused, match="no, thank you"):
-        in_world(refuse)
+        in_sandbox(refuse)
     with pytest.raises(KernelRefused, match="ended without an answer"):
-        in_world(lambda _process: os._exit(3))
-    assert in_world(lambda process: (os.getpid(), process > 1)) == (1, True)
+        in_sandbox(lambda _process: os._exit(3))
+    assert in_sandbox(lambda process: (os.getpid(), process > 1)) == (1, True)

@@ -64,7 +64,7 @@ def test_different_rules_stay_different(left: str, right: str) -> None:
     ],
 )
 def test_what_is_not_known_is_left_word_for_word(text: str) -> None:
-    """A stranger's words never change."""
+    """A foreign words never change."""
     assert spelt(text) == text
 
 

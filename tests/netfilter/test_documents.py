@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from istio_iptables.differences.rulesets import differences
+from istio_iptables.differences.rulesets import diff_rulesets
 from istio_iptables.errors import SaveFileError
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.netfilter.documents import decoded, read, rulesets
@@ -32,7 +32,7 @@ def test_what_other_programs_make_is_read_and_written_byte_for_byte(path: Path) 
     (found,) = rulesets(text, Family.IPV6 if "ipv6" in path.name else Family.IPV4)
     assert render(found) == text
     assert found.rule_count > 10
-    assert not differences((found,), (found,))
+    assert not diff_rulesets((found,), (found,))
     for table in found.tables:
         for chain in table.chains:
             for rule in chain.rules:
@@ -186,7 +186,7 @@ def test_a_large_file_takes_no_more_than_five_times_its_size(counters: str) -> N
     tracemalloc.start()
     try:
         (found,) = read(decoded(io.BytesIO(text).readline))
-        assert not differences((found,), (), lambda _: Nothing())
+        assert not diff_rulesets((found,), (), lambda _: Nothing())
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

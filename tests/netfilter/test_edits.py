@@ -1,4 +1,4 @@
-"""Edits: how one table becomes another while a stranger's rules keep their bytes and places."""
+"""Edits: how one table becomes another while a foreign rules keep their bytes and places."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from istio_iptables.netfilter.edits import (
     Action,
     Edit,
-    Place,
+    Position,
     apply,
     edits,
     restore_lines,
@@ -73,10 +73,10 @@ def wanted_tables(draw: st.DrawFn) -> Table:
 
 
 class Live(NamedTuple):
-    """A table with strangers' rules and perhaps ours, and what is ours in it."""
+    """A table with foreign rules and perhaps ours, and what is ours in it."""
 
     table: Table
-    ours: Mapping[str, Mapping[int, Place]]
+    ours: Mapping[str, Mapping[int, Position]]
     own_chains: tuple[str, ...]
 
 
@@ -88,7 +88,7 @@ def seen(table: Table) -> Live:
         if chain.name in SHARED
         and (
             numbers := {
-                number: Place.HEAD if rule.target == Target("ISTIO_HEAD") else Place.TAIL
+                number: Position.HEAD if rule.target == Target("ISTIO_HEAD") else Position.TAIL
                 for number, rule in enumerate(chain.rules)
                 if is_ours(rule)
             }
@@ -105,9 +105,9 @@ def steps_to(live: Live, wanted: Table | None) -> tuple[Edit, ...]:
 
 @st.composite
 def lives(draw: st.DrawFn) -> Live:
-    """What a machine may hold: strangers' rules with an older version of ours among them."""
-    strangers = draw(tables("nat", kernel_rules))
-    table = apply(strangers, edits("nat", strangers, draw(wanted_tables()), {}, ()))
+    """What a machine may hold: foreign rules with an older version of ours among them."""
+    foreign = draw(tables("nat", kernel_rules))
+    table = apply(foreign, edits("nat", foreign, draw(wanted_tables()), {}, ()))
     # Others go on writing rules after us, at any place.
     chains = []
     for chain in table.chains:
@@ -119,7 +119,7 @@ def lives(draw: st.DrawFn) -> Live:
     return seen(table._replace(chains=tuple(chains)))
 
 
-def strangers_in(table: Table) -> dict[str, list[str]]:
+def foreign_in(table: Table) -> dict[str, list[str]]:
     """The texts of what is not ours, chain by chain, in order."""
     return {
         chain.name: [rule.text for rule in chain.rules if not is_ours(rule)]
@@ -146,10 +146,10 @@ class TestLaws:
         assert ours_in(apply(live.table, steps_to(live, wanted))) == ours_in(wanted)
 
     @given(lives(), st.one_of(st.none(), wanted_tables()))
-    def test_strangers_stay(self, live: Live, wanted: Table | None) -> None:
-        """A stranger's rules keep their text and order, and the chains their head."""
+    def test_foreign_rules_stay(self, live: Live, wanted: Table | None) -> None:
+        """A foreign rules keep their text and order, and the chains their head."""
         after = apply(live.table, steps_to(live, wanted))
-        assert strangers_in(after) == strangers_in(live.table)
+        assert foreign_in(after) == foreign_in(live.table)
         heads = {chain.name: (chain.policy, chain.counters) for chain in live.table.chains}
         for chain in after.chains:
             assert heads.get(chain.name, (None, (0, 0))) == (chain.policy, chain.counters)
@@ -168,7 +168,7 @@ class TestLaws:
 
     @given(lives(), wanted_tables())
     def test_new_rules_take_the_place_of_the_old(self, live: Live, wanted: Table) -> None:
-        """As many strangers stand before our end rules as stood before the last of the old ones."""
+        """As many foreign rules stand before our end rules as stood before the last of the old ones."""
         after = apply(live.table, steps_to(live, wanted))
         for name in SHARED:
             before, now = (
@@ -191,10 +191,10 @@ class TestLaws:
         assert steps_to(after, wanted) == ()
 
     @given(tables("nat", kernel_rules), wanted_tables())
-    def test_install_then_remove_leaves_no_trace(self, strangers: Table, wanted: Table) -> None:
-        """What was installed over strangers' rules goes away without a trace."""
-        installed = apply(strangers, steps_to(seen(strangers), wanted))
-        assert apply(installed, steps_to(seen(installed), None)) == strangers
+    def test_install_then_remove_leaves_no_trace(self, foreign: Table, wanted: Table) -> None:
+        """What was installed over foreign rules goes away without a trace."""
+        installed = apply(foreign, steps_to(seen(foreign), wanted))
+        assert apply(installed, steps_to(seen(installed), None)) == foreign
 
     @given(wanted_tables())
     def test_on_an_empty_table(self, wanted: Table) -> None:
@@ -216,10 +216,10 @@ class TestLaws:
     def test_by_text_hits_the_same_rule(self, live: Live, wanted: Table | None) -> None:
         """Deleting by text takes one of ours, however many rules of that text there are."""
         steps = steps_to(live, wanted)
-        strangers = {name: set(texts) for name, texts in strangers_in(live.table).items()}
+        foreign = {name: set(texts) for name, texts in foreign_in(live.table).items()}
         for step in steps:
             if step.action is Action.DELETE and step.by_text:
-                assert step.rule.text not in strangers[step.chain]
+                assert step.rule.text not in foreign[step.chain]
 
 
 def nat(*chains: Chain) -> Table:
@@ -267,8 +267,8 @@ def test_the_lines_of_a_transaction() -> None:
     ]
 
 
-def test_a_strangers_jump_to_a_chain_that_goes() -> None:
-    """A stranger's chain that jumps to a chain of ours loses that rule with the chain."""
+def test_a_foreign_jump_to_a_chain_that_goes() -> None:
+    """A foreign chain that jumps to a chain of ours loses that rule with the chain."""
     jump, keep = Rule(target=Target("ISTIO_A")), Rule(target=DROP)
     live = nat(
         Chain("OUTPUT", "ACCEPT"), Chain("ISTIO_A"), Chain("THEIRS", rules=(jump, keep, jump))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from istio_iptables.settings.declarations import SETTINGS, Kind, Setting, setting
+from istio_iptables.settings.declarations import SETTINGS, Setting, ValueKind, setting
 from istio_iptables.settings.sources import Origin, gather
 
 # docs/contract.md, section 1, in short: flag, short form, variables, default.
@@ -53,7 +53,7 @@ NAMES = [each.name for each in SETTINGS]
 
 def texts(each: Setting) -> tuple[str, str, str]:
     """Three texts that the setting can be given, told apart by their look."""
-    return ("true", "false", "1") if each.kind is Kind.FLAG else ("first", "second", "flag")
+    return ("true", "false", "1") if each.kind is ValueKind.FLAG else ("first", "second", "flag")
 
 
 def test_the_table_is_the_contracts() -> None:
@@ -122,13 +122,13 @@ def test_an_empty_variable_is_a_value(name: str) -> None:
     """Set but empty is given (and "" for a boolean is a mistake that is told)."""
     each = setting(name)
     values, warnings = gather({}, {each.environment[0]: ""})
-    assert values[name].given is (each.kind is not Kind.FLAG)
-    assert bool(warnings) is (each.kind is Kind.FLAG)
+    assert values[name].given is (each.kind is not ValueKind.FLAG)
+    assert bool(warnings) is (each.kind is ValueKind.FLAG)
 
 
 @pytest.mark.parametrize(
     "variable",
-    [variable for each in SETTINGS if each.kind is Kind.FLAG for variable in each.environment],
+    [variable for each in SETTINGS if each.kind is ValueKind.FLAG for variable in each.environment],
 )
 @pytest.mark.parametrize("text", ["yes", "on", "2", "tRUE", " true", ""])
 def test_a_bad_boolean_is_left_out_and_told(variable: str, text: str) -> None:

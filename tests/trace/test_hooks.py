@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from istio_iptables.netfilter.model import Family
-from istio_iptables.netfilter.packet import Packet, World, is_loopback
+from istio_iptables.netfilter.packet import Packet, Surroundings, is_loopback
 from istio_iptables.netfilter.plan import PolicyRoute
 from istio_iptables.netfilter.savefile import parse
 from istio_iptables.trace.hooks import MAX_OUTCOMES, End, Outcome, Trace, trace
@@ -18,8 +18,8 @@ TCP = Packet(
     Family.IPV4, 6, "10.0.0.2", "1.2.3.4", 40000, 80, out_interface="eth0", uid=1000, gid=1000
 )
 COMING = Packet(Family.IPV4, 6, "1.2.3.4", "10.0.0.2", 40000, 80, in_interface="eth0")
-POD = World({"eth0": ("10.0.0.2", "fd00::2"), "lo": ("127.0.0.1", "::1")})
-NOWHERE = World()
+POD = Surroundings({"eth0": ("10.0.0.2", "fd00::2"), "lo": ("127.0.0.1", "::1")})
+NOWHERE = Surroundings()
 
 _BUILT_IN = {
     "raw": ("PREROUTING", "OUTPUT"),
@@ -30,7 +30,7 @@ _BUILT_IN = {
 
 
 def ways(
-    rules: str, packet: Packet = TCP, world: World = NOWHERE, *, misses: bool = False
+    rules: str, packet: Packet = TCP, world: Surroundings = NOWHERE, *, misses: bool = False
 ) -> Trace:
     """The trace of a packet through rules, given as lines such as ``nat OUTPUT -j A``."""
     tables: dict[str, list[str]] = {}
@@ -56,7 +56,7 @@ def ways(
     return trace(parse(text, packet.family), packet, world, misses=misses)
 
 
-def way(rules: str, packet: Packet = TCP, world: World = NOWHERE) -> Outcome:
+def way(rules: str, packet: Packet = TCP, world: Surroundings = NOWHERE) -> Outcome:
     """The only way of a packet."""
     (outcome,) = ways(rules, packet, world).outcomes
     return outcome
@@ -67,7 +67,7 @@ def numbers(outcome: Outcome) -> list[str]:
     return [f"{each.table} {each.chain} {each.number or 'policy'}" for each in outcome.steps]
 
 
-def matches(condition: str, packet: Packet = TCP, world: World = NOWHERE) -> bool | None:
+def matches(condition: str, packet: Packet = TCP, world: Surroundings = NOWHERE) -> bool | None:
     """Whether a packet matches a rule of the hook it meets first; None if that is not known."""
     chain = "PREROUTING" if packet.in_interface else "OUTPUT"
     found = ways(f"mangle {chain} {condition} -j DROP", packet, world).outcomes
@@ -376,7 +376,7 @@ def test_an_unheard_of_target_may_have_marked_what_it_lets_go_on() -> None:
 
 def test_an_unknown_mark_may_bring_a_packet_home() -> None:
     """Where a policy route goes by marks, both ways are followed."""
-    world = World(POD.addresses, (PolicyRoute(Family.IPV4, 5, 100),))
+    world = Surroundings(POD.addresses, (PolicyRoute(Family.IPV4, 5, 100),))
     found = ways("mangle OUTPUT -j HMARK --hmark-mod 10", TCP, world).outcomes
     assert [(each.end, each.by_mark) for each in found] == [
         (End.DELIVERED, True),
@@ -424,7 +424,7 @@ def test_a_connections_mark_is_changed_through_a_mask() -> None:
 
 def test_a_packet_that_loses_its_mark_is_routed_anew() -> None:
     """It was on its way home because of the mark."""
-    world = World(POD.addresses, (PolicyRoute(Family.IPV4, 5, 100),))
+    world = Surroundings(POD.addresses, (PolicyRoute(Family.IPV4, 5, 100),))
     packet = TCP._replace(mark=5, out_interface="lo")
     outcome = way("mangle OUTPUT -j MARK --set-mark 6", packet, world)
     assert (outcome.end, outcome.packet.out_interface) == (End.SENT, None)
@@ -434,7 +434,7 @@ def test_a_packet_that_loses_its_mark_is_routed_anew() -> None:
 
 def test_a_mark_can_bring_a_packet_home() -> None:
     """The policy route decides anew once mangle has changed the mark."""
-    world = World(POD.addresses, (PolicyRoute(Family.IPV4, 5, 100),))
+    world = Surroundings(POD.addresses, (PolicyRoute(Family.IPV4, 5, 100),))
     rules = "mangle OUTPUT -j MARK --set-mark 5\nmangle POSTROUTING -o lo\nmangle INPUT -i lo"
     outcome = way(rules, TCP, world)
     assert (outcome.end, outcome.by_mark) == (End.DELIVERED, True)
@@ -444,7 +444,7 @@ def test_a_mark_can_bring_a_packet_home() -> None:
 
 def test_a_mark_of_raw_counts_once_the_packet_is_routed_anew() -> None:
     """For another reason: nothing routes it for that mark alone."""
-    world = World(POD.addresses, (PolicyRoute(Family.IPV4, 5, 100),))
+    world = Surroundings(POD.addresses, (PolicyRoute(Family.IPV4, 5, 100),))
     marked = "raw OUTPUT -j MARK --set-mark 5\nmangle OUTPUT "
     assert way(f"{marked} -j ACCEPT", TCP, world).end is End.SENT
     found = ways(f"{marked} -j DSCP --set-dscp 8", TCP, world).outcomes
@@ -482,7 +482,7 @@ def test_what_is_redirected_from_a_link_local_destination_is_lost() -> None:
     outcome = way(rule.replace("-j", "-p tcp -j"), packet, POD)
     assert (outcome.end, outcome.taken_by) == (End.SENT, "REDIRECT")
     assert (outcome.packet.destination, outcome.packet.out_interface) == ("::1", "eth0")
-    own = World({"eth0": ("fe80::2",)})
+    own = Surroundings({"eth0": ("fe80::2",)})
     outcome = way(
         rule.replace("-j", "-p tcp -j"),
         packet._replace(destination="fe80::2", out_interface="lo"),
@@ -490,7 +490,7 @@ def test_what_is_redirected_from_a_link_local_destination_is_lost() -> None:
     )
     assert outcome.packet.out_interface == "eth0"
     # Another address of that interface can be reached.
-    both = World({"eth0": ("fe80::2", "fd00::2")})
+    both = Surroundings({"eth0": ("fe80::2", "fd00::2")})
     rules = "nat OUTPUT -p tcp -j DNAT --to-destination fd00::2"
     assert way(rules, packet, both).end is End.DELIVERED
     # A UDP socket need not be bound.
@@ -505,9 +505,9 @@ def test_an_arriving_packet_is_redirected_to_its_interface() -> None:
     assert way(rules, other, POD).packet.endpoints[1] == "10.0.0.2:15006"
     # Which one is the first of an interface that isn't known can't be told.
     assert way(rules, COMING).packet.endpoints[1] == "?:15006"
-    several = World({"eth0": ("10.0.0.1", "10.0.0.2")})
+    several = Surroundings({"eth0": ("10.0.0.1", "10.0.0.2")})
     assert way(rules, COMING, several).packet.endpoints[1] == "10.0.0.1:15006"
-    lost = way(rules, other._replace(in_interface="eth9"), World({"eth9": ()}))
+    lost = way(rules, other._replace(in_interface="eth9"), Surroundings({"eth9": ()}))
     assert lost.end is End.DROPPED
     six = COMING._replace(family=Family.IPV6, source="fd00::9", destination="fd00::2")
     assert way(rules, six, POD).packet.endpoints[1] == "[fd00::2]:15006"
@@ -611,7 +611,7 @@ def test_tproxy_hands_a_packet_to_a_listener_and_keeps_its_addresses() -> None:
     """The mark makes the policy route deliver it, whatever its destination."""
     rule = "mangle PREROUTING -p tcp -j TPROXY --on-port 15006 --tproxy-mark 0x539/0xffffffff"
     far = COMING._replace(destination="9.9.9.9")
-    world = World(POD.addresses, (PolicyRoute(Family.IPV4, 0x539, 133),))
+    world = Surroundings(POD.addresses, (PolicyRoute(Family.IPV4, 0x539, 133),))
     outcome = way(rule, far, world)
     assert (outcome.end, outcome.taken_by, outcome.to_port) == (End.DELIVERED, "TPROXY", 15006)
     assert outcome.packet.destination == "9.9.9.9"

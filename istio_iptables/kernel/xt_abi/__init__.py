@@ -73,7 +73,7 @@ _LAYOUTS = {family: _Layout(family) for family in Family}
 
 
 def encode(rule: Rule, family: Family) -> bytes:
-    """The bytes of *rule* for iptc_append_entry; raises UnknownPartError for a stranger's parts."""
+    """The bytes of *rule* for iptc_append_entry; raises UnknownPartError for a foreign parts."""
     layout = _LAYOUTS[family]
     goto = rule.target is not None and rule.target.goto
     header = _encode_header(

@@ -26,7 +26,7 @@ WHOLE_MARK = 0xFFFFFFFF
 
 
 class UnknownPartError(ValueError):
-    """A rule has a part whose bytes are not known here; only a stranger's rule can have one."""
+    """A rule has a part whose bytes are not known here; only a foreign rule can have one."""
 
 
 class _Widest(ctypes.Structure):
