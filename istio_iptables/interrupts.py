@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import FrameType
 
 __all__ = ["TRACEBACK", "Interrupted", "as_by_default", "held", "mask_of_children", "raised"]
@@ -122,13 +122,6 @@ def held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def mask_of_children() -> Callable[[], None] | None:
-    """What a child process calls before it begins, so that it does not hold signals back too."""
-    mask = _before
-    if mask is None:
-        return None
-
-    def unblock() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-    return unblock
+def mask_of_children() -> set[int | signal.Signals]:
+    """The signal mask for a child process, which must not hold signals back as we may do."""
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ()) if _before is None else _before

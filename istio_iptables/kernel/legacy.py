@@ -1,4 +1,10 @@
-"""The legacy tables, through python-iptables: one table handle is one transaction."""
+"""The legacy tables: read with iptables-legacy-save, changed through python-iptables.
+
+One table handle is one transaction. Reading the rules from such a handle would spare the child
+process and is slower all the same, because python-iptables has to be imported: 6.8 ms instead of
+4.1 for 36 rules in both families, 63 instead of 30 for 10,030 (whole processes, medians of 21,
+without the 27 ms that both have in common).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ import importlib.util
 import os
 import struct
 import sys
+from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +28,17 @@ from istio_iptables.kernel.backend import (
     refuse,
 )
 from istio_iptables.kernel.capabilities import missing
-from istio_iptables.kernel.xt_abi import UnknownPartError, decode, encode
+from istio_iptables.kernel.programs import run
+from istio_iptables.kernel.xt_abi import UnknownPartError, encode
 from istio_iptables.netfilter.edits import Action
-from istio_iptables.netfilter.model import Chain, Counters, Family, Ruleset, Table
-from istio_iptables.netfilter.savefile import parse, parse_rule
+from istio_iptables.netfilter.model import Family, Ruleset, Table
+from istio_iptables.netfilter.savefile import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from istio_iptables.kernel.backend import Transaction
     from istio_iptables.netfilter.edits import Edit
-    from istio_iptables.netfilter.model import Rule
 
 __all__ = ["Legacy"]
 
@@ -128,37 +135,43 @@ class Legacy:
 
     def holds_rules(self) -> bool:
         """Whether there is a rule in any table this namespace has."""
-        return any(handle.holds_rules() for handle in _handles())
+        return any(fault.unread for family in Family for fault in self.look(family).faults) or any(
+            self.look(family).ruleset.rule_count for family in Family
+        )
 
     def holds_ours(self) -> bool:
         """Whether there is a chain of ours in any table this namespace has."""
-        return any(has_our_chains(map(_text, handle.chain_names())) for handle in _handles())
+        readings = [self.look(family) for family in Family]
+        return any(fault.ours for each in readings for fault in each.faults) or any(
+            has_our_chains(chain.name for chain in table.chains)
+            for each in readings
+            for table in each.ruleset.tables
+        )
 
     def look(self, family: Family) -> Reading:
         """The tables this namespace has, rules as iptables-legacy-save prints them."""
-        tables: list[Table] = []
+        names = legacy_tables(family) or ()
+        hidden = hidden_legacy_tables(family)
+        found: dict[str, Table] = {}
         faults: list[UnusableTable] = []
-        for name in legacy_tables(family) or ():
-            handle = _Handle(family, name)
-            try:
-                chains = tuple(map(_text, handle.chain_names()))
-                tables.append(_read_table(handle, family, name))
-            except KernelRefused as error:
-                ours = has_our_chains(chains)
-                reason = (
-                    f"the {family.title} table {name} (legacy) can't be read:"
-                    f" {'; '.join(error.lines)}"
-                )
-                faults.append(UnusableTable(family, name, self.name, reason, ours, unread=True))
-            finally:
-                handle.close()
-        for name in hidden_legacy_tables(family):
+        with suppress(KernelRefused):
+            if names and not hidden:
+                found = _save(family)
+        # All at once it fails for one of them, and prints none where its file of names is hidden.
+        for name in names:
+            if name not in found:
+                try:
+                    found |= _save(family, "-t", name)
+                except KernelRefused as error:
+                    faults.append(_unreadable(family, name, error))
+        tables = tuple(found[name] for name in names if name in found)
+        for name in hidden:
             reason = (
                 f"the {family.title} table {name} (legacy) may be there or not: the kernel tells user"
                 " 0 and group 0 alone"
             )
             faults.append(UnusableTable(family, name, self.name, reason, ours=False, unread=True))
-        return Reading(Ruleset(family, tuple(tables)), tuple(faults))
+        return Reading(Ruleset(family, tables), tuple(faults))
 
     def read(self, family: Family, wanted: Collection[str] = ()) -> Ruleset:
         """The tables there are; refused are those of ours, or of *wanted*, that can't be read."""
@@ -184,34 +197,26 @@ class Legacy:
         """Nothing: a legacy table stays in its namespace once it was made."""
 
 
-def _handles() -> Iterator[_Handle]:
-    """A handle of each table this namespace has, closed when the next is asked for."""
-    for family in Family:
-        for name in legacy_tables(family) or ():
-            handle = _Handle(family, name)
-            try:
-                yield handle
-            finally:
-                handle.close()
-
-
-def _read_table(handle: _Handle, family: Family, name: str) -> Table:
-    try:
-        return Table(name, tuple(handle.chains()))
-    except UnknownPartError:
-        # A foreign rule uses an extension whose bytes we can't read: iptables can.
-        from istio_iptables.kernel.programs import run
-
+def _save(family: Family, *arguments: str) -> dict[str, Table]:
+    """The tables that iptables-legacy-save prints, by name."""
     program = "iptables-legacy-save" if family is Family.IPV4 else "ip6tables-legacy-save"
     try:
-        found = parse(run([program, "-t", name]), family).table(name)
+        tables = parse(run([program, *arguments]), family).tables
     except SaveFileError as error:
         message = f"can't understand what {program} says: {error}"
         raise KernelRefused(message) from error
-    if found is None:
-        message = f"{program} does not show it"
-        raise KernelRefused(message)
-    return found
+    return {table.name: table for table in tables}
+
+
+def _unreadable(family: Family, name: str, error: KernelRefused) -> UnusableTable:
+    """The table *name* that can't be read because of *error*, its chains known by name alone."""
+    handle = _Handle(family, name)
+    try:
+        ours = has_our_chains(map(_text, handle.chain_names()))
+    finally:
+        handle.close()
+    reason = f"the {family.title} table {name} (legacy) can't be read: {'; '.join(error.lines)}"
+    return UnusableTable(family, name, Legacy.name, reason, ours, unread=True)
 
 
 def _text(name: bytes) -> str:
@@ -265,40 +270,6 @@ class _Handle:
             names.append(name)
             name = calls.iptc_next_chain(handle)
         return names
-
-    def holds_rules(self) -> bool:
-        """Whether any chain has a rule."""
-        handle = self._table._handle  # noqa: SLF001
-        return any(self._calls.iptc_first_rule(name, handle) for name in self.chain_names())
-
-    def chains(self) -> Iterator[Chain]:
-        """The chains as iptables-legacy-save prints them: built-in ones first."""
-        calls, handle = self._calls, self._table._handle  # noqa: SLF001
-        for name in self.chain_names():
-            policy, counters = None, Counters()
-            if calls.iptc_builtin(name, handle):
-                found, counts = self._table.get_policy(_text(name))
-                policy, counters = found.name, Counters(*counts)
-            yield Chain(_text(name), policy, tuple(self._rules(name)), counters)
-
-    def _rules(self, chain: bytes) -> Iterator[Rule]:
-        calls, handle = self._calls, self._table._handle  # noqa: SLF001
-        next_rule, get_target = calls.iptc_next_rule, calls.iptc_get_target
-        string_at, cast, pointer = ctypes.string_at, ctypes.cast, ctypes.c_void_p
-        offsets = self._offsets
-        entry = calls.iptc_first_rule(chain, handle)
-        while entry:
-            start = cast(entry, pointer).value or 0
-            head = string_at(start + offsets, 4)
-            target, end = _TWO_NUMBERS.unpack(head)
-            data = string_at(start, end)
-            # A target without a name of its own is a verdict or a chain; libiptc knows which.
-            named = data[target + 2]
-            standard = (
-                "" if named else (get_target(entry, handle) or b"").decode(errors="surrogateescape")
-            )
-            yield parse_rule(decode(data, self._family, standard))
-            entry = next_rule(entry, handle)
 
     def edit(self, step: Edit) -> None:
         """Carry out one edit in the handle."""

@@ -10,7 +10,7 @@ from istio_iptables.errors import KernelRefused
 
 __all__ = ["Reserve"]
 
-#: A child with its three pipes, one more for its start, and a connection to the kernel.
+#: The files of a child, those of a table's transaction, and a connection to the kernel.
 _DESCRIPTORS = 10
 #: Address space, of which no page is touched: to read a large table and to write it again.
 _BYTES = 8 << 20

@@ -74,7 +74,18 @@ def test_a_commit_that_fails_is_taken_back(first: str, second: str, tmp_path: Pa
     log = tmp_path / "log"
     with sandbox():
         install("legacy", *CONFIGURATIONS[first])
-        words = ("strace", "-qq", "-o", str(log), "-e", "trace=setsockopt", CLI, "--reconcile")
+        words = (
+            "strace",
+            "-qq",
+            "-o",
+            str(log),
+            "-e",
+            "signal=none",
+            "-e",
+            "trace=setsockopt",
+            CLI,
+            "--reconcile",
+        )
         wanted = ("--force-iptables-binary", "legacy", *CONFIGURATIONS[second])
         assert process(*words, *wanted).status == 0
     calls = log.read_text().splitlines()
@@ -107,7 +118,7 @@ def test_a_table_that_changed_meanwhile_is_tried_again(
 ) -> None:
     """Someone changes a table before our commit, or between it and its counters: begun anew."""
     log = tmp_path / "log"
-    words = ("strace", "-qq", "-o", str(log), "-e", "trace=setsockopt", CLI)
+    words = ("strace", "-qq", "-o", str(log), "-e", "signal=none", "-e", "trace=setsockopt", CLI)
     with sandbox():
         assert process(*words, *wanted, "--force-iptables-binary", "legacy").status == 0
     calls = log.read_text().splitlines()

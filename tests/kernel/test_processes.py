@@ -65,8 +65,11 @@ def test_a_legacy_tproxy_install_starts_no_program(tmp_path: Path) -> None:
     assert traced(tmp_path, *arguments, before=(up,)) == [PROGRAM]
 
 
-def test_a_legacy_install_again_starts_no_program(tmp_path: Path) -> None:
-    """Finding out that nothing is to be done is one process too."""
+def test_a_legacy_install_again_starts_one_program(tmp_path: Path) -> None:
+    """Finding out that nothing is to be done takes one iptables-legacy-save a family with tables."""
     install = (*DOCUMENTED, *SETTLED)
     first = Step((PROGRAM, *install))
-    assert traced(tmp_path, *install, before=(first,)) == [PROGRAM]
+    assert [Path(each).name for each in traced(tmp_path, *install, before=(first,))] == [
+        "istio-iptables",
+        "iptables-legacy-save",
+    ]

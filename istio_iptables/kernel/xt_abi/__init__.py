@@ -1,4 +1,4 @@
-"""Rules as the bytes that the kernel's legacy tables hold, and those bytes as text again.
+"""Rules as the bytes that the kernel's legacy tables hold.
 
 python-iptables makes these bytes through libxtables, one extension object a rule. That is too
 slow for thousands of rules (0.13 ms each) and wrong in places that matter here: its interface
@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import struct
 from functools import cache
-from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import TYPE_CHECKING
 
-from istio_iptables.kernel.xt_abi.entry import HEAD, UnknownPartError, aligned
-from istio_iptables.kernel.xt_abi.matches import decode_match, encode_match
-from istio_iptables.kernel.xt_abi.targets import decode_target, encode_target
+from istio_iptables.kernel.xt_abi.entry import UnknownPartError, aligned
+from istio_iptables.kernel.xt_abi.matches import encode_match
+from istio_iptables.kernel.xt_abi.targets import encode_target
 from istio_iptables.netfilter.model import Family
 
 if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Rule, Term
 
-__all__ = ["UnknownPartError", "decode", "encode"]
+__all__ = ["UnknownPartError", "encode"]
 
 _PROTOCOLS = {
     "tcp": 6,
@@ -35,7 +35,6 @@ _PROTOCOLS = {
     "esp": 50,
     "ah": 51,
 }
-_PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
 
 _HEADER4 = struct.Struct("=4s4s4s4s16s16s16s16sHBB")
 _HEADER6 = struct.Struct("=16s16s16s16s16s16s16s16sHBBBxxx")
@@ -67,9 +66,6 @@ class _Layout:
 
 
 _LAYOUTS = {family: _Layout(family) for family in Family}
-
-
-# Rules to bytes.
 
 
 def encode(rule: Rule, family: Family) -> bytes:
@@ -173,89 +169,3 @@ def _interface(term: Term | None) -> tuple[bytes, bytes]:
         # iptables leaves the plus in the name; the mask keeps the kernel from looking at it.
         return name, b"\xff" * (len(name) - 1)
     return name, b"\xff" * (len(name) + 1)
-
-
-# Bytes to text.
-
-
-def decode(entry: bytes, family: Family, standard_target: str) -> str:
-    """The text of a rule behind ``-A CHAIN``, as iptables-legacy-save prints it.
-
-    *entry* is what the kernel gave, *standard_target* the name of the chain or verdict that its
-    target stands for ("" if it is an extension). Raises UnknownPartError for parts not known here.
-    """
-    layout = _LAYOUTS[family]
-    header = layout.header.size
-    _, target_offset, _, _ = _OFFSETS.unpack_from(entry, header)
-    words, goto = _decode_header(layout, entry[:header])
-    position = layout.size
-    text = [words] if words else []
-    while position < target_offset:
-        size, name, revision = _read_part(entry, position)
-        text.append(decode_match(name, revision, entry[position + HEAD.size : position + size]))
-        position += size
-    size, name, revision = _read_part(entry, target_offset)
-    data = entry[target_offset + HEAD.size : target_offset + size]
-    if standard_target or not name:
-        if standard_target:
-            text.append(f"{'-g' if goto else '-j'} {standard_target}")
-    else:
-        text.append(decode_target(name, revision, data, family))
-    return " ".join(text)
-
-
-def _read_part(entry: bytes, position: int) -> tuple[int, str, int]:
-    size, name, revision = HEAD.unpack_from(entry, position)
-    return size, name.partition(b"\0")[0].decode(errors="surrogateescape"), revision
-
-
-@cache
-def _decode_header(layout: _Layout, header: bytes) -> tuple[str, bool]:
-    fields = layout.header.unpack(header)
-    source, destination, source_mask, destination_mask, in_name, out_name, in_mask, out_mask = (
-        fields[:8]
-    )
-    proto, flags, inverted = fields[8], fields[-2], fields[-1]
-    words: list[str] = []
-
-    def add(bit: int, *more: str) -> None:
-        if inverted & bit:
-            words.append("!")
-        words.extend(more)
-
-    if any(source_mask) or inverted & _NOT_SOURCE:
-        add(_NOT_SOURCE, "-s", _network_text(layout, source, source_mask))
-    if any(destination_mask) or inverted & _NOT_DESTINATION:
-        add(_NOT_DESTINATION, "-d", _network_text(layout, destination, destination_mask))
-    for flag, name, mask, bit in (
-        ("-i", in_name, in_mask, _NOT_IN),
-        ("-o", out_name, out_mask, _NOT_OUT),
-    ):
-        if any(mask):
-            add(bit, flag, _interface_text(name, mask))
-    if proto or inverted & _NOT_PROTOCOL:
-        name = _PROTOCOL_NAMES.get(proto)
-        if name is None:
-            message = f"protocol {proto}"
-            raise UnknownPartError(message)
-        add(_NOT_PROTOCOL, "-p", name)
-    if layout.family is Family.IPV4 and flags & _FLAG_FRAGMENT:
-        add(_NOT_FRAGMENT, "-f")
-    return " ".join(words), bool(flags & layout.goto)
-
-
-def _network_text(layout: _Layout, address: bytes, mask: bytes) -> str:
-    bits = layout.bytes * 8
-    length = int.from_bytes(mask, "big").bit_count()
-    shown = str(length) if mask == _mask(length, bits) else inet_ntop(layout.number, mask)
-    return f"{inet_ntop(layout.number, address)}/{shown}"
-
-
-def _interface_text(name: bytes, mask: bytes) -> str:
-    text = name.partition(b"\0")[0]
-    covered = len(mask.rstrip(b"\0"))
-    if mask[:covered].strip(b"\xff"):
-        message = "an interface mask that iptables does not make"
-        raise UnknownPartError(message)
-    whole = covered > len(text)
-    return text[:covered].decode(errors="surrogateescape") + ("" if whole else "+")

@@ -16,7 +16,6 @@ __all__ = [
     "aligned",
     "only_option",
     "part",
-    "range_text",
     "value_and_mask",
 ]
 
@@ -60,8 +59,3 @@ def value_and_mask(text: str) -> tuple[int, int]:
     """The mark and the mask of ``0x1/0xff``; the mask is whole if there is none."""
     value, slash, mask = text.partition("/")
     return int(value, 0), int(mask, 0) if slash else WHOLE_MARK
-
-
-def range_text(first: int, last: int, between: str) -> str:
-    """``80``, or ``80:90`` with *between* in between."""
-    return str(first) if first == last else f"{first}{between}{last}"

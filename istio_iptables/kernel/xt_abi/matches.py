@@ -1,4 +1,4 @@
-"""Match extensions as bytes and as text: the ones that our rules use, and comments."""
+"""Match extensions as bytes: the ones that our rules use, and comments."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from istio_iptables.kernel.xt_abi.entry import (
-    WHOLE_MARK,
     UnknownPartError,
     aligned,
     only_option,
     part,
-    range_text,
     value_and_mask,
 )
 
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.model import Match
 
-__all__ = ["decode_match", "encode_match"]
+__all__ = ["encode_match"]
 
 
 def encode_match(match: Match) -> bytes:
@@ -158,107 +156,4 @@ _MATCHES: dict[str, Callable[[Match], bytes]] = {
     "connmark": _mark,
     "conntrack": _conntrack,
     "comment": _comment,
-}
-
-
-def decode_match(name: str, revision: int, data: bytes) -> str:
-    """The text of a match from ``-m`` on; raises UnknownPartError for one not known here."""
-    if name in {"tcp", "udp"} and revision == 0:
-        return _decode_ports(name, data)
-    return _decode_other_match(name, revision, data)
-
-
-def _decode_ports(name: str, data: bytes) -> str:
-    first_source, last_source, first, last = _PORTS.unpack_from(data)
-    end = _PORTS.size + 3 if name == "tcp" else _PORTS.size
-    if any(data[_PORTS.size : end]):
-        message = "tcp flags or options"
-        raise UnknownPartError(message)
-    inverted = data[end]
-    text = f"-m {name}"
-    if (first_source, last_source) != _ALL_PORTS or inverted & 1:
-        text += (
-            f"{' !' if inverted & 1 else ''} --sport {range_text(first_source, last_source, ':')}"
-        )
-    if (first, last) != _ALL_PORTS or inverted & 2:
-        text += f"{' !' if inverted & 2 else ''} --dport {range_text(first, last, ':')}"
-    return text
-
-
-@cache
-def _decode_other_match(name: str, revision: int, data: bytes) -> str:
-    reader = _MATCH_READERS.get((name, revision))
-    if reader is None:
-        message = f"-m {name} (revision {revision})"
-        raise UnknownPartError(message)
-    return f"-m {name}{reader(data)}"
-
-
-def _bang(inverted: int) -> str:
-    return " !" if inverted else ""
-
-
-def _multiport_text(data: bytes) -> str:
-    kind, count, *rest = struct.unpack_from("=BB15H15BB", data)
-    ports, ranges, inverted = rest[:15], rest[15:30], rest[30]
-    items = []
-    position = 0
-    while position < count:
-        if ranges[position]:
-            items.append(f"{ports[position]}:{ports[position + 1]}")
-            position += 1
-        else:
-            items.append(str(ports[position]))
-        position += 1
-    return f"{_bang(inverted)} {('--sports', '--dports', '--ports')[kind]} {','.join(items)}"
-
-
-def _owner_text(data: bytes) -> str:
-    first_uid, last_uid, first_gid, last_gid, present, inverted = struct.unpack_from(
-        "=IIIIBB", data
-    )
-    if present & ~3:
-        message = "-m owner --socket-exists"
-        raise UnknownPartError(message)
-    text = ""
-    if present & 1:
-        text += f"{_bang(inverted & 1)} --uid-owner {range_text(first_uid, last_uid, '-')}"
-    if present & 2:
-        text += f"{_bang(inverted & 2)} --gid-owner {range_text(first_gid, last_gid, '-')}"
-    return text
-
-
-def _mark_text(data: bytes) -> str:
-    value, mask, inverted = struct.unpack_from("=IIB", data)
-    shown = f"{value:#x}" if mask == WHOLE_MARK else f"{value:#x}/{mask:#x}"
-    return f"{_bang(inverted)} --mark {shown}"
-
-
-def _conntrack_text(data: bytes) -> str:
-    fields = _CONNTRACK.unpack_from(data)
-    matched, inverted, states = fields[8:11]
-    if matched != _BY_STATE:
-        message = "-m conntrack by more than state"
-        raise UnknownPartError(message)
-    order = ("INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED", "SNAT", "DNAT")
-    names = [name for name in order if states & _STATES[name]]
-    return f"{_bang(inverted & _BY_STATE)} --ctstate {','.join(names)}"
-
-
-def _comment_text(data: bytes) -> str:
-    text = data.partition(b"\0")[0].decode(errors="surrogateescape")
-    plain = text.replace("_", "").replace("-", "")
-    if plain.isascii() and plain.isalnum() and text:
-        return f" --comment {text}"
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("'", "\\'")
-    return f' --comment "{escaped}"'
-
-
-_MATCH_READERS: dict[tuple[str, int], Callable[[bytes], str]] = {
-    ("multiport", 1): _multiport_text,
-    ("owner", 1): _owner_text,
-    ("mark", 1): _mark_text,
-    ("connmark", 1): _mark_text,
-    ("conntrack", 3): _conntrack_text,
-    ("comment", 0): _comment_text,
 }

@@ -1,10 +1,10 @@
-"""Target extensions as bytes and as text: the ones that our rules use."""
+"""Target extensions as bytes: the ones that our rules use."""
 
 from __future__ import annotations
 
 import struct
 from functools import cache
-from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import TYPE_CHECKING
 
 from istio_iptables.kernel.xt_abi.entry import (
@@ -12,7 +12,6 @@ from istio_iptables.kernel.xt_abi.entry import (
     UnknownPartError,
     only_option,
     part,
-    range_text,
     value_and_mask,
 )
 from istio_iptables.netfilter.model import Family
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.model import Target
 
-__all__ = ["decode_target", "encode_target"]
+__all__ = ["encode_target"]
 
 
 @cache
@@ -110,70 +109,4 @@ _TARGETS: dict[str, Callable[[Target, Family], bytes]] = {
     "CONNMARK": _connmark,
     "TPROXY": _tproxy,
     "CT": _zone,
-}
-
-
-@cache
-def decode_target(name: str, revision: int, data: bytes, family: Family) -> str:
-    """The text of a target from ``-j`` on; raises UnknownPartError for one not known here."""
-    reader = _TARGET_READERS.get((name, revision))
-    if reader is None:
-        message = f"-j {name} (revision {revision})"
-        raise UnknownPartError(message)
-    return f"-j {name}{reader(data, family)}"
-
-
-def _redirect_text(data: bytes, family: Family) -> str:
-    if family is Family.IPV4:
-        _, flags = struct.unpack_from("=II", data)
-        first, last = struct.unpack_from(">HH", data, 16)
-    else:
-        (flags,) = struct.unpack_from("=I", data)
-        first, last = struct.unpack_from(">HH", data, 36)
-    if flags & ~_NAT_TO_PORTS:
-        message = "-j REDIRECT with more than ports"
-        raise UnknownPartError(message)
-    return f" --to-ports {range_text(first, last, '-')}" if flags else ""
-
-
-def _set_mark_text(data: bytes, _: Family) -> str:
-    value, mask = struct.unpack_from("=II", data)
-    if mask != WHOLE_MARK:
-        message = "-j MARK with a mask"
-        raise UnknownPartError(message)
-    return f" --set-xmark {value:#x}/{mask:#x}"
-
-
-def _connmark_text(data: bytes, _: Family) -> str:
-    _, ctmask, nfmask, shift, bits, mode = struct.unpack_from("=IIIBBB", data)
-    if mode not in {1, 2} or shift or bits:
-        message = "-j CONNMARK that neither saves nor restores"
-        raise UnknownPartError(message)
-    what = "--save-mark" if mode == 1 else "--restore-mark"
-    return f" {what} --nfmask {nfmask:#x} --ctmask {ctmask:#x}"
-
-
-def _tproxy_text(data: bytes, family: Family) -> str:
-    mask, value, address = struct.unpack_from("=II16s", data)
-    (port,) = struct.unpack_from(">H", data, 24)
-    four = family is Family.IPV4
-    shown = inet_ntop(AF_INET, address[:4]) if four else inet_ntop(AF_INET6, address)
-    return f" --on-port {port} --on-ip {shown} --tproxy-mark {value:#x}/{mask:#x}"
-
-
-def _zone_text(data: bytes, _: Family) -> str:
-    flags, zone, events, expected = struct.unpack_from("=HHII", data)
-    if flags or events or expected or any(data[12:60]):
-        message = "-j CT with more than a zone"
-        raise UnknownPartError(message)
-    return f" --zone {zone}"
-
-
-_TARGET_READERS: dict[tuple[str, int], Callable[[bytes, Family], str]] = {
-    ("REDIRECT", 0): _redirect_text,
-    ("MARK", 2): _set_mark_text,
-    ("CONNMARK", 2): _connmark_text,
-    ("TPROXY", 1): _tproxy_text,
-    ("CT", 1): _zone_text,
-    ("CT", 2): _zone_text,
 }
