@@ -307,7 +307,7 @@ class _Journeys:
             way = way._replace(source_done=True)
         if hook != "OUTPUT" or way.end is not None:
             yield way
-        elif table == "mangle" and packet.mark != before.packet.mark:
+        elif table == "mangle" and _has_other_mark(before, way):
             yield self._by_its_mark(way)
         elif table == "mangle" and _may_be_routed_anew(before, way):
             # A mark that raw gave it counts only now, and only if the value is another one.
@@ -360,6 +360,13 @@ class _Journeys:
 
 def _is_loopback(packet: Packet) -> bool:
     return packet.destination is not None and is_loopback(packet.destination, packet.family)
+
+
+def _has_other_mark(before: Way, way: Way) -> bool:
+    """Whether the mark was changed; one that isn't known may be another after any change."""
+    mark = way.packet.mark
+    changed = any(step.change for step in way.steps[len(before.steps) :])
+    return mark != before.packet.mark or (mark is None and changed)
 
 
 def _may_be_routed_anew(before: Way, way: Way) -> bool:

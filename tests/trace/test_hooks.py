@@ -422,6 +422,16 @@ def test_a_connections_mark_is_changed_through_a_mask() -> None:
     assert outcome.packet.connmark == 0xF4
 
 
+def test_an_unknown_mark_that_is_changed_again_is_routed_anew() -> None:
+    """Unknown before mangle and unknown behind it, it may have become that of a policy route."""
+    world = Surroundings(POD.addresses, (PolicyRoute(Family.IPV4, 5, 100),))
+    rules = "raw OUTPUT -j HMARK --hmark-mod 10"
+    (sent,) = ways(rules, TCP, world).outcomes
+    assert sent.end is End.SENT
+    found = ways(f"{rules}\nmangle OUTPUT -j HMARK --hmark-mod 7", TCP, world).outcomes
+    assert {each.by_mark for each in found} == {True, False}
+
+
 def test_a_packet_that_loses_its_mark_is_routed_anew() -> None:
     """It was on its way home because of the mark."""
     world = Surroundings(POD.addresses, (PolicyRoute(Family.IPV4, 5, 100),))
