@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -22,16 +23,17 @@ from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsagePr
 from istio_iptables.istio.checks import escape, findings, left_out_live, with_proxies_of
 from istio_iptables.istio.escapes import APPLICATIONS
 from istio_iptables.netfilter.model import Family, Ruleset
-from istio_iptables.netfilter.packet import Surroundings
+from istio_iptables.netfilter.packet import Packet, Surroundings
 from istio_iptables.trace.hooks import End, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from istio_iptables.commands.inputs import Inputs
+    from istio_iptables.commands.packet_options import PacketQuery
     from istio_iptables.commands.unseen import Unseen
     from istio_iptables.istio.checks import Finding
-    from istio_iptables.netfilter.packet import Packet
+    from istio_iptables.kernel.routing import Routing
     from istio_iptables.netfilter.plan import PolicyRoute
     from istio_iptables.settings.config import Config
     from istio_iptables.trace.hooks import Trace
@@ -54,19 +56,35 @@ class _Subject(NamedTuple):
     unseen: tuple[Unseen, ...] = ()
     #: The addresses that tell which families are in use; none where they aren't known.
     own: tuple[str, ...] = ()
+    #: The kernel's routing; None where the rules are not live.
+    routing: Routing | None = None
+
+    @property
+    def world(self) -> Surroundings:
+        """What is known of the machine."""
+        return Surroundings(self.addresses, self.routes, routing=self.routing)
 
 
 @click.pass_context
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
     given, subject = _read(ctx, options)
+    with subject.routing or nullcontext():
+        sys.stdout.write(_answer(given, subject, options))
+    return ExitStatus.DONE
+
+
+def _answer(given: Inputs, subject: _Subject, options: Mapping[str, Any]) -> str:
+    """What is to be printed about the packet that the options describe."""
     family = Family(options["family"]) if options["family"] else None
     if family is None and len(subject.rulesets) == 1:
         family = subject.rulesets[0].family
-    world = Surroundings(subject.addresses, subject.routes)
+    world = subject.world
     asked_packet = {name: options[name] for name in _PACKET_OPTIONS}
     about = complete_packet(asked_packet, incoming=options["incoming"], world=world, family=family)
     packet = about.packet
-    world = world._replace(here=_own_addresses(packet))
+    notes = tuple(_impossible(about, subject))
+    if subject.routing is None or _is_unlinked(packet, subject):
+        world = world._replace(here=_own_addresses(packet), routing=None)
     ruleset = next((each for each in subject.rulesets if each.family is packet.family), None)
     if ruleset is None:
         tell("warning", (f"there are no {packet.family.title} rules in {subject.source}",))
@@ -91,7 +109,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
             tuple(each for each in subject.rulesets if each.family is not packet.family),
             faults,
             subject.unseen,
-            _remarks(found, subject, given.config),
+            (*notes, *_remarks(found, subject, given.config)),
         )
     )
     if options["as_json"]:
@@ -101,8 +119,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     else:
         tell("warning", (finding.line for finding in faults))
         text = telling.text(near=options["near"])
-    sys.stdout.write(text)
-    return ExitStatus.DONE
+    return text
 
 
 def _read(ctx: click.Context, options: Mapping[str, Any]) -> tuple[Inputs, _Subject]:
@@ -151,6 +168,36 @@ def _warn_of_native_chains(found: Trace, subject: _Subject) -> None:
         tell("warning", (f"the kernel asks chains as well that are not followed: {chains}",))
 
 
+def _impossible(about: PacketQuery, subject: _Subject) -> Iterator[str]:
+    """What about the packet can't be so in this namespace; live rules only."""
+    if subject.routing is None:
+        return
+    packet, world = about.packet, subject.world
+    name = packet.in_interface or packet.out_interface
+    if name and name not in subject.routing.interfaces:
+        yield f"there is no interface {name} here"
+    if packet.in_interface:
+        return
+    route = world.route(packet)
+    if route is not None and route.missing:
+        yield f"{route.refused} here: nothing is sent until one does, which is taken for granted"
+    elif route is not None and route.interface not in {"", name}:
+        yield f"the kernel sends it by {route.interface}, not by {name} (--iface)"
+    if world.is_local(packet.source, packet.family) is False:
+        assumed = (
+            " (assumed: there is no address to send from)" if "source" in about.assumed else ""
+        )
+        yield f"{packet.source}{assumed} is no address of this namespace, which can't send from it"
+
+
+def _is_unlinked(packet: Packet, subject: _Subject) -> bool:
+    """Whether the namespace lacks the interface or the route for the packet: it is said, no more."""
+    if packet.in_interface:
+        return subject.routing is None or packet.in_interface not in subject.routing.interfaces
+    route = subject.world.route(packet)
+    return route is None or route.missing
+
+
 def _remarks(found: Trace, subject: _Subject, config: Config) -> tuple[str, ...]:
     """What keeps a captured packet, or the answers to it, from arriving; live rules only."""
     if subject.addresses is None:
@@ -168,8 +215,10 @@ def _remarks(found: Trace, subject: _Subject, config: Config) -> tuple[str, ...]
                 said.append(
                     f"nothing listens on {packet.protocol_name} port {outcome.to_port} here"
                 )
-        marks = {route.mark for route in subject.routes if route.family is packet.family}
-        if outcome.taken_by == "TPROXY" and packet.mark is not None and packet.mark not in marks:
+        # What the application answers carries the mark as well.
+        answer = Packet(packet.family, packet.protocol, None, packet.source, mark=packet.mark)
+        unrouted = packet.mark is not None and not subject.world.is_routed_home(answer)
+        if outcome.taken_by == "TPROXY" and unrouted:
             said.append(
                 f"no policy route delivers packets with the mark {packet.mark:#x} here: what the"
                 " application answers to Envoy does not arrive"
@@ -195,6 +244,7 @@ def _subject(given: Inputs, rules: str | None, family: str | None, *, live: bool
     from istio_iptables.kernel import live as kernel
     from istio_iptables.kernel import netlink, routes
     from istio_iptables.kernel.namespace import entered
+    from istio_iptables.kernel.routing import Routing
 
     config = given.config
     try:
@@ -203,6 +253,7 @@ def _subject(given: Inputs, rules: str | None, family: str | None, *, live: bool
             addresses = netlink.interface_addresses()
             own = netlink.addresses()
             there = routes.delivering_routes()
+            routing = Routing()
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     tell("warning", state.warnings)
@@ -212,7 +263,7 @@ def _subject(given: Inputs, rules: str | None, family: str | None, *, live: bool
         tables = ", ".join(state.unreadable)
         tell("warning", (f"tables that can't be read are not followed: {tables}",))
     source = f"the live rules ({state.backend})"
-    return _Subject(state.rulesets, there, addresses, source, unseen(state), own)
+    return _Subject(state.rulesets, there, addresses, source, unseen(state), own, routing)
 
 
 def _option(name: str, about: str, metavar: str) -> click.Option:

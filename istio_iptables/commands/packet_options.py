@@ -236,8 +236,8 @@ def _complete_in(packet: Packet, interface: str | None, world: Surroundings) -> 
         assumed.append("destination")
     if interface is None:
         assumed.append("interface")
-    packet = packet._replace(in_interface=name)
-    return _complete_ports(packet, assumed)
+    packet, assumed_ports = _complete_ports(packet._replace(in_interface=name))
+    return PacketQuery(packet, (*assumed, *assumed_ports))
 
 
 def _complete_out(packet: Packet, interface: str | None, world: Surroundings) -> PacketQuery:
@@ -250,13 +250,19 @@ def _complete_out(packet: Packet, interface: str | None, world: Surroundings) ->
     if address_number(packet.destination or "", family) == 0:
         # The kernel connects to loopback for 0.0.0.0 and ::.
         packet = packet._replace(destination=loopback(family))
+    packet, assumed_ports = _complete_ports(packet)
     destination = packet.destination or ""
-    here = bool(world.is_local(destination, family)) or bool(world.is_routed_home(packet))
+    route = world.route(packet._replace(uid=_APPLICATION if packet.uid is None else packet.uid))
+    here = route.local if route else world.is_local(destination, family)
+    here = bool(here or world.is_routed_home(packet))
     if world.addresses is None:
         here = here or destination == POD[family]
     if interface is None:
         assumed.append("interface")
-        interface = "lo" if here else outside
+        interface = "lo" if here else (route and route.interface) or outside
+    if packet.source is None and route is not None and route.source:
+        packet = packet._replace(source=route.source)
+        assumed.append("source")
     if packet.source is None:
         near = is_link_local(destination, family)
         own = _own(world, family, outside if interface == "lo" else interface, link_local=near)
@@ -272,10 +278,12 @@ def _complete_out(packet: Packet, interface: str | None, world: Surroundings) ->
     if packet.gid is None:
         packet = packet._replace(gid=packet.uid)
         assumed.append("gid")
-    return _complete_ports(packet._replace(out_interface=interface), assumed)
+    return PacketQuery(packet._replace(out_interface=interface), (*assumed, *assumed_ports))
 
 
-def _complete_ports(packet: Packet, assumed: list[str]) -> PacketQuery:
+def _complete_ports(packet: Packet) -> tuple[Packet, list[str]]:
+    """The packet with its ports, if its protocol has any, and which were assumed."""
+    assumed = []
     if packet.has_ports:
         if packet.source_port is None:
             packet = packet._replace(source_port=_EPHEMERAL)
@@ -283,4 +291,4 @@ def _complete_ports(packet: Packet, assumed: list[str]) -> PacketQuery:
         if packet.destination_port is None:
             packet = packet._replace(destination_port=53 if packet.protocol == _UDP else 80)
             assumed.append("destination port")
-    return PacketQuery(packet, tuple(assumed))
+    return packet, assumed

@@ -8,6 +8,7 @@ from istio_iptables.istio.rules import AGENT_DNS_PORT
 from istio_iptables.trace.hooks import MAX_STEPS, End
 
 if TYPE_CHECKING:
+    from istio_iptables.netfilter.packet import Packet
     from istio_iptables.settings.config import Config
     from istio_iptables.trace.hooks import Outcome
 
@@ -31,32 +32,55 @@ class Verdict(NamedTuple):
 def describe(outcome: Outcome, config: Config) -> Verdict:
     """What *outcome* means in a mesh with these settings."""
     packet = outcome.packet
-    if outcome.end is End.DROPPED:
-        return Verdict(_dropped(outcome))
-    if outcome.end is End.UNKNOWN:
-        if len(outcome.steps) > MAX_STEPS:
-            return Verdict(f"matches more than {MAX_STEPS} rules, and is not followed further")
-        target = outcome.steps[-1].verdict if outcome.steps else ""
-        return Verdict(f"where {target} sends it can't be known from here")
+    if outcome.end in _NOWHERE:
+        return Verdict(_NOWHERE[outcome.end](outcome))
     if outcome.taken_by and packet.has_ports:
         return _taken(outcome, outcome.to_port, config)
     if outcome.by_mark and packet.mark == config.tproxy_mark:
-        return Verdict(
-            f"delivered here by its mark {packet.mark:#x}, to the socket of Envoy that has the"
-            " connection",
-            captured="inbound",
-        )
+        return _delivered_by_mark(packet)
     return Verdict(_left_alone(outcome))
+
+
+def _unknown(outcome: Outcome) -> str:
+    """The words for a packet that can't be followed to an end."""
+    if len(outcome.steps) > MAX_STEPS:
+        return f"matches more than {MAX_STEPS} rules, and is not followed further"
+    target = outcome.steps[-1].verdict if outcome.steps else ""
+    return f"where {target} sends it can't be known from here"
+
+
+def _unrouted(outcome: Outcome) -> str:
+    """The words for a packet that no rule ever sees."""
+    return f"is not sent: {outcome.refused}"
+
+
+def _delivered_by_mark(packet: Packet) -> Verdict:
+    """A packet that TPROXY's policy route delivers without TPROXY having taken it."""
+    where = f"delivered here by its mark {packet.mark or 0:#x}"
+    if packet.state == "NEW":
+        return Verdict(
+            f"{where} to port {packet.destination_port}, where Envoy has no socket for a new"
+            " connection"
+        )
+    return Verdict(f"{where}, to the socket of Envoy that has the connection", captured="inbound")
 
 
 def _dropped(outcome: Outcome) -> str:
     """The words for a packet that comes nowhere."""
+    if not outcome.steps:
+        return f"dropped: {outcome.refused}"
     last = outcome.steps[-1]
     place = f"{last.table} {last.chain} {'policy' if last.number is None else last.number}"
+    if outcome.refused:
+        return f"dropped behind {place}: {outcome.refused}"
     if last.verdict in _SENDS_ON:
         source, destination = outcome.packet.endpoints
         return f"dropped behind {place}: no route leads from {source} to {destination}"
     return f"dropped by {place}"
+
+
+#: The ends at which nobody gets the packet, and the words for them.
+_NOWHERE = {End.DROPPED: _dropped, End.UNKNOWN: _unknown, End.UNROUTED: _unrouted}
 
 
 def _left_alone(outcome: Outcome) -> str:

@@ -30,6 +30,7 @@ __all__ = [
     "nft_tables",
     "physical_interfaces",
     "policy_rules",
+    "routes",
     "text",
 ]
 
@@ -275,16 +276,22 @@ def policy_rules(family: int) -> tuple[tuple[MarkRule | None, int], ...]:
 def is_local_default(family: int, table: int) -> bool | None:
     """Whether the routing *table* holds ``local default dev lo`` and nothing else; None if empty."""
     local = interface_index("lo")
-    routes = []
+    found = []
     # struct rtmsg: family, destination and source lengths, tos, table, protocol, scope, type, flags.
-    for content in _answers(_RTM_GETROUTE, struct.pack("=12B", family, *(0,) * 11)):
+    for content in routes(family):
         parts = _numbers(content, 12)
-        if content[0] == family and parts.get(_RTA_TABLE, content[4]) == table:
+        if parts.get(_RTA_TABLE, content[4]) == table:
             # A default route has a destination of length 0.
-            routes.append(
+            found.append(
                 content[7] == _RTN_LOCAL and not content[1] and parts.get(_RTA_OIF) == local
             )
-    return all(routes) if routes else None
+    return all(found) if found else None
+
+
+def routes(family: int) -> list[bytes]:
+    """The routes of all tables in one address family (AF_INET, AF_INET6): struct rtmsg and more."""
+    found = _answers(_RTM_GETROUTE, struct.pack("=12B", family, *(0,) * 11))
+    return [content for content in found if content[0] == family]
 
 
 def has_loopback_address(address: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from istio_iptables.netfilter.fieldvalues import address_number, protocol_name
 from istio_iptables.netfilter.model import Family
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = [
     "STATES",
     "Packet",
+    "Route",
+    "Routing",
     "Surroundings",
     "is_link_local",
     "is_loopback",
@@ -97,6 +99,31 @@ def _endpoint(address: str | None, port: int | None) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
+class Route(NamedTuple):
+    """Where the kernel's routing sends a packet."""
+
+    #: Whether it is delivered on this machine.
+    local: bool = False
+    #: The interface that it leaves by: lo for what is delivered here; "" without a route.
+    interface: str = ""
+    #: The address that this machine sends it from; "" if that is not told.
+    source: str = ""
+    #: Why there is no route; "" if there is one.
+    refused: str = ""
+    #: Whether nothing leads there, as against a route that refuses.
+    missing: bool = False
+
+
+class Routing(Protocol):
+    """Where packets go, asked of a kernel."""
+
+    def __call__(self, packet: Packet) -> Route:
+        """The route of *packet*, whose destination and mark are known."""
+
+    def is_local(self, address: str, family: Family) -> bool:
+        """Whether *address* is one of the machine's, whatever leads there."""
+
+
 class Surroundings(NamedTuple):
     """What decides about packets beside the rules."""
 
@@ -106,6 +133,14 @@ class Surroundings(NamedTuple):
     routes: tuple[PolicyRoute, ...] = ()
     #: Addresses that are this machine's, also when not all of them are known.
     here: tuple[str, ...] = ()
+    #: The kernel's routing, which knows better than all of these; None if it can't be asked.
+    routing: Routing | None = None
+
+    def route(self, packet: Packet) -> Route | None:
+        """The route of *packet*; None if it can't be asked for, or depends on what isn't known."""
+        if self.routing is None or packet.destination is None or packet.mark is None:
+            return None
+        return self.routing(packet)
 
     def is_local(self, address: str | None, family: Family) -> bool | None:
         """Whether *address* is delivered on this machine; None if that can't be told."""
@@ -116,6 +151,8 @@ class Surroundings(NamedTuple):
         wanted = address_number(address, family)
         if any(address_number(each, family) == wanted for each in self.here):
             return True
+        if self.routing is not None:
+            return self.routing.is_local(address, family)
         if self.addresses is None:
             return None
         return any(
@@ -138,6 +175,9 @@ class Surroundings(NamedTuple):
 
         None if there is such a route and the mark isn't known.
         """
+        route = self.route(packet)
+        if route is not None:
+            return route.local and not self.is_local(packet.destination, packet.family)
         marks = [route.mark for route in self.routes if route.family is packet.family]
         return None if marks and packet.mark is None else packet.mark in marks
 

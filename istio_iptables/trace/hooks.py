@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from istio_iptables.netfilter.model import Ruleset
-    from istio_iptables.netfilter.packet import Packet, Surroundings
+    from istio_iptables.netfilter.packet import Packet, Route, Surroundings
 
 __all__ = ["MAX_OUTCOMES", "MAX_STEPS", "Assumption", "End", "Outcome", "Step", "Trace", "trace"]
 
@@ -61,6 +61,8 @@ class Outcome(NamedTuple):
     start: Packet | None = None
     #: The hooks that it came to, in their order; those of a second journey are there twice.
     hooks: tuple[str, ...] = ()
+    #: Why the kernel has no route for it; "" if there is one, or it wasn't asked.
+    refused: str = ""
 
 
 class Trace(NamedTuple):
@@ -97,6 +99,7 @@ def trace(ruleset: Ruleset, packet: Packet, world: Surroundings, *, misses: bool
                     way.translated,
                     packet,
                     way.hooks,
+                    way.refused,
                 )
             )
     return Trace(packet, tuple(outcomes))
@@ -145,6 +148,10 @@ class _Journeys:
             bound_to=self._bound_to(start.packet),
             routed_mark=start.packet.mark,
         )
+        route = self._world.route(start.packet)
+        if route is not None and route.refused:
+            yield start._replace(end=End.UNROUTED, refused=route.refused)
+            return
         for sent in self._hook(start, "OUTPUT"):
             for way in self._rerouted(sent):
                 for left in self._hook(way, "POSTROUTING"):
@@ -184,6 +191,10 @@ class _Journeys:
         if way.end is not None or way.next_interface is not None:
             yield way._replace(packet=packet._replace(out_interface=way.next_interface))
             return
+        route = None if way.bound_to else self._world.route(packet)
+        if route is not None:
+            yield self._by_route(way, route)
+            return
         for sent, bound in self._bound_or_not(way):
             if bound:
                 # What is not on that interface can't be reached, ::1 neither.
@@ -201,6 +212,16 @@ class _Journeys:
                 for routed, local in self._local_or_not(asked._replace(by_mark=False)):
                     there = packet._replace(out_interface=_LO if local else None)
                     yield routed._replace(packet=there)
+
+    def _by_route(self, way: Way, route: Route) -> Way:
+        """The way of a packet that the kernel has been asked about."""
+        packet = way.packet
+        if route.refused:
+            return way._replace(end=End.DROPPED, refused=route.refused)
+        return way._replace(
+            packet=packet._replace(out_interface=route.interface),
+            by_mark=bool(self._world.is_routed_home(packet)),
+        )
 
     def _by_mark_or_not(self, way: Way) -> Iterator[tuple[Way, bool]]:
         """Whether a policy route delivers the packet here; both when its mark isn't known."""
@@ -251,7 +272,18 @@ class _Journeys:
     def _routed(self, way: Way) -> Iterator[tuple[Way, bool]]:
         """Whether the packet is for this machine; both when that can't be known."""
         packet = way.packet
-        if packet.in_interface == _LO or is_multicast(packet.destination, packet.family):
+        if packet.in_interface == _LO:
+            yield way, True
+            return
+        route = self._world.route(packet)
+        if route is not None and (route.local or route.refused):
+            there = self._by_route(way, route)
+            yield there._replace(packet=packet), True
+            return
+        if route is not None:
+            yield self._by_route(way, route), False
+            return
+        if is_multicast(packet.destination, packet.family):
             yield way, True
             return
         for asked, by_mark in self._by_mark_or_not(way):
@@ -268,7 +300,9 @@ class _Journeys:
             yield _ended(delivered, End.DELIVERED)
 
     def _forwarded(self, way: Way) -> Iterator[Way]:
-        way = way._replace(packet=way.packet._replace(out_interface=None))
+        way = way._replace(
+            packet=way.packet._replace(out_interface=way.packet.out_interface or None)
+        )
         for passed in self._hook(way, "FORWARD"):
             for left in self._hook(passed, "POSTROUTING"):
                 yield _ended(left, End.FORWARDED)
@@ -325,6 +359,8 @@ class _Journeys:
     def _by_its_mark(self, way: Way) -> Way:
         """The way behind mangle for a packet that is routed anew, now that its mark is another."""
         packet = way.packet
+        if self._world.route(packet) is not None and not way.bound_to:
+            return way._replace(next_interface=None, by_mark=False)
         home = self._world.is_routed_home(packet)
         was = self._world.is_routed_home(packet._replace(mark=way.routed_mark))
         if home and not way.bound_to:
@@ -340,6 +376,9 @@ class _Journeys:
         But for the setting route_localnet.
         """
         packet = way.packet
+        if self._world.route(packet) is not None and not way.bound_to:
+            yield way._replace(next_interface=None)
+            return
         source, destination = packet.source, packet.destination
         local = self._world.is_local(destination, packet.family)
         home = self._world.is_routed_home(packet)

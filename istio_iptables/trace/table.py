@@ -29,6 +29,8 @@ class End(Enum):
     DROPPED = "dropped"
     #: A target that can't be followed has it, or it matches more rules than are followed.
     UNKNOWN = "unknown"
+    #: The kernel has no route for it: it is not sent at all.
+    UNROUTED = "unrouted"
 
 
 class Miss(NamedTuple):
@@ -113,6 +115,8 @@ class Way(NamedTuple):
     routed_mark: int | None = 0
     #: The interface that the sender's socket is bound to; "" if none.
     bound_to: str = ""
+    #: Why the kernel has no route for it; "" if there is one, or nothing is known of it.
+    refused: str = ""
     #: The hooks that the packet has come to.
     hooks: tuple[str, ...] = ()
 

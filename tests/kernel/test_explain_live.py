@@ -88,7 +88,7 @@ def test_each_own_address_is_reached_over_loopback(address: str) -> None:
     )
     assert route["type"] == "local"
     packet = answer("--dst", f"[{address}]:81")["packet"]
-    assert (packet["out_interface"], packet["source"]) == ("lo", address)
+    assert (packet["out_interface"], packet["source"]) == ("lo", route["prefsrc"])
     steps = answer("--dst", f"[{address}]:81", "--uid", "1337")["path"]
     assert any(each["chain"] == "ISTIO_IN_REDIRECT" for each in steps)
 
@@ -260,3 +260,99 @@ def test_a_set_that_marks_packets_leaves_the_mark_unknown() -> None:
         sender.sendto(b"x", ("192.0.2.1", 9))
     verdicts = [each["verdict"] for each in answer("--dst", "192.0.2.1:9")["outcomes"]]
     assert verdicts == ["dropped by mangle OUTPUT 2", "goes out by eth0 untouched"]
+
+
+def notes(*arguments: str) -> list[str]:
+    """The notes of an answer."""
+    found: list[str] = answer(*arguments)["notes"]
+    return found
+
+
+def test_a_network_of_the_machine_s_own_is_delivered_here() -> None:
+    """``ip route add local``: every address of it is local, to the kernel and to explain."""
+    command("ip", "route", "add", "local", "10.77.0.0/16", "dev", "lo")
+    install("legacy", *DOCUMENTED)
+    packet = answer("--dst", "10.77.3.4:81")["packet"]
+    assert (packet["out_interface"], packet["source"]) == ("lo", "10.77.3.4")
+    assert answer("--in", "--dst", "10.77.3.4:81")["captured"] == "inbound"
+
+
+def test_a_broadcast_is_delivered_here_as_well() -> None:
+    """What arrives for all on the link is for this machine too."""
+    assert shown("route", "show", "table", "local", "10.9.0.255")[0]["type"] == "broadcast"
+    verdict = answer("--in", "--proto", "udp", "--dst", "10.9.0.255:67")["verdict"]
+    assert verdict == "reaches 10.9.0.255:67 here untouched"
+
+
+@pytest.mark.parametrize(
+    ("rule", "mark", "delivered"),
+    [
+        (("fwmark", "0x200/0xf00"), "0x1205", {True}),
+        (("fwmark", "0x200/0xf00"), "0x1305", {False}),
+        (("fwmark", "0x200", "iif", "eth0"), "0x200", {True}),
+        (("fwmark", "0x200", "iif", "peer0"), "0x200", {False}),
+        (("fwmark", "0x200", "iif", "eth0"), "0x201", {False}),
+    ],
+)
+def test_policy_rules_with_a_mask_or_other_conditions(
+    rule: tuple[str, ...], mark: str, delivered: set[bool]
+) -> None:
+    """The kernel is asked what becomes of the mark."""
+    command("ip", "rule", "add", *rule, "lookup", "155")
+    command("ip", "route", "add", "local", "default", "dev", "lo", "table", "155")
+    load("legacy", Family.IPV4, f"*mangle\n-A PREROUTING -j MARK --set-mark {mark}\nCOMMIT\n")
+    found = answer("--in", "--dst", "192.0.2.9:80")
+    verdicts = [each["verdict"] for each in found["outcomes"]] or [found["verdict"]]
+    assert {verdict.startswith("reaches") for verdict in verdicts} == delivered
+
+
+@pytest.mark.parametrize(
+    ("rule", "captured"),
+    [
+        ("to 198.51.100.0/24", None),
+        ("fwmark 0 uidrange 1000-1000", None),
+        ("uidrange 2000-2000", "outbound"),
+        ("to 198.51.0.0/16 ipproto udp", "outbound"),
+    ],
+)
+def test_policy_rules_of_any_kind(rule: str, captured: str | None) -> None:
+    """The kernel is asked, so that a rule by address, user or protocol is as good as one by mark."""
+    command("ip", "route", "add", "local", "default", "dev", "lo", "table", "155")
+    command("ip", "rule", "add", *rule.split(), "lookup", "155")
+    install("legacy", *DOCUMENTED)
+    assert answer("--dst", "198.51.100.9:80")["captured"] == captured
+
+
+@pytest.mark.parametrize(
+    ("route", "reason"),
+    [
+        ("prohibit 198.51.100.0/24", "a route prohibits 198.51.100.9"),
+        ("unreachable 198.51.100.0/24", "no route leads to 198.51.100.9, or forwarding is off"),
+    ],
+)
+def test_what_no_route_leads_to_is_not_sent(route: str, reason: str) -> None:
+    """Then no rule is asked."""
+    command("ip", "route", "add", *route.split())
+    install("legacy", *DOCUMENTED)
+    found = answer("--dst", "198.51.100.9:80")
+    assert (found["verdict"], found["captured"]) == (f"is not sent: {reason}", None)
+    assert found["path"] == []
+
+
+def test_a_packet_that_can_not_be_here_is_called_so() -> None:
+    """An address that is none of the namespace, at either end, and an interface that is not there."""
+    install("legacy", *DOCUMENTED)
+    command("sysctl", "-qw", "net.ipv4.ip_forward=0")
+    verdict = answer("--in", "--dst", "192.0.2.9:15021")["verdict"]
+    assert verdict.endswith("no route leads to 192.0.2.9, or forwarding is off")
+    command("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    assert "is forwarded" in answer("--in", "--dst", "192.0.2.9:15021")["verdict"]
+    assert "the kernel refuses" in answer("--in", "--dst", "127.0.0.1:15021")["verdict"]
+    assert (
+        "the kernel refuses" in answer("--in", "--src", "10.9.0.2", "--dst", "10.9.0.3")["verdict"]
+    )
+    (source, *_) = notes("--src", "192.0.2.9", "--dst", "10.9.0.9:80")
+    assert source == "192.0.2.9 is no address of this namespace, which can't send from it"
+    assert "there is no interface eth7 here" in notes("--iface", "eth7", "--dst", "10.9.0.9:80")
+    bound = notes("--iface", "eth0", "--dst", "10.9.0.2:80")
+    assert "the kernel sends it by lo, not by eth0 (--iface)" in bound
