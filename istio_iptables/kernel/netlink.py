@@ -49,9 +49,11 @@ _RTM_GETRULE = 34
 _NFNL_NFTABLES = 10 << 8
 _NFT_MSG_GETTABLE = 1
 
-_FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 6, 10, 15, 16
-#: What else a policy rule may ask for: addresses, interfaces, tunnel, users, protocol, ports.
-_FRA_OTHER = frozenset({1, 2, 3, 12, 17, 19, 20, 22, 23, 24})
+_FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE, _FRA_FWMASK = 6, 10, 14, 15, 16
+#: With these alone a policy rule asks for nothing but its mark; 18 is padding, 21 who made it.
+_FRA_PLAIN = frozenset(
+    {_FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE, _FRA_FWMASK, 18, 21}
+)
 _FIB_RULE_INVERT = 2
 _FR_ACT_TO_TBL = 1
 _RTA_OIF, _RTA_TABLE = 4, 15
@@ -233,10 +235,12 @@ def nft_tables() -> tuple[tuple[int, str], ...]:
 
 
 class MarkRule(NamedTuple):
-    """A policy rule ``fwmark MARK lookup TABLE`` that asks for nothing else."""
+    """A policy rule ``fwmark MARK lookup TABLE``."""
 
     mark: int
     table: int
+    #: Whether it goes by the whole mark and by nothing else: no mask, address, interface, user, ...
+    alone: bool = True
 
 
 def _numbers(data: bytes, position: int) -> dict[int, int]:
@@ -250,8 +254,8 @@ def _numbers(data: bytes, position: int) -> dict[int, int]:
 def policy_rules(family: int) -> tuple[tuple[MarkRule | None, int], ...]:
     """The policy rules of one address family (AF_INET, AF_INET6), each with its priority.
 
-    A rule that goes by anything but the whole mark is None. The kernel takes the same rule any
-    number of times, at the same priority or others.
+    A rule that does not go by a mark is None. The kernel takes the same rule any number of times,
+    at the same priority or others.
     """
     found = []
     # struct fib_rule_hdr: family, destination and source lengths, tos, table, ..., action, flags.
@@ -261,14 +265,17 @@ def policy_rules(family: int) -> tuple[tuple[MarkRule | None, int], ...]:
         parts = _numbers(content, 12)
         asked = {kind for kind, _ in attributes(content, 12)}
         rule = None
-        if (
-            content[7] == _FR_ACT_TO_TBL
-            and not content[8] & _FIB_RULE_INVERT
-            and parts.get(_FRA_FWMARK)
-            and parts.get(_FRA_FWMASK, _WHOLE) == _WHOLE
-            and not asked & _FRA_OTHER
-        ):
-            rule = MarkRule(parts[_FRA_FWMARK], parts.get(_FRA_TABLE, content[4]))
+        if content[7] == _FR_ACT_TO_TBL and asked & {_FRA_FWMARK, _FRA_FWMASK}:
+            mark = parts.get(_FRA_FWMARK, 0)
+            alone = (
+                bool(mark)
+                and not content[3]
+                and not content[8] & _FIB_RULE_INVERT
+                and parts.get(_FRA_FWMASK, _WHOLE) == _WHOLE
+                and parts.get(_FRA_SUPPRESS_PREFIXLEN, _WHOLE) == _WHOLE
+                and asked <= _FRA_PLAIN
+            )
+            rule = MarkRule(mark, parts.get(_FRA_TABLE, content[4]), alone)
         found.append((rule, parts.get(_FRA_PRIORITY, 0)))
     return tuple(found)
 

@@ -12,12 +12,14 @@ import errno
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeGuard
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import netlink
 from istio_iptables.kernel.capabilities import missing
+from istio_iptables.kernel.routing import Routing
 from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.packet import Packet
 from istio_iptables.netfilter.plan import InterfaceAddress, PolicyRoute
 
 if TYPE_CHECKING:
@@ -40,20 +42,45 @@ _ONE_BYTE = 256
 #: The errors that say that there is nothing to do, for an addition and a deletion.
 _THERE = frozenset({errno.EEXIST})
 _GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
+#: An address of nobody, to ask what becomes of a packet with a mark.
+_ELSEWHERE = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
 #: Tables of the kernel's own, which hold more than a route of ours whatever they look like.
 _KERNEL_TABLES = frozenset({0, 253, 254, 255})
 
 
 def has_route(route: PolicyRoute) -> bool:
-    """Whether both the policy rule and its route are there."""
+    """Whether the policy rule and its route are there, and the kernel goes by them.
+
+    A rule behind that of the main table is never asked, nor one behind a rule for all packets.
+    """
     there = netlink.is_local_default(route.family.number, route.table)
-    return bool(there and _priorities(route))
+    return bool(there) and not _lacks_rule(route)
+
+
+def _lacks_rule(route: PolicyRoute) -> bool:
+    """Whether there is no policy rule that the kernel goes by, be its table empty still."""
+    if not any(number < _MAIN_PRIORITY for number in _priorities(route)):
+        return True
+    there = netlink.is_local_default(route.family.number, route.table)
+    return bool(there) and not _delivers(route)
+
+
+def _delivers(route: PolicyRoute) -> bool:
+    """Whether the kernel delivers a packet with the mark that is sent to another machine."""
+    with Routing() as routing:
+        elsewhere = _ELSEWHERE[route.family]
+        return routing(Packet(route.family, 0, None, elsewhere, mark=route.mark)).local
 
 
 def _priorities(route: PolicyRoute) -> list[int]:
     """The priorities at which the policy rule of *route* is there; mostly one or none."""
     wanted = netlink.MarkRule(route.mark, route.table)
     return [number for rule, number in netlink.policy_rules(route.family.number) if rule == wanted]
+
+
+def _is_like_ours(rule: netlink.MarkRule | None) -> TypeGuard[netlink.MarkRule]:
+    """Whether a policy rule goes by a mark and by nothing else."""
+    return rule is not None and rule.alone
 
 
 def _free_priority(family: Family) -> int:
@@ -64,7 +91,8 @@ def _free_priority(family: Family) -> int:
     others = [
         number
         for rule, number in netlink.policy_rules(family.number)
-        if number and not (rule and netlink.is_local_default(family.number, rule.table))
+        if number
+        and not (_is_like_ours(rule) and netlink.is_local_default(family.number, rule.table))
     ]
     return max(min(others, default=_MAIN_PRIORITY) - 1, 1)
 
@@ -86,7 +114,7 @@ def left_routes(marks: Iterable[int]) -> tuple[PolicyRoute, ...]:
     found = []
     for family in Family:
         for rule in dict.fromkeys(rule for rule, _ in netlink.policy_rules(family.number)):
-            if rule and rule.mark in wanted and rule.table not in _KERNEL_TABLES:
+            if _is_like_ours(rule) and rule.mark in wanted and rule.table not in _KERNEL_TABLES:
                 ours = netlink.is_local_default(family.number, rule.table)
                 if ours is None or ours:
                     found.append(PolicyRoute(family, rule.mark, rule.table))
@@ -196,7 +224,7 @@ class Link:
     def add_route(self, route: PolicyRoute) -> Change:
         """Adds the route and then the rule that leads to it; what is there already stays as it is."""
         messages = [self._route(route)]
-        if not _priorities(route):
+        if _lacks_rule(route):
             messages.append(self._rule(route, _free_priority(route.family)))
         return Change(self, f"the route '{' '.join(route.commands[1])}'", "add", tuple(messages))
 

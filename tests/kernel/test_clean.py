@@ -124,6 +124,8 @@ def test_a_half_removed_install_is_cleaned(backend: str) -> None:
         "iif lo fwmark 1337 lookup 133",
         "fwmark 1337 ipproto udp lookup 133",
         "fwmark 1338 lookup 133",
+        "fwmark 1337 tos 0x10 lookup 133",
+        "fwmark 1337 lookup 133 suppress_prefixlength 0",
     ],
 )
 def test_foreign_policy_rules_that_are_like_ours(words: str) -> None:

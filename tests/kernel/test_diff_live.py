@@ -104,3 +104,36 @@ def test_foreign_rules_that_switch_capture_off_are_told(
     assert told.startswith(f"foreign: IPv4 {table} OUTPUT rule 1: -A OUTPUT")
     assert why == f"    a foreign rule that may decide first: {table} comes before nat"
     assert last == f"this namespace ({backend}) differs from the plan: 1 difference"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("del fwmark 1337 lookup 133", "add fwmark 1337 tos 0x10 lookup 133"),
+        ("del fwmark 1337 lookup 133", "add fwmark 1337 lookup 133 suppress_prefixlength 0"),
+        ("del fwmark 1337 lookup 133", "add fwmark 1337 lookup 133 prio 40000"),
+        ("add from all lookup main prio 10",),
+    ],
+)
+def test_a_policy_rule_that_the_kernel_does_not_go_by(words: tuple[str, ...]) -> None:
+    """It is missing, a second install puts it right, and a clean takes away all of ours."""
+    command("ip", "link", "set", "lo", "up")
+    command("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "peer0")
+    for name in ("eth0", "peer0"):
+        command("ip", "link", "set", name, "up")
+    command("ip", "addr", "add", "10.9.0.2/24", "dev", "eth0")
+    command("ip", "route", "add", "default", "dev", "eth0")
+    before = state().rules
+    tproxy = ("-m", "TPROXY", "-i", "*", "-b", "*", "--ip-family", "ipv4")
+    install("legacy", *tproxy)
+    assert run("diff", *tproxy).status == 0
+    for each in words:
+        command("ip", "rule", *each.split())
+    assert run("diff", *tproxy).status == 1
+    assert install("legacy", *tproxy).status == 0
+    assert run("diff", *tproxy).status == 0
+    assert run("clean").status == 0
+    foreign = [each for each in words if each.startswith("add") and " prio 40000" not in each]
+    for each in foreign:
+        command("ip", "rule", *each.replace("add", "del", 1).split())
+    assert state().rules == before
