@@ -11,7 +11,8 @@ Undo needs no memory, so this has to tell from the rules alone:
   such a rule, so it counts as ours only where Istio's order puts it: right before our jump out
   of OUTPUT, and for the same interfaces, in the same order, before our jump in PREROUTING;
 * ``-i K -j RETURN`` spares a virtual interface: ours right behind the rules that send K's
-  traffic to ISTIO_REDIRECT, or without these at the very head of nat's PREROUTING.
+  traffic to ISTIO_REDIRECT, or at the very head of nat's PREROUTING where no destination is
+  captured, so that there are no such rules.
 
 A foreign chain may jump to ours: that rule stays, unless the chain it jumps to goes.
 
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.istio.rules import CHAIN_PREFIX, OUTBOUND_MARK, REDIRECT
+from istio_iptables.istio.rules import CHAIN_PREFIX, OUTBOUND_MARK, OUTPUT, REDIRECT
 from istio_iptables.netfilter.edits import Position
 from istio_iptables.netfilter.model import Ruleset, Table, is_built_in
 
@@ -192,12 +193,10 @@ def _add_excluded(table: Table, shared: dict[str, dict[int, Position]]) -> None:
     if not names:
         return
     placed = shared.get("PREROUTING", {})
-    end = min(
-        (number for number, place in placed.items() if place is Position.TAIL),
-        default=len(prerouting.rules),
-    )
+    jump = min((number for number, place in placed.items() if place is Position.TAIL), default=None)
+    end = len(prerouting.rules) if jump is None else jump
     free = [number for number in range(end) if number not in placed]
-    found = _last_run(prerouting.rules, free, names)
+    found = _last_run(prerouting.rules, free, names, adjacent=jump is not None)
     count = len(found)
     # A foreign pair may stand before ours: as many as are paired, counted from our jump.
     for number in range(anchor - count, anchor):
@@ -206,12 +205,15 @@ def _add_excluded(table: Table, shared: dict[str, dict[int, Position]]) -> None:
         shared.setdefault("PREROUTING", {})[number] = Position.TAIL
 
 
-def _last_run(rules: tuple[Rule, ...], free: list[int], names: list[str]) -> list[int]:
+def _last_run(
+    rules: tuple[Rule, ...], free: list[int], names: list[str], *, adjacent: bool
+) -> list[int]:
     """The numbers of the ``-i X -j RETURN`` for the longest tail of *names* that ends *free*.
 
-    Foreign rules behind it (there is no jump of ours to end the run) are passed over.
+    Unless it has to be *adjacent* to the end, where our jump is, foreign rules behind it are
+    passed over.
     """
-    for end in range(len(free), 0, -1):
+    for end in range(len(free), len(free) - 1 if adjacent else 0, -1):
         found: list[int] = []
         for name in reversed(names):
             position = end - 1 - len(found)
@@ -229,6 +231,8 @@ def _add_virtual(table: Table, shared: dict[str, dict[int, Position]]) -> None:
     rules = prerouting.rules if prerouting else ()
     placed = shared.get("PREROUTING", {})
     rerouted = [number for number, place in placed.items() if place is Position.HEAD]
+    if not rerouted and _captures_destinations(table):
+        return
     names = {_interface(rules[number]) for number in rerouted}
     for number in range(max(rerouted, default=-1) + 1, len(rules)):
         name = None if number in placed else _bare_return(rules[number], inbound=True)
@@ -236,6 +240,18 @@ def _add_virtual(table: Table, shared: dict[str, dict[int, Position]]) -> None:
         if name is None or (name not in names if rerouted else name == "+"):
             break
         shared.setdefault("PREROUTING", {})[number] = Position.HEAD
+
+
+def _captures_destinations(table: Table) -> bool:
+    """Whether what the application sends is captured by destination, as virtual interfaces' is."""
+    chain = table.chain(OUTPUT)
+    return any(
+        rule.target is not None
+        and rule.target.name == REDIRECT
+        and rule.protocol is None
+        and not rule.matches
+        for rule in (chain.rules if chain else ())
+    )
 
 
 def _interface(rule: Rule) -> str:

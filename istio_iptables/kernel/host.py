@@ -79,9 +79,10 @@ def _read(path: str) -> str:
         path = _resolved(root[0], path.removeprefix(root[0]))
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     else:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # A FIFO would keep us waiting for a writer.
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(file, encoding="utf-8", errors="replace") as text:
-        if root and not stat.S_ISREG(os.fstat(file).st_mode):
+        if not stat.S_ISREG(os.fstat(file).st_mode) and (root or path != os.devnull):
             raise OSError(0, "not a regular file")
         return text.read(_MOST_BYTES)
 
