@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["TRACEBACK", "Interrupted", "as_by_default", "held", "mask_of_children", "raised"]
+__all__ = [
+    "TRACEBACK",
+    "Interrupted",
+    "as_by_default",
+    "held",
+    "is_waiting",
+    "mask_of_children",
+    "raised",
+]
 
 #: The variable that is set by those who look for a mistake in the program.
 TRACEBACK = "ISTIO_IPTABLES_TRACEBACK"
@@ -120,6 +128,11 @@ def held() -> Iterator[None]:
     finally:
         _before = None
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def is_waiting() -> bool:
+    """Whether a signal has come that is held back."""
+    return bool(signal.sigpending() & {*_SIGNALS})
 
 
 def mask_of_children() -> set[int | signal.Signals]:

@@ -7,7 +7,9 @@ with posix_spawn: importing subprocess costs as much time as iptables-save takes
 from __future__ import annotations
 
 import os
+import select
 import signal
+import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Self
 
@@ -23,6 +25,11 @@ __all__ = ["ProgramFailed", "run", "run_all"]
 _FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 #: It says the same of every rule of a table that the kernel refuses.
 _MOST_LINES = 3
+#: How long one of them may take; loading 10,000 rules takes one or two seconds.
+_MOST_SECONDS = 120
+#: And once we have been told to end.
+_GRACE_SECONDS = 3
+_LOOK_MILLISECONDS = 500
 #: Python ignores these, and a program that it starts would too.
 _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -89,6 +96,7 @@ class _Child:
 
     def output(self) -> str:
         """What it has printed, as soon as it has ended."""
+        self._wait()
         _, status = os.waitpid(self._running, 0)
         self._running = 0
         code = os.waitstatus_to_exitcode(status)
@@ -98,6 +106,28 @@ class _Child:
             message = f"{' '.join(self._command)} {_failure(code)}: {words}"
             raise ProgramFailed(message)
         return _content(output).decode(errors="surrogateescape")
+
+    def _wait(self) -> None:
+        """Until it has ended; raises KernelRefused if it does not, or we are to end meanwhile."""
+        began = time.monotonic()
+        patience: float = _MOST_SECONDS
+        try:
+            ended = os.pidfd_open(self._running)
+        except OSError:
+            # Before Linux 5.3, or not allowed: then for ever.
+            return
+        try:
+            poll = select.poll()
+            poll.register(ended, select.POLLIN)
+            while not poll.poll(_LOOK_MILLISECONDS):
+                waited = time.monotonic() - began
+                if interrupts.is_waiting():
+                    patience = min(patience, waited + _GRACE_SECONDS)
+                if waited > patience:
+                    message = f"{' '.join(self._command)} does not end: killed after {waited:.0f} s"
+                    raise KernelRefused(message)
+        finally:
+            os.close(ended)
 
     def __exit__(self, *_: object) -> None:
         if self._running:
@@ -136,7 +166,7 @@ def _words(stderr: bytes) -> str:
     said = [line for line in lines if line and "--help" not in line]
     if len(said) > _MOST_LINES:
         said[_MOST_LINES:] = [f"and {len(said) - _MOST_LINES} lines more"]
-    words = "; ".join(said)
+    words = "; ".join(said) or "it gave no reason"
     if "Permission denied" in words or "Operation not permitted" in words:
         from istio_iptables.kernel.capabilities import missing
 

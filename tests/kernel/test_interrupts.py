@@ -246,3 +246,32 @@ def _waits_in(pid: int) -> str:
         return "pipe_read" if re.match(r"\d+ 0x0 ", words) else ""
     except OSError:
         return ""
+
+
+#: An iptables-nft-restore that hangs the first time that it is to change something.
+_HANGS = """\
+#!/bin/sh
+case "$*" in
+*--test*) ;;
+*) [ -e {here}/hung ] || {{ touch {here}/hung; exec sleep 600; }} ;;
+esac
+exec /usr/sbin/iptables-nft-restore "$@"
+"""
+
+
+def test_a_program_that_hangs(tmp_path: Path) -> None:
+    """It is killed a few seconds behind the signal, and everything goes back."""
+    program = tmp_path / "iptables-nft-restore"
+    program.write_text(_HANGS.format(here=tmp_path))
+    program.chmod(0o755)
+    install("nft", *CONFIGURATIONS["documented"])
+    before = state(backends=("nft",))
+    words = (*CONFIGURATIONS["tproxy-ipv4"], "--reconcile", "--force-iptables-binary", "nft")
+    running = started("env", f"PATH={tmp_path}:{PATH['PATH']}", CLI, *words)
+    while running.poll() is None and not (tmp_path / "hung").exists():
+        time.sleep(0.02)
+    running.send_signal(signal.SIGTERM)
+    done = finished(running)
+    assert done.returncode == 128 + signal.SIGTERM, done
+    assert "iptables-nft-restore --noflush does not end: killed after" in done.stderr
+    assert state(backends=("nft",)) == before
