@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == [PROGRAM]:
         # Istio's pods start it as a subcommand of the image's pilot-agent.
         del given[0]
+    elif given[1:2] == [PROGRAM]:
+        # The arguments of a pod's container behind a command of ours.
+        del given[1]
     with standard_streams():
         try:
             with interrupts.raised():

@@ -204,7 +204,7 @@ def test_programs_get_the_differences(saved: Callable[[str], str]) -> None:
         (["--golden", "/"], "can't read /: Is a directory"),
         (["--golden", "/dev/zero"], "/dev/zero: is larger than 16 MiB"),
         (["--golden", "/does/not/exist"], "can't read /does/not/exist: No such file or directory"),
-        (["--against", "x", "--golden", "y"], "--against: the other side is one"),
+        (["--against", "x", "--golden", "y"], "--against: compare with one thing"),
         (["--network-namespace", "/does/not/exist"], "can't open the network namespace"),
         (["-b", "x"], "--istio-inbound-ports (-b), item 1: 'x' is not a port"),
         (["more"], "unexpected argument 'more'"),

@@ -222,10 +222,15 @@ def test_rules_are_written_byte_for_byte(
 
 
 def test_a_list_of_dns_servers_that_is_none(tmp_path: Path) -> None:
-    """Whatever bytes it has, and however long it is; a device has no end."""
+    """Whatever bytes it has; a device has no end, and a FIFO no beginning."""
     path = tmp_path / "resolv.conf"
     path.write_bytes(b"nameserver \xf9\nnameserver 1.1\0.1.1\nnameserver 10.0.0.1/8\n")
-    for each in (str(path), "/dev/zero"):
-        result = run(["-n", "-i", "*", "--ip-family=ipv4", "--redirect-dns", "--resolv-conf", each])
-        assert result.status == 0
-        assert f"--redirect-dns: no effect: {each} names no DNS server" in result.warnings
+    words = ["-n", "-i", "*", "--ip-family=ipv4", "--redirect-dns", "--resolv-conf"]
+    result = run([*words, str(path)])
+    assert result.status == 0
+    assert f"--redirect-dns: no effect: {path} names no DNS server" in result.warnings
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for each in ("/dev/zero", str(fifo)):
+        refused = run([*words, each])
+        assert refused.errors == [f"can't read the DNS servers from {each}: not a regular file"]

@@ -60,7 +60,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     against, golden = options["against"], options["golden"]
     if against is not None and (golden is not None or options["network_namespace"]):
         raise UsageProblems(
-            ["--against: the other side is one: this file, a namespace, or --golden"]
+            ["--against: compare with one thing: this file, a namespace, or --golden"]
         )
     if golden is not None:
         return _with_golden(
@@ -86,8 +86,15 @@ def _with_file(given: Inputs, path: str, family: str | None) -> _Comparison:
     """The rules of a file, compared in the families that the file has."""
     live = read_rules(path, family)
     families = tuple(each.family for each in live)
+    ours = [each.family for each in live if _holds_ours([each])]
+    if len(ours) == 1 and len(families) > len(ours) and "ip_family" not in given.given:
+        alone = ours[0]
+        hint = f"if no others are wanted, give --ip-family {alone.value}"
+        tell("info", (f"rules of ours are in {path} for {alone.title} alone: {hint}",))
     wanted = tuple(each for each in given.plan.rulesets if each.family in families)
-    found = diff_rulesets(live, wanted, find_owned) + preceding(live, wanted, find_owned)
+    found = diff_rulesets(live, wanted, find_owned) + preceding(
+        live, wanted, find_owned, _marks(given.plan)
+    )
     missing = 0 if _holds_ours(live) else sum(ruleset.rule_count for ruleset in wanted)
     return _Comparison("stdin" if path == "-" else path, found, families, all_missing=missing)
 
@@ -102,9 +109,10 @@ def _with_live(given: Inputs) -> _Comparison:
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     found = diff_rulesets(state.rulesets, plan.rulesets, find_owned)
+    marks = _marks(plan)
     # In both backends: the kernel asks the tables of the other one at the same hooks.
     for rulesets in (state.rulesets, state.other_rulesets):
-        found += preceding(rulesets, plan.rulesets, find_owned)
+        found += preceding(rulesets, plan.rulesets, find_owned, marks)
     found += diff_network(Plan((), state.routes, state.addresses), plan)
     # Rules of ours in the backend that was not chosen take effect too: none is wanted there.
     tell("warning", state.warnings)
@@ -118,6 +126,10 @@ def _with_live(given: Inputs) -> _Comparison:
     nothing = not (elsewhere or _holds_ours(state.rulesets) or state.routes or state.addresses)
     missing = sum(ruleset.rule_count for ruleset in plan.rulesets) if nothing else 0
     return _Comparison(f"{where} ({state.backend})", found, tuple(Family), elsewhere, missing)
+
+
+def _marks(plan: Plan) -> frozenset[int]:
+    return frozenset(route.mark for route in plan.routes)
 
 
 def _holds_ours(rulesets: Iterable[Ruleset]) -> bool:
@@ -151,7 +163,9 @@ def _print(comparison: _Comparison) -> None:
     count = comparison.total
     if comparison.all_missing:
         rules = "rule is" if comparison.all_missing == 1 else "rules are"
-        line = f"nothing of ours is in {comparison.what} ({comparison.all_missing} {rules} missing)"
+        line = (
+            f"no rules of ours are in {comparison.what} ({comparison.all_missing} {rules} missing)"
+        )
     elif count:
         counted = "1 difference" if count == 1 else f"{count} differences"
         line = f"{comparison.what} differs from the plan: {counted}"

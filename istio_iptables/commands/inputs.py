@@ -111,6 +111,9 @@ def read_text(path: str) -> str:
     if len(content) > _LARGEST_TEXT:
         message = f"{_name(path)}: is larger than {_LARGEST_TEXT >> 20} MiB: this is no golden file"
         raise CannotTell(message)
+    if b"\0" in content:
+        message = f"{_name(path)}: holds a NUL byte: this is no golden file"
+        raise CannotTell(message)
     return content.decode(errors="surrogateescape")
 
 

@@ -134,7 +134,7 @@ def _configured(flags: Mapping[str, str], problems: list[str]) -> tuple[Config, 
 def _check_paths(scenario: Scenario, names: tuple[str, ...]) -> None:
     known = dict.fromkeys(path.name for path in scenario.paths)
     wrong = [
-        f"--path: {name!r}: the scenario {scenario.name} has {', '.join(known)}"
+        f"--path: there is no path {name!r} in the scenario {scenario.name}: it has {', '.join(known)}"
         for name in names
         if name not in known
     ]

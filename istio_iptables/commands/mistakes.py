@@ -116,10 +116,10 @@ def no_option(name: str, ctx: click.Context) -> str:
         if other is not None and other is not ctx.command and name in _all_options(other):
             what = f"'{root.info_name} {command}'" if command else f"{root.info_name} itself"
             first = ", which comes first" if command and ctx is root else ""
-            return f"it is an option of {what}{first}"
+            return f"this is an option of {what}{first or f', not of {ctx.info_name}'}"
     if not close and len(word) > 2:  # noqa: PLR2004 - two letters are in everything
         close = [each for each in known if word in each][:_MOST]
-    return f"did you mean {' or '.join(close)}?" if close else ""
+    return f"there is no such option: did you mean {' or '.join(close)}?" if close else ""
 
 
 def _all_options(command: click.Command) -> list[str]:

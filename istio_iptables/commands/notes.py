@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_iptables.istio.ownership import find_owned
-from istio_iptables.istio.rules import AGENT_DNS_PORT, CHAIN_PREFIX
+from istio_iptables.istio.rules import AGENT_DNS_PORT, CHAIN_PREFIX, IN_REDIRECT, REDIRECT
 from istio_iptables.netfilter.fieldvalues import protocol_number
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Notes"]
 
 _DNS = 53
+_TCP = 6
 _MOST_NAMES = 4
 
 
@@ -68,16 +69,40 @@ class Notes:
         title = self._ruleset.family.title
         if not any(self._ours.values()):
             found = [each.family.title for each in self._others if _has_ours(each)]
-            alone = f"; there are some for {found[0]}, and --dual-stack makes both" if found else ""
+            alone = f"; there are some for {found[0]}" if found else ""
             return (f"no rules of ours here ({title}){alone}",)
         outgoing = packet.in_interface == ""
         entry = f"{CHAIN_PREFIX}{'OUTPUT' if outgoing else 'INBOUND'}"
         if not self._leads_to(entry):
             way = "what the pod sends" if outgoing else "what arrives"
             return (f"no rule jumps to {entry}: {way} is not captured ({title})",)
-        if outgoing and packet.destination_port == _DNS and not self._returned(outcome):
+        if self._returned(outcome):
+            return ()
+        if outgoing and packet.destination_port == _DNS:
             return self._about_dns(packet)
-        return ()
+        return self._about_included(packet, entry)
+
+    def _about_included(self, packet: Packet, entry: str) -> tuple[str, ...]:
+        """What the chain *entry* captures, if it is a list that the packet is not on."""
+        chain = self._chains.get("nat", {}).get(entry)
+        target = IN_REDIRECT if packet.in_interface else REDIRECT
+        captures = [
+            rule
+            for rule in (chain.rules if chain else ())
+            if rule.target is not None and rule.target.name == target and not rule.out_interface
+        ]
+        networks = [each.destination.value for each in captures if each.destination]
+        ports = [
+            option.values[0]
+            for each in captures
+            for match in each.matches
+            if (option := match.option("--dport")) is not None and not option.negated
+        ]
+        if packet.protocol != _TCP or not (networks or ports):
+            return ()
+        listed = [f"port {port}" for port in ports] + [f"to {network}" for network in networks]
+        shown = ", ".join(listed[:_MOST_NAMES]) + (", ..." if listed[_MOST_NAMES:] else "")
+        return (f"{entry} captures only connections of this list: {shown}",)
 
     def _leads_to(self, name: str) -> bool:
         """Whether a rule of a built-in chain jumps to our chain of this name."""

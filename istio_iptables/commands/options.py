@@ -331,7 +331,7 @@ def split_extra(ctx: click.Context) -> list[str]:
             hint = mistakes.no_option(name, ctx)
             unknown = name == argument
             shown = name if name.isprintable() else ascii(name)
-            problems.append(f"{shown}: there is no such option{hint and f': {hint}'}")
+            problems.append(f"{shown}: {hint}" if hint else f"{shown}: there is no such option")
         elif not after_unknown:
             hint = ""
             if ctx.parent is None:
@@ -341,8 +341,8 @@ def split_extra(ctx: click.Context) -> list[str]:
                 f"unexpected argument {argument!r}: "
                 + (
                     hint
-                    or "every value belongs to an option, and a list is one word, with commas and"
-                    " without blanks"
+                    or "arguments are options and their values; a list is one word, with commas and"
+                    " no blanks"
                 )
             )
     return problems

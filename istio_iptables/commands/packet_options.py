@@ -11,12 +11,14 @@ from istio_iptables.netfilter.fieldvalues import address_number, number, protoco
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import (
     STATES,
+    WITH_PORTS,
     Packet,
     Surroundings,
     is_link_local,
     is_loopback,
     loopback,
 )
+from istio_iptables.settings.converters import MAX_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -80,6 +82,9 @@ class _Reader:
         if text is None:
             return _Endpoint()
         address, port = text, ""
+        if text.endswith(":") and text.count(":") == 1 < len(text):
+            self._refuse(name, "there is no port behind the colon")
+            return _Endpoint()
         if text.startswith("["):
             address, _, port = text[1:].partition("]")
             if port[:1] not in {"", ":"}:
@@ -99,18 +104,18 @@ class _Reader:
             self._refuse(name, f"a port is a number from 0 to {_MAX_PORT}")
         return _Endpoint(_unmapped(address) or None, value)
 
-    def number(self, name: str) -> int | None:
+    def number(self, name: str, most: int = _MAX_MARK) -> int | None:
         text = self._given[name]
         value = None if text is None else number(text)
-        if text is not None and (value is None or value > _MAX_MARK):
-            self._refuse(name, "is not a number, decimal or 0x...")
+        if text is not None and (value is None or value > most):
+            self._refuse(name, f"is not a number from 0 to {most}, decimal or 0x...")
         return value
 
     def identity(self, name: str, what: str, lookup: Callable[[str], int | None]) -> int | None:
         """A number, or the name of a user or group, as -u and -g take them."""
         text = self._given[name]
         if text is None or number(text) is not None:
-            return self.number(name)
+            return self.number(name, MAX_ID)
         found = lookup(text)
         if found is None:
             self._refuse(name, f"is neither a number nor a {what} that exists here")
@@ -159,12 +164,16 @@ def complete_packet(
     gid = reader.identity("gid", "group", Host().gid)
     mark, connmark = reader.number("mark"), reader.number("connmark")
     if incoming and (uid is not None or gid is not None):
-        reader.problems.append("--uid, --gid: what comes in belongs to no socket of this pod yet")
+        reader.problems.append("--uid, --gid: a packet that comes in has no owner")
     found = {
         Family.IPV6 if ":" in each.address else Family.IPV4
         for each in (source, destination)
         if each.address
     }
+    if given["iface"] == "":
+        reader.problems.append("--iface: the name is empty")
+    if protocol is not None and protocol not in WITH_PORTS and (source.port or destination.port):
+        reader.problems.append(f"--proto: {given['proto']} has no ports")
     if len(found) > 1:
         reader.problems.append("--src, --dst: the addresses are of different families")
     if reader.problems or protocol is None:

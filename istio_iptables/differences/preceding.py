@@ -1,7 +1,8 @@
 """Foreign rules that decide before a chain of the plan is asked: in a table that comes earlier.
 
-Order inside a chain is the business of ``rulesets``. Here it is the order of the tables at one hook: what
-raw leaves untracked never meets nat, and what mangle drops meets nobody.
+Order inside a chain is the business of ``rulesets``. Here it is the order of the tables at one
+hook: what raw leaves untracked never meets nat, what mangle drops meets nobody, and what has the
+mark of a policy route is delivered past TPROXY.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_iptables.differences.rulesets import ChangeKind, Difference
+from istio_iptables.netfilter.fieldvalues import masked
 from istio_iptables.netfilter.model import Ruleset, is_built_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from istio_iptables.differences.rulesets import Ownership
-    from istio_iptables.netfilter.model import Rule, Table
+    from istio_iptables.netfilter.model import Rule, Table, Target
 
 __all__ = ["preceding"]
 
@@ -27,21 +29,31 @@ _DECIDE = frozenset({"DROP", "NOTRACK", "QUEUE", "NFQUEUE", "TPROXY"})
 
 
 def preceding(
-    live: Iterable[Ruleset], wanted: Iterable[Ruleset], ours: Callable[[Table], Ownership]
+    live: Iterable[Ruleset],
+    wanted: Iterable[Ruleset],
+    ours: Callable[[Table], Ownership],
+    marks: Collection[int] = (),
 ) -> tuple[Difference, ...]:
-    """The rules of others that may decide before the first chain that captures is asked."""
+    """The rules of others that may decide before the first chain that captures is asked.
+
+    *marks* are those that the policy routes of the plan go by.
+    """
     found: list[Difference] = []
     planned = {ruleset.family: ruleset for ruleset in wanted}
     for ruleset in live:
         plan = planned.get(ruleset.family)
         if plan is not None:
             for hook in _HOOKS:
-                found += _at(hook, ruleset, plan, ours)
+                found += _at(hook, ruleset, plan, ours, marks)
     return tuple(found)
 
 
 def _at(
-    hook: str, live: Ruleset, plan: Ruleset, ours: Callable[[Table], Ownership]
+    hook: str,
+    live: Ruleset,
+    plan: Ruleset,
+    ours: Callable[[Table], Ownership],
+    marks: Collection[int],
 ) -> Iterator[Difference]:
     captures = next((name for name in ("nat", "mangle") if _has_rules(plan, name, hook)), None)
     for name in _BEFORE_NAT:
@@ -58,7 +70,7 @@ def _at(
         told: list[tuple[str, int | None]] = [
             (f"-A {hook} {rule.text}", number + 1)
             for number, rule in enumerate(chain.rules)
-            if number > after and number not in numbers and _decides(rule, table, own)
+            if number > after and number not in numbers and _decides(rule, table, own, marks)
         ]
         if chain.policy == "DROP" and not _has_rules(plan, name, hook):
             told.append((f":{hook} DROP", None))
@@ -75,17 +87,28 @@ def _has_rules(ruleset: Ruleset, table: str, chain: str) -> bool:
     return bool(there and there.rules)
 
 
-def _decides(rule: Rule, table: Table, own: Ownership) -> bool:
+def _decides(rule: Rule, table: Table, own: Ownership, marks: Collection[int]) -> bool:
     """Whether *rule*, or a chain that it leads to, may end a packet's way."""
     waiting, seen = [rule], set(own.own_chains)
     while waiting:
         target = waiting.pop().target
         if target is None:
             continue
-        if target.name in _DECIDE or (target.name == "CT" and target.option("--notrack")):
+        if (
+            target.name in _DECIDE
+            or (target.name == "CT" and target.option("--notrack"))
+            or _may_mark(target, marks)
+        ):
             return True
         chain = None if is_built_in(table.name, target.name) else table.chain(target.name)
         if chain is not None and chain.name not in seen:
             seen.add(chain.name)
             waiting += chain.rules
     return False
+
+
+def _may_mark(target: Target, marks: Collection[int]) -> bool:
+    """Whether *target* may give a packet one of *marks*."""
+    option = target.option("--set-xmark", "--set-mark") if target.name == "MARK" else None
+    read = masked(option.values[0]) if option and option.values else None
+    return read is not None and any(mark & read[1] == read[0] for mark in marks)

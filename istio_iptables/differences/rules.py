@@ -73,7 +73,7 @@ def diff_rules(live: Rule, wanted: Rule) -> tuple[str, ...]:
         if old is None:
             told.append(f"{new} is missing")
         elif new is None:
-            told.append(f"{old} is too much")
+            told.append(f"{old} is extra")
         else:
             told.append(f"{old} instead of {new}")
     return tuple(told)

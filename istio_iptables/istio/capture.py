@@ -84,7 +84,7 @@ _NOWHERE = {End.DROPPED: _dropped, End.UNKNOWN: _unknown, End.UNROUTED: _unroute
 
 
 def _left_alone(outcome: Outcome) -> str:
-    """The words for a packet that nobody of the mesh takes."""
+    """The words for a packet that neither Envoy nor the agent gets."""
     packet, start = outcome.packet, outcome.start or outcome.packet
     source, destination = packet.endpoints
     asked_source, asked = start.endpoints
@@ -132,5 +132,7 @@ def _taken(outcome: Outcome, port: int | None, config: Config) -> Verdict:
     elif port in listeners:
         captured, who = listeners[port]
     else:
-        return Verdict(f"is redirected to port {port}, where nobody of the mesh is known", port)
+        return Verdict(
+            f"is redirected to port {port}, which is no listener of Envoy or the agent", port
+        )
     return Verdict(f"captured by {who} on port {port}{how}", port, captured)

@@ -417,7 +417,7 @@ def _outbound_capture(c: Config, family: Family) -> Iterator[RuleText]:
     if c.outbound_cidrs is ALL:
         yield rule(
             "-t nat -A ISTIO_OUTPUT -j ISTIO_REDIRECT",
-            "All other outbound connections (-i '*') are captured and go to Envoy.",
+            "All other outbound TCP connections (-i '*') are captured and go to Envoy.",
         )
         for name in c.virtual_interfaces:
             yield rule(

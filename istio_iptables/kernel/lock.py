@@ -68,7 +68,7 @@ def _open(path: str, tell: Callable[[str], None]) -> int | None:
             message = f"can't open the lock {path} ($XTABLES_LOCKFILE): {error.strerror}"
             raise KernelRefused(message) from error
         reason = "no such directory" if error.errno == errno.ENOENT else error.strerror
-        tell(f"no lock {path} ({reason}): the namespace's own lock is held alone")
+        tell(f"no lock {path} ({reason}): only the namespace's own lock is taken")
         return None
 
 

@@ -34,7 +34,7 @@ def left_out(plan: Plan, texts: Sequence[str]) -> Left:
         place = (words[0], words[1], int(words[2])) if _well_formed(words) else None
         if place is None or not _is_there(plan, place):
             problems.append(
-                f"--without: {excerpt(text)}: there is no such rule: TABLE CHAIN NUMBER"
+                f"--without: {excerpt(text)}: the plan has no such rule (write TABLE CHAIN NUMBER)"
             )
         else:
             left.add(place)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STATES",
+    "WITH_PORTS",
     "Packet",
     "Route",
     "Routing",
@@ -28,7 +29,8 @@ __all__ = [
 STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
 
 
-_WITH_PORTS = frozenset({6, 17, 33, 132, 136})
+#: The protocols whose packets have ports: tcp, udp, dccp, sctp, udplite.
+WITH_PORTS = frozenset({6, 17, 33, 132, 136})
 _ICMP = {Family.IPV4: 1, Family.IPV6: 58}
 
 
@@ -74,7 +76,7 @@ class Packet(NamedTuple):
     @property
     def has_ports(self) -> bool:
         """Whether packets of this protocol have ports."""
-        return self.protocol in _WITH_PORTS
+        return self.protocol in WITH_PORTS
 
     @property
     def seen_state(self) -> str:

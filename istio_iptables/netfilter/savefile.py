@@ -123,7 +123,10 @@ class Reader:
                     self.number, f"expected a table such as *nat, found {excerpt(line)}"
                 )
             if any(table.name == name for table in self._tables):
-                raise SaveFileError(self.number, f"table {clipped(name)} is here a second time")
+                raise SaveFileError(
+                    self.number,
+                    f"table {clipped(name)} is here a second time: save each backend in a file of its own",
+                )
             self._table = _TableReader(name, tuple(self._comments))
             self._comments.clear()
         elif not line.strip() or line.startswith("#"):

@@ -190,8 +190,8 @@ def _wrong_together(fields: Mapping[str, object], values: Mapping[str, Value]) -
         )
     if fields["native_nftables"]:
         problems.append(
-            f"{values['native_nftables'].label}: rules in nftables' own form are not made here yet;"
-            " without it, iptables rules are kept in nf_tables too where that is in use"
+            f"{values['native_nftables'].label}: native nftables rules are not implemented; iptables"
+            " rules are, and the nft backend keeps them in nf_tables"
         )
     if not fields["dry_run"]:
         problems += (

@@ -97,3 +97,23 @@ def test_chains_are_followed() -> None:
 def test_policies_decide_last() -> None:
     """A policy that drops, in a chain that the plan has nothing in."""
     assert found([], "mangle :OUTPUT DROP") == [("mangle", "OUTPUT", None, ":OUTPUT DROP")]
+
+
+@pytest.mark.parametrize(
+    ("rule", "decides"),
+    [
+        ("MARK --set-xmark 0x539/0xffffffff", True),
+        ("MARK --set-xmark 0x500/0xf00", True),
+        ("MARK --set-xmark 0x53a/0xffffffff", False),
+        ("MARK --set-xmark 0x200/0xf00", False),
+    ],
+)
+def test_a_mark_of_a_policy_route_decides(rule: str, decides: bool) -> None:  # noqa: FBT001 - a case
+    """What has it is delivered past TPROXY."""
+    text = run([*PLAN, "-m", "TPROXY"]).out
+    wanted = savefile.parse(text, Family.IPV4)
+    live = savefile.parse(
+        f"{text}*raw\n:PREROUTING ACCEPT\n-A PREROUTING -j {rule}\nCOMMIT\n", Family.IPV4
+    )
+    assert bool(preceding([live], [wanted], find_owned, {0x539})) is decides
+    assert not preceding([live], [wanted], find_owned)

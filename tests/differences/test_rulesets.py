@@ -115,9 +115,9 @@ def test_a_changed_rule_is_told_with_the_part_that_changed() -> None:
     ("live", "wanted", "told"),
     [
         ("-p tcp -j RETURN", "-p tcp -d 10.0.0.0/8 -j RETURN", "-d 10.0.0.0/8 is missing"),
-        ("-p tcp -i lo -j RETURN", "-p tcp -j RETURN", "-i lo is too much"),
+        ("-p tcp -i lo -j RETURN", "-p tcp -j RETURN", "-i lo is extra"),
         ("-p tcp -j RETURN", "-p tcp -g RETURN", "-j RETURN instead of -g RETURN"),
-        ("-p tcp -m set -j RETURN", "-p tcp -j RETURN", "-m set is too much"),
+        ("-p tcp -m set -j RETURN", "-p tcp -j RETURN", "-m set is extra"),
         (
             "-p tcp -j REDIRECT --to-ports 1",
             "-p tcp -j REDIRECT --to-ports 2",

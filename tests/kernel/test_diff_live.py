@@ -57,7 +57,8 @@ def test_nothing_installed_is_everything_missing() -> None:
     assert result.status == 1
     count = len(run(*DOCUMENTED, "--dry-run").out.split("\n-A ")) - 1
     assert (
-        result.out == f"nothing of ours is in this namespace (legacy) ({count} rules are missing)\n"
+        result.out
+        == f"no rules of ours are in this namespace (legacy) ({count} rules are missing)\n"
     )
     document = json.loads(run("diff", *DOCUMENTED, "--json").out)
     assert document["differences"]
@@ -70,7 +71,7 @@ def test_nothing_of_ours_beside_rules_of_others() -> None:
     lines = run("diff", *DOCUMENTED).out.splitlines()
     assert len(lines) == 3
     assert lines[0] == "foreign: IPv4 raw OUTPUT rule 1: -A OUTPUT -j NOTRACK"
-    assert lines[2].startswith("nothing of ours is in this namespace (legacy) (")
+    assert lines[2].startswith("no rules of ours are in this namespace (legacy) (")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

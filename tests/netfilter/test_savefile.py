@@ -227,7 +227,11 @@ BAD: list[tuple[str, int, str]] = [
     ("hello\n", 1, "expected a table such as *nat, found 'hello'"),
     ("*\nCOMMIT\n", 1, "a table without a name"),
     ("*nat more\nCOMMIT\n", 1, "expected a table such as *nat, found '*nat more'"),
-    ("*nat\nCOMMIT\n*nat\nCOMMIT\n", 3, "table nat is here a second time"),
+    (
+        "*nat\nCOMMIT\n*nat\nCOMMIT\n",
+        3,
+        "table nat is here a second time: save each backend in a file of its own",
+    ),
     ("*nat\n:INPUT ACCEPT [0:0]\n", 2, "table nat has no COMMIT"),
     ("*nat\n:INPUT\nCOMMIT\n", 2, "expected :CHAIN POLICY [packets:bytes], found ':INPUT'"),
     ("*nat\n:INPUT ACCEPT [0:0] more\nCOMMIT\n", 2, "expected :CHAIN POLICY"),

@@ -261,7 +261,7 @@ def test_only_a_dry_run_prints(name: str) -> None:
 
 def test_native_nftables_is_refused() -> None:
     """What is not made here yet is refused and not left out."""
-    with pytest.raises(UsageProblems, match="--native-nftables: rules in nftables' own form"):
+    with pytest.raises(UsageProblems, match="--native-nftables: native nftables rules"):
         configured(native_nftables="true")
 
 
