@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING
 import click
 
 from istio_iptables import __version__, interrupts
-from istio_iptables.commands.load import PROGRAM, effective_text, load_config, tell, warn
+from istio_iptables.api.rendering import render
+from istio_iptables.commands.load import PROGRAM, load_plan, tell, warn
 from istio_iptables.commands.options import SettingsCommand, Subcommand, flags_given, split_extra
 from istio_iptables.errors import ExitStatus, IstioIptablesError
 from istio_iptables.interrupts import TRACEBACK, Interrupted
-from istio_iptables.netfilter import formats
 from istio_iptables.netfilter.model import Family
 from istio_iptables.streams import OutputFailed, standard_streams
 from istio_iptables.text import write_exactly
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.netfilter.plan import Plan
     from istio_iptables.settings.config import Config
-    from istio_iptables.settings.sources import Value
 
 __all__ = ["main"]
 
@@ -109,11 +108,13 @@ def _place(error: BaseException) -> str:
 def _run(ctx: click.Context, /, **_: object) -> ExitStatus | None:
     if ctx.invoked_subcommand is not None:
         return None
-    config, values, plan = load_config(flags_given(ctx), split_extra(ctx), os.environ)
+    plan = load_plan(flags_given(ctx), split_extra(ctx), os.environ)
+    config = plan.config
     if config.dry_run:
-        _print(plan, config, values)
-        return ExitStatus.DONE
-    _apply(plan, config)
+        only = Family(config.only) if config.only else None
+        write_exactly(render(plan, config.format, family=only))
+    else:
+        _apply(plan.state, config)
     return ExitStatus.DONE
 
 
@@ -177,36 +178,6 @@ def _apply(plan: Plan, config: Config) -> None:
             _note,
             namespace=config.network_namespace,
         )
-
-
-def _print(plan: Plan, config: Config, values: Mapping[str, Value]) -> None:
-    if config.only:
-        plan = plan.only(Family(config.only))
-    if config.format == "json":
-        import json  # no other format needs it
-
-        document = {
-            "version": 1,
-            "settings": {
-                name: {
-                    "value": effective_text(value, config),
-                    "source": value.origin.value,
-                    "variable": value.variable or None,
-                }
-                for name, value in values.items()
-            },
-            **formats.as_json(plan),
-        }
-        text = json.dumps(document, indent=2) + "\n"
-    else:
-        render = {
-            "save": formats.save,
-            "restore": formats.restore,
-            "commands": formats.commands,
-            "annotated": formats.annotated,
-        }[config.format]
-        text = render(plan)
-    write_exactly(text)
 
 
 def _show_version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click calls it so

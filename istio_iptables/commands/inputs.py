@@ -7,7 +7,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.commands.load import Purpose, load_config, tell
+from istio_iptables.commands.load import Purpose, load_plan, tell
 from istio_iptables.commands.options import flags_given, split_extra
 from istio_iptables.errors import CannotTell, KernelRefused, SaveFileError
 from istio_iptables.netfilter.documents import decoded, read
@@ -75,14 +75,14 @@ def read_inputs(
     # Nothing is installed here, so what is unknown about the machine is assumed, and said.
     flags["dry_run"] = "true"
     try:
-        config, values, plan = load_config(
-            flags, split_extra(ctx), os.environ, purpose or Purpose()
-        )
+        plan = load_plan(flags, split_extra(ctx), os.environ, purpose or Purpose())
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
+    config = plan.config
     if config.dns_servers_file:
         tell("info", (f"the DNS servers are those of {config.dns_servers_file} (--resolv-conf)",))
-    return Inputs(config, plan, frozenset(name for name in values if values[name].given))
+    given = frozenset(name for name, value in plan.values.items() if value.given)
+    return Inputs(config, plan.state, given)
 
 
 def require_namespace(ctx: click.Context) -> None:

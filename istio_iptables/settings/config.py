@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
     from istio_iptables.settings.sources import Value
 
-__all__ = ["MAX_OWNER_GROUPS", "Config", "Host", "configure", "uncaptured_ipv6"]
+__all__ = [
+    "MAX_OWNER_GROUPS",
+    "Config",
+    "Host",
+    "configure",
+    "typed_fields",
+    "uncaptured_ipv6",
+]
 
 #: Included groups become one rule with a match of five words each, and iptables-restore reads at
 #: most 255 words in a rule: 49 groups load, 50 do not, legacy and nft alike (Istio promises 64,
@@ -147,12 +154,7 @@ def configure(
     Raises UsageProblems with one line for each bad item when anything can't be used; the machine
     is asked for its addresses and DNS servers only after everything else is right.
     """
-    names = Names(machine.uid, machine.gid)
-    read, problems = typed(values, names)
-    fields = {_FIELDS.get(name, name): value for name, value in read.items()}
-    problems += _wrong_together(fields, values)
-    if problems:
-        raise UsageProblems(problems)
+    fields = typed_fields(values, machine)
     if not fields["proxy_uids"]:
         uid = machine.uid(envoy_user)
         fields["proxy_uids"] = (IdRange.single(_DEFAULT_PROXY_ID if uid is None else uid),)
@@ -173,6 +175,19 @@ def configure(
     config = Config(**fields)  # type: ignore[arg-type]  # the kinds give each field its type
     warnings += _without_effect(config, values)
     return config, warnings
+
+
+def typed_fields(values: Mapping[str, Value], machine: Host) -> dict[str, object]:
+    """The typed value of each setting, by its field of Config or its own name.
+
+    Raises UsageProblems with one line for each item that can't be used, alone or with others.
+    """
+    read, problems = typed(values, Names(machine.uid, machine.gid))
+    fields = {_FIELDS.get(name, name): value for name, value in read.items()}
+    problems += _wrong_together(fields, values)
+    if problems:
+        raise UsageProblems(problems)
+    return fields
 
 
 def _wrong_together(fields: Mapping[str, object], values: Mapping[str, Value]) -> list[str]:

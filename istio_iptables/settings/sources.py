@@ -19,6 +19,7 @@ class Origin(Enum):
     """The sort of place that a value came from."""
 
     FLAG = "flag"
+    KEYWORD = "keyword"
     ENVIRONMENT = "environment"
     DEFAULT = "default"
 
@@ -37,6 +38,8 @@ class Value(NamedTuple):
         """What a message about this value names: the variable or the option it came from."""
         if self.variable:
             return self.variable
+        if self.origin is Origin.KEYWORD:
+            return self.setting.name
         label = self.setting.label
         return f"{label} (-{self.setting.short})" if self.setting.short else label
 
@@ -45,6 +48,8 @@ class Value(NamedTuple):
         """Where the value came from, as a reader would say it."""
         if self.origin is Origin.ENVIRONMENT:
             return f"${self.variable}"
+        if self.origin is Origin.KEYWORD:
+            return f"{self.setting.name}="
         return self.setting.flag if self.origin is Origin.FLAG else "default"
 
     @property
@@ -57,10 +62,12 @@ def gather(
     flags: Mapping[str, str],
     environ: Mapping[str, str],
     settings: Iterable[Setting] = SETTINGS,
+    *,
+    origin: Origin = Origin.FLAG,
 ) -> tuple[dict[str, Value], list[str]]:
     """The value of each setting by name, and warnings about environment variables.
 
-    *flags* holds the texts given on the command line, by setting name. A boolean in the
+    *flags* holds the texts given by *origin*: the command line, or a Python call. A boolean in the
     environment that is neither true nor false is left out, as in Istio, but not in silence.
     """
     values: dict[str, Value] = {}
@@ -76,7 +83,7 @@ def gather(
             else:
                 value = Value(setting, text, Origin.ENVIRONMENT, variable)
         if setting.name in flags:
-            value = Value(setting, flags[setting.name], Origin.FLAG)
+            value = Value(setting, flags[setting.name], origin)
         values[setting.name] = value
     if "ENVOY_PORT" in environ and "envoy_port" in values:
         warnings.append("ENVOY_PORT: not read, as in Istio; --envoy-port sets the outbound port")
