@@ -18,20 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["canonical"]
 
+_PORTS = {"--dport", "--sport", "--destination-port", "--source-port"}
 #: The options that belong to the match of the protocol's name, wherever they were written.
-_PROTOCOL_OPTIONS = frozenset(
-    {
-        "--dport",
-        "--sport",
-        "--destination-port",
-        "--source-port",
-        "--syn",
-        "--tcp-flags",
-        "--tcp-option",
-        "--icmp-type",
-        "--icmpv6-type",
-    }
-)
+_IMPLICIT = _PORTS | {"--syn", "--tcp-flags", "--tcp-option", "--icmp-type", "--icmpv6-type"}
 _PROTOCOL_MATCHES = frozenset(
     {"tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "icmpv6", "ipv6-icmp"}
 )
@@ -123,7 +112,7 @@ def _regrouped(matches: tuple[Match, ...], protocol: Term | None) -> Iterable[Ma
         own: list[Option] = []
         implicit: list[Option] = []
         for option in match.options:
-            (implicit if option.name in _PROTOCOL_OPTIONS else own).append(option)
+            (implicit if option.name in _IMPLICIT else own).append(option)
         if implicit:
             regrouped += (Match(match.name, tuple(own)), Match(protocol.value, tuple(implicit)))
         else:

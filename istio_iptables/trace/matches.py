@@ -35,7 +35,7 @@ def matches(rule: Rule, situation: Situation) -> bool | None:
     """Whether *rule* matches: False as soon as one condition fails, None if that depends."""
     packet = situation.packet
     answer: bool | None = True
-    for term, (ask, _) in zip(rule.header, _HEADER, strict=True):
+    for term, ask in zip(rule.header, _HOLDS, strict=True):
         if term is not None:
             holds = ask(term, packet)
             if holds is False:
@@ -58,7 +58,7 @@ def conditions(rule: Rule, situation: Situation) -> list[Condition]:
             ask(term, packet),
             has(packet),
         )
-        for flag, term, (ask, has) in zip(HEADER_OPTIONS, rule.header, _HEADER, strict=True)
+        for flag, term, ask, has in zip(HEADER_OPTIONS, rule.header, _HOLDS, _HAS, strict=True)
         if term is not None
     ]
     for match in rule.matches:
@@ -103,27 +103,23 @@ def _is_protocol(term: Term, packet: Packet) -> bool | None:
     return (wanted in {0, packet.protocol}) is not term.negated
 
 
-#: The conditions of HEADER_OPTIONS: whether one holds, and what the packet has.
-_HEADER: tuple[tuple[Callable[[Term, Packet], bool | None], Callable[[Packet], str]], ...] = (
-    (
-        lambda term, packet: _in_network(term, packet.source, packet.family),
-        lambda packet: f"source {packet.endpoints[0]}",
-    ),
-    (
-        lambda term, packet: _in_network(term, packet.destination, packet.family),
-        lambda packet: f"destination {packet.endpoints[1]}",
-    ),
-    (
-        lambda term, packet: _is_interface(term, packet.in_interface),
-        lambda packet: f"in by {packet.in_interface or 'no interface'}",
-    ),
-    (
-        lambda term, packet: _is_interface(term, packet.out_interface),
-        lambda packet: f"out by {packet.out_interface or 'no interface'}",
-    ),
-    (_is_protocol, lambda packet: f"protocol {packet.protocol_name}"),
+#: Whether the conditions of HEADER_OPTIONS hold, and what a packet has of each.
+_HOLDS: tuple[Callable[[Term, Packet], bool | None], ...] = (
+    lambda term, packet: _in_network(term, packet.source, packet.family),
+    lambda term, packet: _in_network(term, packet.destination, packet.family),
+    lambda term, packet: _is_interface(term, packet.in_interface),
+    lambda term, packet: _is_interface(term, packet.out_interface),
+    _is_protocol,
     # Connection tracking has put fragments together before any rule that we know sees them.
-    (lambda term, _: term.negated, lambda _: "not a fragment"),
+    lambda term, _: term.negated,
+)
+_HAS: tuple[Callable[[Packet], str], ...] = (
+    lambda packet: f"source {packet.endpoints[0]}",
+    lambda packet: f"destination {packet.endpoints[1]}",
+    lambda packet: f"in by {packet.in_interface or 'no interface'}",
+    lambda packet: f"out by {packet.out_interface or 'no interface'}",
+    lambda packet: f"protocol {packet.protocol_name}",
+    lambda _: "not a fragment",
 )
 
 

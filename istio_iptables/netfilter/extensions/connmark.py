@@ -11,13 +11,7 @@ from istio_iptables.netfilter.extensions import (
     TargetExtension,
     match_extension,
 )
-from istio_iptables.netfilter.extensions.mark import (
-    has_mark,
-    mark_text,
-    mixed,
-    spell_set_mark,
-    xmark,
-)
+from istio_iptables.netfilter.extensions.mark import has_mark, mark_text, mixed, spell_xmark, xmark
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, option_number
 from istio_iptables.netfilter.model import Family, Match, Option, Target
 from istio_iptables.netfilter.parts import known, part
@@ -53,7 +47,7 @@ def _spell(target: Target, family: Family) -> Target:
     """Saved and restored marks get both of their masks."""
     which = target.option(*_COPIES)
     if which is None:
-        return spell_set_mark(target, family)
+        return spell_xmark(target, family)
     read = _masks(target)
     if read is None:
         return target

@@ -15,7 +15,7 @@ from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, masked
 from istio_iptables.netfilter.model import Family, Match, Option, Target
 from istio_iptables.netfilter.parts import known, only, part
 
-__all__ = ["MATCHES", "TARGETS", "has_mark", "mark_text", "mixed", "spell_set_mark", "xmark"]
+__all__ = ["MATCHES", "TARGETS", "has_mark", "mark_text", "mixed", "spell_xmark", "xmark"]
 
 
 def _spell_match(match: Match) -> Match:
@@ -67,7 +67,7 @@ def xmark(target: Target) -> tuple[int, int] | None:
     }.get(option.name)
 
 
-def spell_set_mark(target: Target, _: Family) -> Target:
+def spell_xmark(target: Target, _: Family) -> Target:
     """Every way to change a mark as the one that the kernel keeps: ``--set-xmark``."""
     read = xmark(target)
     if read is None:
@@ -115,7 +115,7 @@ MATCHES = {
     )
 }
 TARGETS = {
-    "MARK": TargetExtension(spell=spell_set_mark, effect=_set_mark, encode=_encode),
+    "MARK": TargetExtension(spell=spell_xmark, effect=_set_mark, encode=_encode),
     "HMARK": TargetExtension(effect=_unknown_mark),
     "SET": TargetExtension(effect=_set),
 }
