@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_iptables.netfilter.model import quoted
+from istio_iptables.netfilter.model import HEADER_OPTIONS, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,15 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["diff_rules", "option_text", "parts", "resemble"]
 
-_TERMS = (
-    ("-s", "source"),
-    ("-d", "destination"),
-    ("-i", "in_interface"),
-    ("-o", "out_interface"),
-    ("-p", "protocol"),
-    ("-f", "fragment"),
-)
-
 
 def parts(rule: Rule) -> dict[str, str]:
     """The parts of a rule by what they are about: ``{"-p": "-p tcp", "tcp --dport": …}``."""
@@ -29,8 +20,7 @@ def parts(rule: Rule) -> dict[str, str]:
 
 
 def _parts(rule: Rule) -> Iterator[tuple[str, str]]:
-    for flag, name in _TERMS:
-        term = getattr(rule, name)
+    for flag, term in zip(HEADER_OPTIONS, rule.header, strict=True):
         if term is not None:
             sense = "! " if term.negated else ""
             yield flag, f"{sense}{flag} {term.value}".rstrip()

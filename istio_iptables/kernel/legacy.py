@@ -29,7 +29,7 @@ from istio_iptables.kernel.backend import (
 )
 from istio_iptables.kernel.capabilities import missing
 from istio_iptables.kernel.programs import run
-from istio_iptables.kernel.xt_abi import UnknownPartError, encode
+from istio_iptables.kernel.xt_abi import UnknownPartError, encode, load
 from istio_iptables.netfilter.edits import Action
 from istio_iptables.netfilter.model import Family, Ruleset, Table
 from istio_iptables.netfilter.savefile import parse
@@ -184,6 +184,7 @@ class Legacy:
     ) -> Transaction:
         """A table handle with all edits made in it and none committed."""
         del check  # It costs nothing here: the edits have to be made in any case.
+        load()
         handle = _Handle(family, table)
         try:
             for step in steps:

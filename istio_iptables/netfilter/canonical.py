@@ -9,41 +9,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from istio_iptables.netfilter.extensions import match_extension, target_extension
 from istio_iptables.netfilter.fieldvalues import network, protocol_name
 from istio_iptables.netfilter.model import Family, Match, Option, Rule, Target, Term
-from istio_iptables.netfilter.spelling import SPELL_MATCH, SPELL_TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["canonical"]
 
+_PORTS = {"--dport", "--sport", "--destination-port", "--source-port"}
 #: The options that belong to the match of the protocol's name, wherever they were written.
-_PROTOCOL_OPTIONS = frozenset(
-    {
-        "--dport",
-        "--sport",
-        "--destination-port",
-        "--source-port",
-        "--syn",
-        "--tcp-flags",
-        "--tcp-option",
-        "--icmp-type",
-        "--icmpv6-type",
-    }
-)
+_IMPLICIT = _PORTS | {"--syn", "--tcp-flags", "--tcp-option", "--icmp-type", "--icmpv6-type"}
 _PROTOCOL_MATCHES = frozenset(
     {"tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "icmpv6", "ipv6-icmp"}
 )
-
-#: Matches that only look at the packet: whichever comes first, the rule means the same. The
-#: order is the one in which the documented rules have them.
-_PURE = {
-    name: rank
-    for rank, name in enumerate(
-        ("comment", "tcp", "udp", "multiport", "owner", "mark", "connmark", "conntrack")
-    )
-}
 
 
 def canonical(rule: Rule, family: Family) -> Rule:
@@ -94,15 +74,14 @@ def _protocol(term: Term | None) -> Term | None:
 def _matches(matches: tuple[Match, ...], protocol: Term | None) -> tuple[Match, ...]:
     found = []
     for match in _regrouped(_named(matches, protocol), protocol):
-        spell = SPELL_MATCH.get(match.name)
-        if spell is not None:
-            spelt = spell(match)
-            if spelt is None:
-                continue
-            match = spelt  # noqa: PLW2901 - the same match in its one spelling
-        found.append(match)
-    if len(found) > 1 and all(match.name in _PURE for match in found):
-        found.sort(key=lambda match: _PURE[match.name])
+        spell = match_extension(match.name).spell
+        spelt = spell(match) if spell else match
+        if spelt is not None:
+            found.append(spelt)
+    if len(found) > 1:
+        ranks = {match.name: match_extension(match.name).rank for match in found}
+        if None not in ranks.values():
+            found.sort(key=lambda match: ranks[match.name] or 0)
     return tuple(found)
 
 
@@ -133,7 +112,7 @@ def _regrouped(matches: tuple[Match, ...], protocol: Term | None) -> Iterable[Ma
         own: list[Option] = []
         implicit: list[Option] = []
         for option in match.options:
-            (implicit if option.name in _PROTOCOL_OPTIONS else own).append(option)
+            (implicit if option.name in _IMPLICIT else own).append(option)
         if implicit:
             regrouped += (Match(match.name, tuple(own)), Match(protocol.value, tuple(implicit)))
         else:
@@ -142,7 +121,5 @@ def _regrouped(matches: tuple[Match, ...], protocol: Term | None) -> Iterable[Ma
 
 
 def _target(target: Target, family: Family) -> Target:
-    spell = SPELL_TARGET.get(target.name)
-    if spell is None or target.goto:
-        return target
-    return spell(target, family)
+    spell = None if target.goto else target_extension(target.name).spell
+    return spell(target, family) if spell else target

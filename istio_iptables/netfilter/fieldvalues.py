@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.netfilter.model import Family
+
+if TYPE_CHECKING:
+    from istio_iptables.netfilter.model import Option
 
 __all__ = [
     "MAX_PORT",
@@ -16,6 +19,8 @@ __all__ = [
     "masked",
     "network",
     "number",
+    "number_range",
+    "option_number",
     "port_range",
     "protocol_name",
     "protocol_number",
@@ -60,6 +65,10 @@ class Range(NamedTuple):
     def __contains__(self, value: object) -> bool:
         return isinstance(value, int) and self.first <= value <= self.last
 
+    def spelt(self, between: str) -> str:
+        """The only number, or both ends with *between* between them."""
+        return f"{self.first}" if self.first == self.last else f"{self.first}{between}{self.last}"
+
 
 def number(text: str) -> int | None:
     """A number as C's strtoul reads it with base 0 (decimal, 0x, leading 0 is octal), or None.
@@ -76,6 +85,18 @@ def number(text: str) -> int | None:
         return int(text, 8) if text[0] == "0" else int(text)
     except ValueError:
         return None
+
+
+def number_range(text: str) -> Range | None:
+    """The numbers of ``1337`` or ``0-999``, or None for another text."""
+    first, dash, last = text.partition("-")
+    low, high = number(first), number(last if dash else first)
+    return None if low is None or high is None else Range(low, high)
+
+
+def option_number(option: Option | None, default: int | None = None) -> int | None:
+    """The number that an option has, *default* without the option, None for another text."""
+    return default if option is None else number(option.value)
 
 
 def protocol_name(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 __all__ = [
     "BUILT_IN_CHAINS",
+    "HEADER_OPTIONS",
     "TABLES",
     "Chain",
     "Counters",
@@ -37,6 +38,9 @@ BUILT_IN_CHAINS: dict[str, tuple[str, ...]] = {
 
 #: The tables in the order in which a packet meets them at one hook.
 TABLES = ("raw", "mangle", "nat", "filter", "security")
+
+#: The options of the conditions on a packet's header, as iptables-save orders them.
+HEADER_OPTIONS = ("-s", "-d", "-i", "-o", "-p", "-f")
 
 
 class Family(Enum):
@@ -85,6 +89,11 @@ class Option(NamedTuple):
     values: tuple[str, ...] = ()
     negated: bool = False
 
+    @property
+    def value(self) -> str:
+        """Its only value; "" if it has none or several."""
+        return self.values[0] if len(self.values) == 1 else ""
+
 
 class Match(NamedTuple):
     """One match extension and its options, such as ``-m owner --uid-owner 1337``."""
@@ -131,6 +140,18 @@ class Rule(NamedTuple):
     counters: Counters | None = None
     #: The text as it was read, kept word for word; "" for a rule that we made.
     verbatim: str = ""
+
+    @property
+    def header(self) -> tuple[Term | None, ...]:
+        """The conditions on the packet's header, in the order of HEADER_OPTIONS."""
+        return (
+            self.source,
+            self.destination,
+            self.in_interface,
+            self.out_interface,
+            self.protocol,
+            self.fragment,
+        )
 
     @property
     def text(self) -> str:

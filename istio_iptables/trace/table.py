@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.trace.matches import Condition, Situation, conditions, matches
-from istio_iptables.trace.targets import Effect, Next, effect
+from istio_iptables.netfilter.extensions import Effect, Next, Situation
+from istio_iptables.trace.matches import Condition, conditions, matches
+from istio_iptables.trace.targets import effect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -175,7 +176,7 @@ class Walk:
                 frames = tuple(callers)
                 continue
             here = (*callers, _Frame(chain, found.number))
-            done = effect(found.rule, way.packet, self._hook, self._chains, self._world)
+            done = effect(found.rule, self._situation(way), self._chains)
             if found.unknown and done.next is Next.CONTINUE and done.packet == way.packet:
                 # Whether it was logged or counted, the packet goes on as it is.
                 way = self._stepped(way, chain.name, found, done, certain=False)
@@ -201,7 +202,7 @@ class Walk:
             frames = self._onward(done, tuple(callers), here)
         # Out of a built-in chain, at its end or by RETURN, there is only its policy.
         policy = self._chains[self._hook].policy or "ACCEPT"
-        met = Effect(Next.ACCEPT, policy, way.packet)
+        met = Effect(Next.ACCEPT, way.packet, verdict=policy)
         way = self._stepped(way, self._hook, _Found(None), met)
         return way if policy == "ACCEPT" else way._replace(end=End.DROPPED)
 
@@ -217,9 +218,12 @@ class Walk:
             return (*callers, _Frame(self._chains[done.verdict], 0))
         return here
 
+    def _situation(self, way: Way) -> Situation:
+        return Situation(way.packet, self._hook, self._world, way.translated)
+
     def _next_match(self, way: Way, chain: Chain, number: int) -> _Found:
         """The next rule of *chain*, behind its first *number*, that matches or may."""
-        situation = Situation(way.packet, self._hook, self._world, way.translated)
+        situation = self._situation(way)
         misses: list[Miss] = []
         rules = chain.rules
         for at in range(number, len(rules)):
