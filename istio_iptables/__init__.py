@@ -12,14 +12,47 @@ from istio_iptables.errors import IstioIptablesError
 
 if TYPE_CHECKING:
     from istio_iptables.api.capture import Capture, Plan, plan
+    from istio_iptables.api.comparing import Differences, diff
+    from istio_iptables.api.explaining import explain
+    from istio_iptables.api.explanation import Explanation
+    from istio_iptables.api.installing import clean, install
     from istio_iptables.api.rendering import render
+    from istio_iptables.api.rules import LIVE, Live
 
 __version__ = "0.1.0"
 
-__all__ = ["Capture", "IstioIptablesError", "Plan", "__version__", "plan", "render"]
+__all__ = [
+    "LIVE",
+    "Capture",
+    "Differences",
+    "Explanation",
+    "IstioIptablesError",
+    "Live",
+    "Plan",
+    "__version__",
+    "clean",
+    "diff",
+    "explain",
+    "install",
+    "plan",
+    "render",
+]
 
-#: The module of each name.
-_PLACES = {"Capture": "capture", "Plan": "capture", "plan": "capture", "render": "rendering"}
+#: The module of each name, in the package api.
+_PLACES = {
+    "Capture": "capture",
+    "Differences": "comparing",
+    "Explanation": "explanation",
+    "LIVE": "rules",
+    "Live": "rules",
+    "Plan": "capture",
+    "clean": "installing",
+    "diff": "comparing",
+    "explain": "explaining",
+    "install": "installing",
+    "plan": "capture",
+    "render": "rendering",
+}
 
 
 def __getattr__(name: str) -> object:

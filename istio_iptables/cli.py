@@ -24,8 +24,8 @@ from istio_iptables.text import write_exactly
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from istio_iptables.api.capture import Plan
     from istio_iptables.netfilter.model import Ruleset
-    from istio_iptables.netfilter.plan import Plan
     from istio_iptables.settings.config import Config
 
 __all__ = ["main"]
@@ -114,7 +114,7 @@ def _run(ctx: click.Context, /, **_: object) -> ExitStatus | None:
         only = Family(config.only) if config.only else None
         write_exactly(render(plan, config.format, family=only))
     else:
-        _apply(plan.state, config)
+        _apply(plan)
     return ExitStatus.DONE
 
 
@@ -144,22 +144,22 @@ class _NodeCheck:
             warn([f"{line} of the machine's traffic goes to Envoy"], strict=self._config.strict)
 
 
-def _apply(plan: Plan, config: Config) -> None:
-    from istio_iptables.kernel.install import (  # a dry run needs none of it
-        InstallOptions,
-        clean,
-        install,
-    )
+def _apply(plan: Plan) -> None:
+    from istio_iptables.api.installing import clean, install  # a dry run needs none of it
 
-    where = InstallOptions(config.network_namespace, config.backend, config.cni_mode)
+    config = plan.config
     if config.cleanup_only:
-        clean(_note, where)
+        clean(
+            namespace=config.network_namespace,
+            backend=config.backend,
+            pod_lock=config.cni_mode,
+            tell=_note,
+        )
     elif not config.skip_rule_apply:
         install(
             plan,
-            _note,
-            where,
-            replace=config.reconcile or config.force_apply,
+            reconcile=config.reconcile or config.force_apply,
+            tell=_note,
             look=_NodeCheck(config),
         )
     if config.run_validation:

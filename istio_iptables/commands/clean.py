@@ -6,11 +6,11 @@ import os
 
 import click
 
+from istio_iptables.api.installing import clean
 from istio_iptables.commands.load import tell
 from istio_iptables.commands.options import SettingsCommand, flags_given, split_extra
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.kernel.host import Host
-from istio_iptables.kernel.install import InstallOptions, clean
 from istio_iptables.settings.converters import Names
 from istio_iptables.settings.declarations import setting
 from istio_iptables.settings.sources import gather, typed
@@ -28,12 +28,10 @@ def _run(ctx: click.Context, /, **_: object) -> ExitStatus:
         raise UsageProblems(wrong)
     tell("warning", warnings)
     clean(
-        lambda line: tell("info", (line,)),
-        InstallOptions(
-            str(fields["network_namespace"]),
-            str(fields["force_iptables_binary"]),
-            bool(fields["cni_mode"]),
-        ),
+        namespace=str(fields["network_namespace"]),
+        backend=str(fields["force_iptables_binary"]),
+        pod_lock=bool(fields["cni_mode"]),
+        tell=lambda line: tell("info", (line,)),
     )
     return ExitStatus.DONE
 

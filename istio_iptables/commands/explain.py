@@ -4,266 +4,67 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import click
 
+from istio_iptables.api.explaining import explain
+from istio_iptables.api.rules import LIVE
 from istio_iptables.commands.inputs import (
     CAPTURE_SETTINGS,
     read_inputs,
     read_rules,
     require_namespace,
 )
-from istio_iptables.commands.load import Purpose, tell, warn
+from istio_iptables.commands.load import Purpose, warn
 from istio_iptables.commands.options import SettingsCommand
-from istio_iptables.commands.packet_options import complete_packet
-from istio_iptables.commands.unseen import passed, unseen
-from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
-from istio_iptables.istio.checks import escape, findings, left_out_live, with_proxies_of
-from istio_iptables.istio.escapes import APPLICATIONS
-from istio_iptables.netfilter.model import Family, Ruleset
-from istio_iptables.netfilter.packet import Packet, Surroundings
-from istio_iptables.trace.hooks import End, trace
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from istio_iptables.commands.inputs import Inputs
-    from istio_iptables.commands.packet_options import PacketQuery
-    from istio_iptables.commands.unseen import Unseen
-    from istio_iptables.istio.checks import Finding
-    from istio_iptables.kernel.routing import Routing
-    from istio_iptables.netfilter.plan import PolicyRoute
-    from istio_iptables.settings.config import Config
-    from istio_iptables.trace.hooks import Trace
+from istio_iptables.errors import ExitStatus, UsageProblems
+from istio_iptables.netfilter.model import Family
 
 __all__ = ["command"]
 
 _PACKET_OPTIONS = ("proto", "src", "dst", "iface", "uid", "gid", "mark", "connmark", "ctstate")
 
 
-class _Subject(NamedTuple):
-    """The rules that are explained, and what is around them."""
-
-    rulesets: tuple[Ruleset, ...]
-    routes: tuple[PolicyRoute, ...]
-    #: The addresses of each interface; None if they aren't known.
-    addresses: dict[str, tuple[str, ...]] | None
-    #: Where the rules are from, for people.
-    source: str
-    #: Chains that the kernel asks as well, and whose rules aren't known.
-    unseen: tuple[Unseen, ...] = ()
-    #: The addresses that tell which families are in use; none where they aren't known.
-    own: tuple[str, ...] = ()
-    #: The kernel's routing; None where the rules are not live.
-    routing: Routing | None = None
-
-    @property
-    def world(self) -> Surroundings:
-        """What is known of the machine."""
-        return Surroundings(self.addresses, self.routes, routing=self.routing)
-
-
 @click.pass_context
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
-    given, subject = _read(ctx, options)
-    with subject.routing or nullcontext():
-        sys.stdout.write(_answer(given, subject, options))
-    return ExitStatus.DONE
-
-
-def _answer(given: Inputs, subject: _Subject, options: Mapping[str, Any]) -> str:
-    """What is to be printed about the packet that the options describe."""
-    family = Family(options["family"]) if options["family"] else None
-    if family is None and len(subject.rulesets) == 1:
-        family = subject.rulesets[0].family
-    world = subject.world
-    asked_packet = {name: options[name] for name in _PACKET_OPTIONS}
-    about = complete_packet(asked_packet, incoming=options["incoming"], world=world, family=family)
-    packet = about.packet
-    notes = tuple(_impossible(about, subject))
-    if subject.routing is None or _is_unlinked(packet, subject):
-        world = world._replace(here=_own_addresses(packet), routing=None)
-    ruleset = next((each for each in subject.rulesets if each.family is packet.family), None)
-    if ruleset is None:
-        tell("warning", (f"there are no {packet.family.title} rules in {subject.source}",))
-        ruleset = Ruleset(packet.family)
-    found = trace(ruleset, packet, world, misses=options["near"])
-    faults = _faults(given, subject, packet)
-    own = escape(ruleset, packet, world, given.config)
-    if own is not None and own[:3] not in {each[:3] for each in faults}:
-        faults += (own,)
-    if given.config.strict:
-        warn([finding.line for finding in faults], strict=True)
-    _warn_of_native_chains(found, subject)
-    from istio_iptables.commands import explain_report as explanation
-
-    telling = explanation.Explanation(
-        explanation.Answer(
-            about,
-            found,
-            given.config,
-            given.plan,
-            ruleset,
-            tuple(each for each in subject.rulesets if each.family is not packet.family),
-            faults,
-            subject.unseen,
-            (*notes, *_remarks(found, subject, given.config)),
-        )
-    )
-    if options["as_json"]:
-        import json  # no other format needs it
-
-        text = json.dumps(telling.as_json(), indent=2) + "\n"
-    else:
-        tell("warning", (finding.line for finding in faults))
-        text = telling.text(near=options["near"])
-    return text
-
-
-def _read(ctx: click.Context, options: Mapping[str, Any]) -> tuple[Inputs, _Subject]:
-    """The settings, and the rules that the options name."""
-    rules, live = options["rules"], options["live"]
+    path, live = options["rules"], options["live"]
     if options["incoming"] and options["outgoing"]:
         raise UsageProblems(["--in, --out: a packet goes one way: give one of them"])
-    if rules is not None and (live or options["network_namespace"]):
+    if path is not None and (live or options["network_namespace"]):
         raise UsageProblems(["--rules: the rules are the file's, or live ones: give one of them"])
-    if rules is None:
+    if path is None:
         require_namespace(ctx)
     live = live or bool(options["network_namespace"] or os.environ.get("NETWORK_NAMESPACE"))
     way = "inbound" if options["incoming"] else "outbound"
     # Somebody else's rules: the family of the plan must not depend on this machine.
-    given = read_inputs(
+    plan = read_inputs(
         ctx,
-        either_family=rules is not None,
-        purpose=Purpose(() if live or rules is not None else (way,), follow=False),
+        either_family=path is not None,
+        purpose=Purpose(() if live or path is not None else (way,), follow=False),
     )
-    return given, _subject(given, rules, options["family"], live=live)
+    rules = LIVE if live else None
+    found = explain(
+        plan,
+        rules if path is None else read_rules(path, options["family"]),
+        incoming=options["incoming"],
+        family=Family(options["family"]) if options["family"] else None,
+        near=options["near"],
+        name="stdin" if path == "-" else path or "",
+        **{name: options[name] for name in _PACKET_OPTIONS},
+    )
+    strict = plan.config.strict
+    warn(found.warnings, strict=strict)
+    lines = [finding.line for finding in found.findings]
+    if strict or not options["as_json"]:
+        warn(lines, strict=strict)
+    if options["as_json"]:
+        import json  # no other format needs it
 
-
-def _faults(given: Inputs, subject: _Subject, packet: Packet) -> tuple[Finding, ...]:
-    """What the rules do to Envoy's traffic and to applications."""
-    applications = list(APPLICATIONS)
-    if packet.uid is not None and packet.gid is not None:
-        applications.append((packet.uid, packet.gid))
-    proxy = given.config
-    if not given.given & {"proxy_uid", "proxy_gid"}:
-        proxy = with_proxies_of(proxy, subject.rulesets)
-    faults = findings(subject.rulesets, subject.routes, proxy, applications)
-    if subject.addresses is not None:
-        warn(left_out_live(subject.rulesets, subject.own), strict=given.config.strict)
-    return faults
-
-
-def _warn_of_native_chains(found: Trace, subject: _Subject) -> None:
-    native = {
-        each.line
-        for outcome in found.outcomes
-        for each in passed(outcome, subject.unseen)
-        if each.name.startswith("nftables")
-    }
-    if native:
-        chains = ", ".join(sorted(native))
-        tell("warning", (f"the kernel asks chains as well that are not followed: {chains}",))
-
-
-def _impossible(about: PacketQuery, subject: _Subject) -> Iterator[str]:
-    """What about the packet can't be so in this namespace; live rules only."""
-    if subject.routing is None:
-        return
-    packet, world = about.packet, subject.world
-    name = packet.in_interface or packet.out_interface
-    if name and name not in subject.routing.interfaces:
-        yield f"there is no interface {name} here"
-    if packet.in_interface:
-        return
-    route = world.route(packet)
-    if route is not None and route.missing:
-        yield f"{route.refused} here: nothing is sent until one does, which is taken for granted"
-    elif route is not None and route.interface not in {"", name}:
-        yield f"the kernel sends it by {route.interface}, not by {name} (--iface)"
-    if world.is_local(packet.source, packet.family) is False:
-        assumed = (
-            " (assumed: there is no address to send from)" if "source" in about.assumed else ""
-        )
-        yield f"{packet.source}{assumed} is no address of this namespace, which can't send from it"
-
-
-def _is_unlinked(packet: Packet, subject: _Subject) -> bool:
-    """Whether the namespace lacks the interface or the route for the packet: it is said, no more."""
-    if packet.in_interface:
-        return subject.routing is None or packet.in_interface not in subject.routing.interfaces
-    route = subject.world.route(packet)
-    return route is None or route.missing
-
-
-def _remarks(found: Trace, subject: _Subject, config: Config) -> tuple[str, ...]:
-    """What keeps a captured packet, or the answers to it, from arriving; live rules only."""
-    if subject.addresses is None:
-        return ()
-    from istio_iptables.kernel.listeners import listens
-    from istio_iptables.kernel.namespace import entered
-
-    said = []
-    for outcome in found.outcomes:
-        if outcome.end is not End.DELIVERED or outcome.to_port is None:
-            continue
-        packet = outcome.packet
-        with entered(config.network_namespace):
-            if listens(packet.protocol, outcome.to_port, packet.family) is False:
-                said.append(
-                    f"nothing listens on {packet.protocol_name} port {outcome.to_port} here"
-                )
-        # What the application answers carries the mark as well.
-        answer = Packet(packet.family, packet.protocol, None, packet.source, mark=packet.mark)
-        unrouted = packet.mark is not None and not subject.world.is_routed_home(answer)
-        if outcome.taken_by == "TPROXY" and unrouted:
-            said.append(
-                f"no policy route delivers packets with the mark {packet.mark:#x} here: what the"
-                " application answers to Envoy does not arrive"
-            )
-    return tuple(dict.fromkeys(said))
-
-
-def _own_addresses(packet: Packet) -> tuple[str, ...]:
-    """The addresses that must be the pod's for the packet to be what was asked about."""
-    ends = [packet.destination] if packet.in_interface else [packet.source]
-    if packet.out_interface == "lo":
-        ends.append(packet.destination)
-    return tuple(each for each in ends if each is not None)
-
-
-def _subject(given: Inputs, rules: str | None, family: str | None, *, live: bool) -> _Subject:
-    plan = given.plan
-    if rules is not None:
-        where = "stdin" if rules == "-" else rules
-        return _Subject(read_rules(rules, family), plan.routes, None, where)
-    if not live:
-        return _Subject(plan.rulesets, plan.routes, None, "the plan")
-    from istio_iptables.kernel import live as kernel
-    from istio_iptables.kernel import netlink, routes
-    from istio_iptables.kernel.namespace import entered
-    from istio_iptables.kernel.routing import Routing
-
-    config = given.config
-    try:
-        state = kernel.read(plan, namespace=config.network_namespace, backend=config.backend)
-        with entered(config.network_namespace):
-            addresses = netlink.interface_addresses()
-            own = netlink.addresses()
-            there = routes.delivering_routes()
-            routing = Routing()
-    except KernelRefused as error:
-        raise CannotTell(*error.lines) from error
-    tell("warning", state.warnings)
-    if state.other_rulesets:
-        tell("warning", ("there are rules in the other backend too, which are not followed",))
-    if state.unreadable:
-        tables = ", ".join(state.unreadable)
-        tell("warning", (f"tables that can't be read are not followed: {tables}",))
-    source = f"the live rules ({state.backend})"
-    return _Subject(state.rulesets, there, addresses, source, unseen(state), own, routing)
+        sys.stdout.write(json.dumps(found.as_json(), indent=2) + "\n")
+    else:
+        sys.stdout.write(found.text(near=options["near"]))
+    return ExitStatus.DONE
 
 
 def _option(name: str, about: str, metavar: str) -> click.Option:

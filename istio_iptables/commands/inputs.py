@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from istio_iptables.commands.load import Purpose, load_plan, tell
 from istio_iptables.commands.options import flags_given, split_extra
@@ -29,13 +29,11 @@ if TYPE_CHECKING:
 
     import click
 
+    from istio_iptables.api.capture import Plan
     from istio_iptables.netfilter.model import Ruleset
-    from istio_iptables.netfilter.plan import Plan
-    from istio_iptables.settings.config import Config
 
 __all__ = [
     "CAPTURE_SETTINGS",
-    "Inputs",
     "read_inputs",
     "read_rules",
     "read_text",
@@ -51,18 +49,7 @@ CAPTURE_SETTINGS = tuple(
 )
 
 
-class Inputs(NamedTuple):
-    """The settings that were given, and the plan that they make."""
-
-    config: Config
-    plan: Plan
-    #: The names of the settings that somebody gave.
-    given: frozenset[str]
-
-
-def read_inputs(
-    ctx: click.Context, *, either_family: bool, purpose: Purpose | None = None
-) -> Inputs:
+def read_inputs(ctx: click.Context, *, either_family: bool, purpose: Purpose | None = None) -> Plan:
     """The plan of the flags and the environment; warnings are told, as *purpose* has it.
 
     With *either_family*, the plan has both families unless --ip-family says otherwise: the
@@ -78,11 +65,10 @@ def read_inputs(
         plan = load_plan(flags, split_extra(ctx), os.environ, purpose or Purpose())
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
-    config = plan.config
-    if config.dns_servers_file:
-        tell("info", (f"the DNS servers are those of {config.dns_servers_file} (--resolv-conf)",))
-    given = frozenset(name for name, value in plan.values.items() if value.given)
-    return Inputs(config, plan.state, given)
+    file = plan.config.dns_servers_file
+    if file:
+        tell("info", (f"the DNS servers are those of {file} (--resolv-conf)",))
+    return plan
 
 
 def require_namespace(ctx: click.Context) -> None:

@@ -53,7 +53,8 @@ class Difference(NamedTuple):
     """One difference; *text* is the rule (or chain, route, address) that it is about."""
 
     kind: ChangeKind
-    family: Family
+    #: None for rules of ours in the other backend, told as one.
+    family: Family | None
     #: "" for a route or an address.
     table: str
     chain: str
@@ -76,6 +77,8 @@ class Difference(NamedTuple):
         else:
             at = self.wanted_number if self.live_number is None else self.live_number
             number = "" if at is None else f" rule {at}"
+        if self.family is None:
+            return f"{self.kind.value}: {self.text}"
         head = f"{self.family.title} {where}{number}" if where else self.family.title
         return f"{self.kind.value}: {head}: {self.text}"
 

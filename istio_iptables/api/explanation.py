@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.commands.notes import Notes
-from istio_iptables.commands.unseen import passed
+from istio_iptables.api.notes import Notes
+from istio_iptables.api.unseen import passed
 from istio_iptables.istio.capture import Verdict, describe
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.text import printable
@@ -14,10 +14,11 @@ from istio_iptables.trace.hooks import End
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from istio_iptables.commands.packet_options import PacketQuery
-    from istio_iptables.commands.unseen import Unseen
+    from istio_iptables.api.packets import PacketQuery
+    from istio_iptables.api.unseen import Unseen
     from istio_iptables.istio.checks import Finding
     from istio_iptables.netfilter.model import Family, Rule, Ruleset
+    from istio_iptables.netfilter.packet import Packet
     from istio_iptables.netfilter.plan import Plan
     from istio_iptables.settings.config import Config
     from istio_iptables.trace.hooks import Outcome, Step, Trace
@@ -47,14 +48,20 @@ class Answer(NamedTuple):
     unseen: tuple[Unseen, ...] = ()
     #: What else is to be said about the packet's end.
     remarks: tuple[str, ...] = ()
+    #: One line for each thing about the rules that is not seen, or that escapes.
+    warnings: tuple[str, ...] = ()
 
 
 class Explanation:
-    """What is to be said about one packet."""
+    """What becomes of one packet, and why."""
 
     def __init__(self, answer: Answer) -> None:
         trace, config = answer.trace, answer.config
-        self._question, self._trace, self._findings = answer.question, trace, answer.findings
+        self._question, self._trace = answer.question, trace
+        #: Faults of the rules, whatever the packet: traffic of Envoy that loops, what escapes.
+        self.findings = answer.findings
+        #: One line for each thing about the rules that is not seen, or that escapes.
+        self.warnings = answer.warnings
         self._plan = answer.plan
         self._unseen = [passed(outcome, answer.unseen) for outcome in trace.outcomes]
         judged = [describe(outcome, config) for outcome in trace.outcomes]
@@ -66,18 +73,49 @@ class Explanation:
             if verdict.to_port is None and verdict.captured is None and _is_let_through(outcome)
             for note in self._about.why_not_captured(outcome)
         ]
-        self._notes = tuple(dict.fromkeys((*why, *answer.remarks)))
+        #: Why nothing captured the packet, or what keeps it from arriving: lines of text.
+        self.notes = tuple(dict.fromkeys((*why, *answer.remarks)))
         self._reasons: dict[tuple[str, str, str], str] | None = None
 
     @property
-    def verdict(self) -> Verdict:
+    def _verdict(self) -> Verdict:
         """The verdict, if all ways that the packet can take come to the same."""
         same = len(set(self._verdicts)) == 1 and self._trace.complete
         return self._verdicts[0] if same else _DEPENDS
 
+    @property
+    def packet(self) -> Packet:
+        """The packet, with what was assumed about it."""
+        return self._question.packet
+
+    @property
+    def verdict(self) -> str:
+        """What becomes of the packet, in words."""
+        return self._verdict.text
+
+    @property
+    def captured(self) -> str | None:
+        """``outbound``, ``inbound`` or ``dns``; None if it is not captured, or that depends."""
+        return self._verdict.captured
+
+    @property
+    def to_port(self) -> int | None:
+        """The port that the packet is handed to instead of the one it asked for, or None."""
+        return self._verdict.to_port
+
+    @property
+    def path(self) -> tuple[Step, ...]:
+        """The rules that matched, in order; those of all ways that the packet can take."""
+        return _shared_steps(self._trace.outcomes)
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """The ways that the packet can take: one, unless something can't be known from here."""
+        return self._trace.outcomes
+
     # Text.
 
-    def text(self, *, near: bool) -> str:
+    def text(self, *, near: bool = False) -> str:
         """The rules that matched, a line each with its reason below; last the verdict."""
         lines = [f"packet: {self._question.line}"]
         outcomes = self._trace.outcomes
@@ -97,8 +135,8 @@ class Explanation:
             lines += ("", "there are more ways, which are not followed")
         if len(outcomes) > 1:
             lines.append("")
-        lines += (f"note: {note}" for note in self._notes)
-        lines.append(self.verdict.text)
+        lines += (f"note: {note}" for note in self.notes)
+        lines.append(self.verdict)
         return "".join(f"{printable(line)}\n" for line in lines)
 
     def _step_lines(self, step: Step, unknown: set[str], note: str, *, near: bool) -> Iterator[str]:
@@ -155,17 +193,16 @@ class Explanation:
     def as_json(self) -> dict[str, object]:
         """The same as a JSON document; docs/json.md describes it, and it only ever grows."""
         outcomes = self._trace.outcomes
-        verdict = self.verdict
         shared = _shared_steps(outcomes)
         document: dict[str, object] = {
             "version": 1,
             "packet": self._packet_json(),
             "path": self._path_json(outcomes[0], len(shared)),
-            "verdict": verdict.text,
-            "to_port": verdict.to_port,
-            "captured": verdict.captured,
+            "verdict": self.verdict,
+            "to_port": self.to_port,
+            "captured": self.captured,
             "outcomes": [],
-            "notes": list(self._notes),
+            "notes": list(self.notes),
             "unless": [
                 {
                     "name": each.name,
@@ -183,7 +220,7 @@ class Explanation:
                     "text": each.text,
                     "line": each.line,
                 }
-                for each in self._findings
+                for each in self.findings
             ],
         }
         if len(outcomes) > 1:

@@ -1,0 +1,140 @@
+"""What differs between a plan and the rules of a namespace, or those of a text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_iptables.api.rules import LIVE, Live, rules_of
+from istio_iptables.differences.preceding import preceding
+from istio_iptables.differences.rulesets import (
+    ChangeKind,
+    Difference,
+    diff_network,
+    diff_rulesets,
+)
+from istio_iptables.errors import CannotTell, KernelRefused
+from istio_iptables.istio.ownership import find_owned
+from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.plan import Plan as State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from istio_iptables.api.capture import Plan
+    from istio_iptables.api.rules import Source
+    from istio_iptables.netfilter.model import Ruleset
+
+__all__ = ["Differences", "diff", "holds_ours"]
+
+#: The tables in which a foreign rule can decide before ours.
+_BEFORE = frozenset({"raw", "mangle", "nat"})
+
+
+class Differences(list[Difference]):
+    """The differences, in the order of the rules; empty if there are none."""
+
+    def __init__(
+        self,
+        found: Iterable[Difference],
+        what: str,
+        families: Sequence[Family],
+        *,
+        missing: int = 0,
+        warnings: Iterable[str] = (),
+    ) -> None:
+        super().__init__(found)
+        #: What was compared with the plan: ``this namespace (legacy)``, ...
+        self.what = what
+        #: The address families that were compared.
+        self.families = tuple(families)
+        #: How many rules are missing where no rule of ours is there at all; else 0.
+        self.missing = missing
+        #: One line for everything that was not seen or is not in force.
+        self.warnings = tuple(warnings)
+
+
+def diff(
+    plan: Plan,
+    against: Source = LIVE,
+    *,
+    family: Family | None = None,
+    name: str = "the text",
+) -> Differences:
+    """What differs between *plan* and the rules that it is held *against*.
+
+    These are the text of iptables-save (of one family or both), rulesets, or the rules in the
+    kernel: ``LIVE`` for those where the plan is to be, ``Live(namespace, backend)`` for others.
+    *family* is that of a text whose comments and addresses don't tell; *name* is what messages
+    call it. Foreign rules count where they decide before ours. Raises CannotTell for a text that is
+    none of iptables-save, and where the kernel's rules can't be read.
+    """
+    found = rules_of(against, family, name)
+    if isinstance(found, Live):
+        return _with_live(plan, *found.of(plan))
+    families = tuple(each.family for each in found)
+    wanted = tuple(each for each in plan.rulesets if each.family in families)
+    differences = (
+        *diff_rulesets(found, wanted, find_owned),
+        *preceding(found, wanted, find_owned, _marks(plan)),
+    )
+    ours = [each.family for each in found if holds_ours([each])]
+    warnings = []
+    if len(ours) == 1 < len(families) and len(wanted) > 1:
+        hint = f"if no others are wanted, give --ip-family {ours[0].value}"
+        warnings.append(f"rules of ours are in {name} for {ours[0].title} alone: {hint}")
+    count = sum(ruleset.rule_count for ruleset in wanted)
+    missing = 0 if holds_ours(found) else count
+    return Differences(differences, name, families, missing=missing, warnings=warnings)
+
+
+def _with_live(plan: Plan, namespace: str, backend: str) -> Differences:
+    """The rules, routes and addresses of a namespace."""
+    from istio_iptables.kernel import live as kernel
+
+    try:
+        state = kernel.read(plan.state, namespace=namespace, backend=backend)
+    except KernelRefused as error:
+        raise CannotTell(*error.lines) from error
+    found = list(diff_rulesets(state.rulesets, plan.rulesets, find_owned))
+    # In both backends: the kernel asks the tables of the other one at the same hooks.
+    for each in (state.rulesets, state.other_rulesets):
+        found += preceding(each, plan.rulesets, find_owned, _marks(plan))
+    found += diff_network(State((), state.routes, state.addresses), plan.state)
+    found += _elsewhere(state.other_rulesets, "nft" if state.backend == "legacy" else "legacy")
+    warnings = list(state.warnings)
+    unread = [each for each in state.unreadable if each.split()[1] in _BEFORE]
+    if unread:
+        tables = ", ".join(unread)
+        warnings.append(f"foreign rules in tables that can't be read are not seen: {tables}")
+    rulesets_there = (*state.rulesets, *state.other_rulesets)
+    nothing = not (holds_ours(rulesets_there) or state.routes or state.addresses)
+    return Differences(
+        found,
+        f"{namespace or 'this namespace'} ({state.backend})",
+        tuple(Family),
+        missing=sum(ruleset.rule_count for ruleset in plan.rulesets) if nothing else 0,
+        warnings=warnings,
+    )
+
+
+def _marks(plan: Plan) -> frozenset[int]:
+    return frozenset(route.mark for route in plan.routes)
+
+
+def holds_ours(rulesets: Iterable[Ruleset]) -> bool:
+    """Whether a rule or chain of ours is in one of *rulesets*."""
+    return any(find_owned(table) for ruleset in rulesets for table in ruleset.tables)
+
+
+def _elsewhere(rulesets: tuple[Ruleset, ...], backend: str) -> list[Difference]:
+    """Rules of ours in the backend that was not chosen: one difference, or none."""
+    tables = [
+        f"{ruleset.family.title} {table.name}"
+        for ruleset in rulesets
+        for table in ruleset.tables
+        if find_owned(table)
+    ]
+    if not tables:
+        return []
+    text = f"rules of ours in the {backend} backend, which take effect as well: {', '.join(tables)}"
+    return [Difference(ChangeKind.EXTRA, None, "", "", text)]

@@ -1,0 +1,277 @@
+"""One packet through the rules of a plan, a text or a namespace, and what comes of it."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.api.explanation import Answer, Explanation
+from istio_iptables.api.packets import complete_packet
+from istio_iptables.api.rules import Live, rules_of
+from istio_iptables.api.unseen import passed, unseen
+from istio_iptables.errors import CannotTell, KernelRefused
+from istio_iptables.istio.checks import escape, findings, left_out_live, with_proxies_of
+from istio_iptables.istio.escapes import APPLICATIONS
+from istio_iptables.netfilter.model import Family, Ruleset
+from istio_iptables.netfilter.packet import Packet, Surroundings
+from istio_iptables.trace.hooks import End, trace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from istio_iptables.api.capture import Plan
+    from istio_iptables.api.packets import PacketQuery
+    from istio_iptables.api.rules import Source
+    from istio_iptables.api.unseen import Unseen
+    from istio_iptables.istio.checks import Finding
+    from istio_iptables.kernel.routing import Routing
+    from istio_iptables.netfilter.plan import PolicyRoute
+    from istio_iptables.trace.hooks import Trace
+
+__all__ = ["explain"]
+
+
+class _Subject(NamedTuple):
+    """The rules that are explained, and what is around them."""
+
+    rulesets: tuple[Ruleset, ...]
+    routes: tuple[PolicyRoute, ...]
+    #: Where the rules are from, for people.
+    source: str
+    #: The addresses of each interface; None if they aren't known.
+    addresses: dict[str, tuple[str, ...]] | None = None
+    #: Chains that the kernel asks as well, and whose rules aren't known.
+    unseen: tuple[Unseen, ...] = ()
+    #: The addresses that tell which families are in use; none where they aren't known.
+    own: tuple[str, ...] = ()
+    #: The kernel's routing; None where the rules are not live.
+    routing: Routing | None = None
+    namespace: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def world(self) -> Surroundings:
+        """What is known of the machine."""
+        return Surroundings(self.addresses, self.routes, routing=self.routing)
+
+
+def explain(  # noqa: PLR0913 - a packet has so many fields
+    plan: Plan,
+    rules: Source | None = None,
+    *,
+    dst: str | None = None,
+    src: str | None = None,
+    incoming: bool = False,
+    proto: str | int | None = None,
+    iface: str | None = None,
+    uid: str | int | None = None,
+    gid: str | int | None = None,
+    mark: str | int | None = None,
+    connmark: str | int | None = None,
+    ctstate: str | None = None,
+    family: Family | None = None,
+    near: bool = False,
+    name: str = "the text",
+) -> Explanation:
+    """What becomes of one packet: ``.captured``, ``.to_port``, ``.verdict``, ``.path``.
+
+    It goes through the rules of *plan*, or through other *rules*: the text of iptables-save,
+    rulesets, or those in the kernel (``LIVE``). By default it is TCP, leaves the pod, and is sent by
+    user 1000; *incoming* is one that arrives. *src* and *dst* are addresses with or without a
+    port (``10.0.0.1:80``, ``[fd00::1]:80``); what is not said is assumed, and listed. With *near*
+    the rules that nearly matched are kept. *name* is what messages call a text.
+
+    Raises UsageProblems for a packet that can't be, CannotTell for rules that can't be read.
+    """
+    subject = _subject(plan, rules, family, name)
+    fields = {
+        "proto": proto,
+        "src": src,
+        "dst": dst,
+        "iface": iface,
+        "uid": uid,
+        "gid": gid,
+        "mark": mark,
+        "connmark": connmark,
+        "ctstate": ctstate,
+    }
+    texts = {key: None if value is None else str(value) for key, value in fields.items()}
+    with subject.routing or nullcontext():
+        return _explained(plan, subject, texts, family, incoming=incoming, near=near)
+
+
+def _explained(  # noqa: PLR0913 - what was asked, part by part
+    plan: Plan,
+    subject: _Subject,
+    texts: dict[str, str | None],
+    family: Family | None,
+    *,
+    incoming: bool,
+    near: bool,
+) -> Explanation:
+    if family is None and len(subject.rulesets) == 1:
+        family = subject.rulesets[0].family
+    world = subject.world
+    about = complete_packet(texts, incoming=incoming, world=world, family=family)
+    packet = about.packet
+    notes = tuple(_impossible(about, subject))
+    if subject.routing is None or _is_unlinked(packet, subject):
+        world = world._replace(here=_own_addresses(packet), routing=None)
+    warnings = list(subject.warnings)
+    ruleset = next((each for each in subject.rulesets if each.family is packet.family), None)
+    if ruleset is None:
+        warnings.append(f"there are no {packet.family.title} rules in {subject.source}")
+        ruleset = Ruleset(packet.family)
+    found = trace(ruleset, packet, world, misses=near)
+    if subject.addresses is not None:
+        warnings += left_out_live(subject.rulesets, subject.own)
+    warnings += _native_chains(found, subject)
+    faults = _faults(plan, subject, packet)
+    own = escape(ruleset, packet, world, plan.config)
+    if own is not None and own[:3] not in {each[:3] for each in faults}:
+        faults += (own,)
+    return Explanation(
+        Answer(
+            about,
+            found,
+            plan.config,
+            plan.state,
+            ruleset,
+            tuple(each for each in subject.rulesets if each.family is not packet.family),
+            faults,
+            subject.unseen,
+            (*notes, *_remarks(found, subject)),
+            tuple(warnings),
+        )
+    )
+
+
+def _faults(plan: Plan, subject: _Subject, packet: Packet) -> tuple[Finding, ...]:
+    """What the rules do to Envoy's traffic and to applications."""
+    applications = list(APPLICATIONS)
+    if packet.uid is not None and packet.gid is not None:
+        applications.append((packet.uid, packet.gid))
+    proxy = plan.config
+    if not any(plan.values[name].given for name in ("proxy_uid", "proxy_gid")):
+        proxy = with_proxies_of(proxy, subject.rulesets)
+    return findings(subject.rulesets, subject.routes, proxy, applications)
+
+
+def _native_chains(found: Trace, subject: _Subject) -> list[str]:
+    native = {
+        each.line
+        for outcome in found.outcomes
+        for each in passed(outcome, subject.unseen)
+        if each.name.startswith("nftables")
+    }
+    chains = ", ".join(sorted(native))
+    return [f"the kernel asks chains as well that are not followed: {chains}"] if native else []
+
+
+def _impossible(about: PacketQuery, subject: _Subject) -> Iterator[str]:
+    """What about the packet can't be so in this namespace; live rules only."""
+    if subject.routing is None:
+        return
+    packet, world = about.packet, subject.world
+    name = packet.in_interface or packet.out_interface
+    if name and name not in subject.routing.interfaces:
+        yield f"there is no interface {name} here"
+    if packet.in_interface:
+        return
+    route = world.route(packet)
+    if route is not None and route.missing:
+        yield f"{route.refused} here: nothing is sent until one does, which is taken for granted"
+    elif route is not None and route.interface not in {"", name}:
+        yield f"the kernel sends it by {route.interface}, not by {name} (--iface)"
+    if world.is_local(packet.source, packet.family) is False:
+        assumed = (
+            " (assumed: there is no address to send from)" if "source" in about.assumed else ""
+        )
+        yield f"{packet.source}{assumed} is no address of this namespace, which can't send from it"
+
+
+def _is_unlinked(packet: Packet, subject: _Subject) -> bool:
+    """Whether the namespace lacks the interface or the route for the packet: it is said, no more."""
+    if packet.in_interface:
+        return subject.routing is None or packet.in_interface not in subject.routing.interfaces
+    route = subject.world.route(packet)
+    return route is None or route.missing
+
+
+def _remarks(found: Trace, subject: _Subject) -> tuple[str, ...]:
+    """What keeps a captured packet, or the answers to it, from arriving; live rules only."""
+    if subject.addresses is None:
+        return ()
+    from istio_iptables.kernel.listeners import listens
+    from istio_iptables.kernel.namespace import entered
+
+    said = []
+    for outcome in found.outcomes:
+        if outcome.end is not End.DELIVERED or outcome.to_port is None:
+            continue
+        packet = outcome.packet
+        with entered(subject.namespace):
+            if listens(packet.protocol, outcome.to_port, packet.family) is False:
+                said.append(
+                    f"nothing listens on {packet.protocol_name} port {outcome.to_port} here"
+                )
+        # What the application answers carries the mark as well.
+        answer = Packet(packet.family, packet.protocol, None, packet.source, mark=packet.mark)
+        unrouted = packet.mark is not None and not subject.world.is_routed_home(answer)
+        if outcome.taken_by == "TPROXY" and unrouted:
+            said.append(
+                f"no policy route delivers packets with the mark {packet.mark:#x} here: what the"
+                " application answers to Envoy does not arrive"
+            )
+    return tuple(dict.fromkeys(said))
+
+
+def _own_addresses(packet: Packet) -> tuple[str, ...]:
+    """The addresses that must be the pod's for the packet to be what was asked about."""
+    ends = [packet.destination] if packet.in_interface else [packet.source]
+    if packet.out_interface == "lo":
+        ends.append(packet.destination)
+    return tuple(each for each in ends if each is not None)
+
+
+def _subject(plan: Plan, rules: Source | None, family: Family | None, name: str) -> _Subject:
+    if rules is None:
+        return _Subject(plan.rulesets, plan.routes, "the plan")
+    found = rules_of(rules, family, name)
+    if isinstance(found, Live):
+        return _live(plan, *found.of(plan))
+    return _Subject(found, plan.routes, name)
+
+
+def _live(plan: Plan, namespace: str, backend: str) -> _Subject:
+    from istio_iptables.kernel import live as kernel
+    from istio_iptables.kernel import netlink, routes
+    from istio_iptables.kernel.namespace import entered
+    from istio_iptables.kernel.routing import Routing
+
+    try:
+        state = kernel.read(plan.state, namespace=namespace, backend=backend)
+        with entered(namespace):
+            addresses = netlink.interface_addresses()
+            own = netlink.addresses()
+            there = routes.delivering_routes()
+            routing = Routing()
+    except KernelRefused as error:
+        raise CannotTell(*error.lines) from error
+    warnings = list(state.warnings)
+    if state.other_rulesets:
+        warnings.append("there are rules in the other backend too, which are not followed")
+    if state.unreadable:
+        tables = ", ".join(state.unreadable)
+        warnings.append(f"tables that can't be read are not followed: {tables}")
+    return _Subject(
+        state.rulesets,
+        there,
+        f"the live rules ({state.backend})",
+        addresses,
+        unseen(state),
+        own,
+        routing,
+        namespace,
+        tuple(warnings),
+    )

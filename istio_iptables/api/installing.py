@@ -1,0 +1,96 @@
+"""A plan into the kernel as one step, and out again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from istio_iptables.errors import KernelRefused
+from istio_iptables.kernel.install import InstallOptions
+from istio_iptables.kernel.install import clean as kernel_clean
+from istio_iptables.kernel.install import install as kernel_install
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from istio_iptables.api.capture import Plan
+    from istio_iptables.netfilter.model import Ruleset
+
+__all__ = ["clean", "install"]
+
+
+def install(  # noqa: PLR0913 - where and how
+    plan: Plan,
+    *,
+    namespace: str | None = None,
+    backend: str | None = None,
+    pod_lock: bool | None = None,
+    reconcile: bool = False,
+    tell: Callable[[str], None] | None = None,
+    look: Callable[[Sequence[Ruleset]], None] | None = None,
+) -> tuple[str, ...]:
+    """Make a network namespace hold exactly *plan*, as far as our rules go; all or nothing.
+
+    *namespace* (a name under /run/netns, or a path; "" is the current one), *backend* (``legacy``
+    or ``nft``; "" lets what is in use decide) and *pod_lock* (hold the pod's lock only, as
+    --cni-mode does) are as the plan's settings have them if they are None. Foreign rules stay as
+    they are. What is in place already is left alone. *look* is shown what is there before anything
+    changes, and may raise.
+
+    Returns what was done, a line each; *tell* gets each line as it comes. Raises Differs, whose
+    ``lines`` list the differences, where other rules of ours are there, unless *reconcile* is true,
+    which replaces them; KernelRefused when the machine can't or won't. Then everything is as it was
+    before, or ``lines`` say what could not be put back.
+    """
+    config = plan.config
+    where = InstallOptions(
+        config.network_namespace if namespace is None else namespace,
+        config.backend if backend is None else backend,
+        config.cni_mode if pod_lock is None else pod_lock,
+    )
+    _require_families(plan, where.namespace)
+    said, hear = _hearing(tell)
+    kernel_install(plan.state, hear, where, replace=reconcile, look=look)
+    return tuple(said)
+
+
+def clean(
+    *,
+    namespace: str = "",
+    backend: str = "",
+    pod_lock: bool = False,
+    tell: Callable[[str], None] | None = None,
+) -> tuple[str, ...]:
+    """Remove our rules of both backends and families, their policy routes and their address.
+
+    It goes by what is there, and needs no plan; *namespace*, *backend* and *pod_lock* are as in
+    ``install``. Returns what was done, a line each; *tell* gets each line as it comes. Raises
+    KernelRefused when the machine can't or won't, with everything as it was before.
+    """
+    said, hear = _hearing(tell)
+    kernel_clean(hear, InstallOptions(namespace, backend, pod_lock))
+    return tuple(said)
+
+
+def _hearing(tell: Callable[[str], None] | None) -> tuple[list[str], Callable[[str], None]]:
+    said: list[str] = []
+
+    def hear(line: str) -> None:
+        said.append(line)
+        if tell is not None:
+            tell(line)
+
+    return said, hear
+
+
+def _require_families(plan: Plan, namespace: str) -> None:
+    """Raise KernelRefused where the plan's address families were assumed, for want of an address."""
+    if not plan.config.dry_run or plan.values["ip_family"].text != "auto":
+        return
+    from istio_iptables.kernel.host import Host
+
+    if not Host().addresses(namespace):
+        message = (
+            "the namespace has no address but loopback and link-local ones, so it can't be told"
+            " whether IPv6 is in use: give ip_family"
+        )
+        raise KernelRefused(message)

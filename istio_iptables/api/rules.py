@@ -1,0 +1,61 @@
+"""The rules that a plan is held against, or that a packet meets: a text's or the kernel's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from istio_iptables.errors import CannotTell, SaveFileError
+from istio_iptables.netfilter.documents import rulesets
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from istio_iptables.api.capture import Plan
+    from istio_iptables.netfilter.model import Family, Ruleset
+
+__all__ = ["LIVE", "Live", "Source", "rules_of"]
+
+
+class Live(NamedTuple):
+    """The rules in a network namespace."""
+
+    #: A name under /run/netns or a path; "" is the current one, None the plan's.
+    namespace: str | None = None
+    #: ``legacy`` or ``nft``; "" lets what is in use decide, None is as the plan has it.
+    backend: str | None = None
+
+    def of(self, plan: Plan) -> tuple[str, str]:
+        """The namespace and the backend, for *plan*."""
+        config = plan.config
+        return (
+            config.network_namespace if self.namespace is None else self.namespace,
+            config.backend if self.backend is None else self.backend,
+        )
+
+
+#: The rules where the plan is to be.
+LIVE = Live()
+
+
+#: Rules as they are given: the text of iptables-save, rulesets, or those in the kernel, which may be
+#: written as "live".
+Source: TypeAlias = "str | Live | Sequence[Ruleset]"
+
+
+def rules_of(source: Source, family: Family | None, name: str) -> tuple[Ruleset, ...] | Live:
+    """The rulesets of *source*, or where in the kernel they are.
+
+    *family* is that of a text whose comments and addresses don't tell, *name* what messages call
+    it. Raises CannotTell for a text that is none of iptables-save.
+    """
+    if isinstance(source, Live):
+        return source
+    if not isinstance(source, str):
+        return tuple(source)
+    if source == "live":
+        return LIVE
+    try:
+        return rulesets(source, family)
+    except SaveFileError as error:
+        message = f"{name}: {error.lines[0]}"
+        raise CannotTell(message) from error
