@@ -71,6 +71,7 @@ def lab_config(flags: Mapping[str, str], environ: Mapping[str, str]) -> tuple[Co
 
 @click.pass_context
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
+    _require_lab()
     from istio_iptables.lab import report, runner, scenarios
     from istio_iptables.lab.without import left_out
 
@@ -129,6 +130,14 @@ def _configured(flags: Mapping[str, str], problems: list[str]) -> tuple[Config, 
     if problems:
         raise UsageProblems(problems)
     return config, warnings
+
+
+def _require_lab() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("istio_iptables.lab") is None:
+        message = "lab: it is no part of this installation (the container image leaves it out)"
+        raise UsageProblems([message])
 
 
 def _check_paths(scenario: Scenario, names: tuple[str, ...]) -> None:

@@ -133,6 +133,14 @@ class TestInAPod:
         assert done.status == 0, done.err
         assert done.out == run_here(["--dry-run", "--ip-family", "ipv4", *ARTICLE]).out
 
+    def test_without_the_lab(self, root: Path) -> None:
+        """Nothing of it runs in an init container; the command says so."""
+        assert not list(root.glob("usr/local/lib/python3*/dist-packages/istio_iptables/lab"))
+        (done,) = in_a_pod(Container(root), (["istio-iptables", "lab"], {}))
+        assert done.status == 2
+        what = "it is no part of this installation (the container image leaves it out)"
+        assert done.err.splitlines() == [f"istio-iptables: error: lab: {what}"]
+
     def test_without_a_capability(self, root: Path) -> None:
         """Without NET_ADMIN nothing is installed, and it says what is missing."""
         container = Container(root, capabilities=(13,))
