@@ -9,24 +9,16 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import click
-
-from istio_iptables import __version__, interrupts
-from istio_iptables.api.rendering import render
-from istio_iptables.commands.load import PROGRAM, load_plan, tell, warn
-from istio_iptables.commands.options import SettingsCommand, Subcommand, flags_given, split_extra
-from istio_iptables.errors import ExitStatus, IstioIptablesError
+from istio_iptables import interrupts
+from istio_iptables.commands.apply import apply
+from istio_iptables.commands.flags import read_flags
+from istio_iptables.commands.load import PROGRAM, load_plan, tell
+from istio_iptables.errors import ExitStatus, IstioIptablesError, UsageProblems
 from istio_iptables.interrupts import TRACEBACK, Interrupted
-from istio_iptables.netfilter.model import Family
 from istio_iptables.streams import OutputFailed, standard_streams
-from istio_iptables.text import write_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from istio_iptables.api.capture import Plan
-    from istio_iptables.netfilter.model import Ruleset
-    from istio_iptables.settings.config import Config
 
 __all__ = ["main"]
 
@@ -46,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with standard_streams():
         try:
             with interrupts.raised():
-                status = root.main(args=given, prog_name=PROGRAM, standalone_mode=False)
+                status = _run(given)
                 sys.stdout.flush()
         except BaseException as error:
             if os.environ.get(TRACEBACK):
@@ -58,9 +50,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(status or ExitStatus.DONE)
 
 
+def _run(given: list[str]) -> int | None:
+    """Do what the arguments say; returns the exit status, None for 0."""
+    flags = read_flags(given)
+    if flags.complete:
+        try:
+            plan = load_plan(flags.texts, [], os.environ)
+        except UsageProblems:
+            # The other way to the same line knows the mistakes that everybody makes.
+            pass
+        else:
+            return apply(plan)
+    from istio_iptables.commands.root import run
+
+    return run(given)
+
+
 def _status_of(error: BaseException) -> int:
     """The exit status for what was raised, which is told in clear lines."""
-    if isinstance(error, Interrupted | KeyboardInterrupt | click.Abort):
+    if isinstance(error, Interrupted | KeyboardInterrupt):
         # What had failed before it came has to be known as well.
         before = error.__context__
         tell("error", before.lines if isinstance(before, IstioIptablesError) else ())
@@ -74,9 +82,6 @@ def _status_of(error: BaseException) -> int:
     if isinstance(error, IstioIptablesError):
         tell("error", error.lines)
         return error.status
-    if isinstance(error, click.UsageError):
-        tell("error", (error.format_message(),))
-        return ExitStatus.USAGE
     tell("error", (_unforeseen(error),))
     return ExitStatus.FAILED
 
@@ -102,121 +107,3 @@ def _place(error: BaseException) -> str:
             place = f"{module}.{trace.tb_frame.f_code.co_name}"
         trace = trace.tb_next
     return place
-
-
-@click.pass_context
-def _run(ctx: click.Context, /, **_: object) -> ExitStatus | None:
-    if ctx.invoked_subcommand is not None:
-        return None
-    plan = load_plan(flags_given(ctx), split_extra(ctx), os.environ)
-    config = plan.config
-    if config.dry_run:
-        only = Family(config.only) if config.only else None
-        write_exactly(render(plan, config.format, family=only))
-    else:
-        _apply(plan)
-    return ExitStatus.DONE
-
-
-def _note(line: str) -> None:
-    tell("info", (line,))
-
-
-class _NodeCheck:
-    """Warns, once, of a network namespace that is a node's and no pod's."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._looked = False
-
-    def __call__(self, rulesets: Sequence[Ruleset]) -> None:
-        from istio_iptables.kernel.node import signs
-
-        if self._looked:
-            return
-        self._looked = True
-        found = signs(rulesets)
-        if found:
-            where = self._config.network_namespace or "this network namespace"
-            line = (
-                f"{where} looks like a machine's own and no pod's ({found}): with these rules all"
-            )
-            warn([f"{line} of the machine's traffic goes to Envoy"], strict=self._config.strict)
-
-
-def _apply(plan: Plan) -> None:
-    from istio_iptables.api.installing import clean, install  # a dry run needs none of it
-
-    config = plan.config
-    if config.cleanup_only:
-        clean(
-            namespace=config.network_namespace,
-            backend=config.backend,
-            pod_lock=config.cni_mode,
-            tell=_note,
-        )
-    elif not config.skip_rule_apply:
-        install(
-            plan,
-            reconcile=config.reconcile or config.force_apply,
-            tell=_note,
-            look=_NodeCheck(config),
-        )
-    if config.run_validation:
-        from istio_iptables.kernel.probe import Probe, validate
-
-        validate(
-            Probe(
-                tuple(ruleset.family for ruleset in plan.rulesets),
-                (config.envoy_port, config.inbound_capture_port),
-                config.probe_port,
-                config.proxy_uids,
-                config.proxy_gids,
-                config.probe_timeout,
-                plan.routes,
-            ),
-            _note,
-            namespace=config.network_namespace,
-        )
-
-
-def _show_version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click calls it so
-    if asked:
-        print(f"{PROGRAM}, version {__version__}")
-        ctx.exit()
-
-
-root = SettingsCommand(
-    name=PROGRAM,
-    callback=_run,
-    elsewhere={
-        "clean": Subcommand(
-            "istio_iptables.commands.clean", "Remove our rules, routes and address again."
-        ),
-        "diff": Subcommand(
-            "istio_iptables.commands.diff",
-            "Compare the rules of a namespace or a file with those of the flags.",
-        ),
-        "explain": Subcommand(
-            "istio_iptables.commands.explain",
-            "Follow one packet through the rules, and say where it ends and why.",
-        ),
-        "lab": Subcommand(
-            "istio_iptables.commands.lab",
-            "Try the rules on a throw-away pod with a real Envoy, and show what happens.",
-        ),
-    },
-    help="Redirect a pod's traffic to Envoy: make Istio's iptables rules, and install or print them.",
-    epilog="Exit status: 0 done, or already so; 1 failed, or differs; 2 the command line is wrong;"
-    " 126 validation failed.",
-)
-root.params.append(
-    click.Option(
-        ["--version"],
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_show_version,
-        help="Show the version and exit.",
-    )
-)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import click
 
-from istio_iptables.cli import root
 from istio_iptables.commands.options import flags_given
+from istio_iptables.commands.root import root
 from istio_iptables.errors import IstioIptablesError
 from istio_iptables.settings.converters import TRUE
 from tests.program import Result, run

@@ -754,4 +754,6 @@ def test_a_package_that_is_missing(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     assert done.returncode == 1
-    assert done.stderr == ("istio-iptables: error: can't start: ImportError: no click here\n")
+    place = "(istio_iptables.commands.root.<module>)"
+    line = f"a package can't be loaded: ImportError: no click here {place}"
+    assert done.stderr == f"istio-iptables: error: {line}\n"

@@ -17,7 +17,7 @@ from istio_iptables.commands.inputs import (
     require_namespace,
 )
 from istio_iptables.commands.load import Purpose, tell
-from istio_iptables.commands.options import SettingsCommand
+from istio_iptables.commands.options import SettingsCommand, flags_given
 from istio_iptables.differences.rulesets import ChangeKind
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.netfilter.model import Family
@@ -36,7 +36,7 @@ _JSON_KINDS = {ChangeKind.FOREIGN: "stranger"}
 @click.pass_context
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
     against, golden = options["against"], options["golden"]
-    if against is not None and (golden is not None or options["network_namespace"]):
+    if against is not None and (golden is not None or flags_given(ctx).get("network_namespace")):
         raise UsageProblems(
             ["--against: compare with one thing: this file, a namespace, or --golden"]
         )

@@ -17,7 +17,7 @@ from istio_iptables.commands.inputs import (
     require_namespace,
 )
 from istio_iptables.commands.load import Purpose, warn
-from istio_iptables.commands.options import SettingsCommand
+from istio_iptables.commands.options import SettingsCommand, flags_given
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.netfilter.model import Family
 
@@ -31,11 +31,13 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     path, live = options["rules"], options["live"]
     if options["incoming"] and options["outgoing"]:
         raise UsageProblems(["--in, --out: a packet goes one way: give one of them"])
-    if path is not None and (live or options["network_namespace"]):
+    if path is not None and (live or flags_given(ctx).get("network_namespace")):
         raise UsageProblems(["--rules: the rules are the file's, or live ones: give one of them"])
     if path is None:
         require_namespace(ctx)
-    live = live or bool(options["network_namespace"] or os.environ.get("NETWORK_NAMESPACE"))
+    live = live or bool(
+        flags_given(ctx).get("network_namespace") or os.environ.get("NETWORK_NAMESPACE")
+    )
     way = "inbound" if options["incoming"] else "outbound"
     # Somebody else's rules: the family of the plan must not depend on this machine.
     plan = read_inputs(

@@ -1,7 +1,7 @@
 """The command line made from the table of settings: click options, grouped help, Go's spelling.
 
-Istio's flags are Go's (pflag). click reads the same command lines but for two spellings, which
-are put right before it sees them: ``-p=15001``, and booleans with a value (``--dry-run=false``).
+Istio's flags are Go's (pflag), and ``flags`` reads them; click has the options for its help, and
+reads what else is on a line.
 """
 
 from __future__ import annotations
@@ -10,27 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from istio_iptables.commands.flags import read_flags
 from istio_iptables.errors import UsageProblems
 from istio_iptables.settings.declarations import GROUPS, SETTINGS, Setting, ValueKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["SettingsCommand", "Subcommand", "flags_given", "split_extra"]
-
-#: Log flags of Istio, accepted so that its arguments work, and without effect here.
-_LOG_VALUES = (
-    "--log_target",
-    "--log_output_level",
-    "--log_stacktrace_level",
-    "--log_caller",
-    "--log_rotate",
-    "--log_rotate_max_age",
-    "--log_rotate_max_backups",
-    "--log_rotate_max_size",
-    "--vklog",
-)
-_LOG_FLAGS = ("--log_as_json",)
 
 #: What is no command here, but can only mean an option.
 _ASKED = {"help": "--help", "version": "--version", "-V": "--version"}
@@ -86,7 +73,8 @@ class Subcommand(NamedTuple):
 class SettingsCommand(click.Group):
     """A command whose options are settings, grouped in its help; subcommands come first.
 
-    ``ctx.obj`` holds the booleans that were given with a value, by setting name.
+    ``ctx.obj`` holds the texts of the settings that were given, by name (see ``flags``); click
+    itself reads what else is on the line.
     """
 
     def __init__(
@@ -152,10 +140,10 @@ class SettingsCommand(click.Group):
         if args and args[0] in self.list_commands(ctx):
             return super().parse_args(ctx, args)
         ctx.allow_interspersed_args = True
-        arguments, booleans = _like_pflag(args, self.settings)
-        ctx.obj = booleans
+        flags = read_flags(args, self.settings)
+        ctx.obj = flags.texts
         try:
-            rest = click.Command.parse_args(self, ctx, arguments)
+            rest = click.Command.parse_args(self, ctx, flags.arguments)
         except click.UsageError as error:
             from istio_iptables.commands.mistakes import in_our_words
 
@@ -176,13 +164,14 @@ class SettingsCommand(click.Group):
     def _refuse_mistakes(self, ctx: click.Context, args: list[str]) -> None:
         """Tell of a mistake that makes nonsense of most of the arguments in one line, not in many."""
         words = [each for each in ctx.args if not each.startswith("-")]
+        given = flags_given(ctx)
         stars = {
-            _shortest(each): ctx.params[each.setting.name]
+            _shortest(each): given[each.setting.name]
             for each in reversed(self.params)
             if isinstance(each, _SettingOption)
             and each.setting.kind in _TAKES_STAR
-            and ctx.params[each.setting.name]
-            and not _usable(each.setting.kind, ctx.params[each.setting.name])
+            and given.get(each.setting.name)
+            and not _usable(each.setting.kind, given[each.setting.name])
         }
         if not words and not stars:
             return
@@ -263,54 +252,10 @@ def _records(options: Iterable[click.Parameter], ctx: click.Context) -> list[tup
     return [record for option in options if (record := option.get_help_record(ctx)) is not None]
 
 
-def _like_pflag(
-    args: Sequence[str], settings: Iterable[Setting]
-) -> tuple[list[str], dict[str, str]]:
-    """*args* as click reads them, and the texts of booleans that were given one.
-
-    Short options become long ones: click takes ``-p`` for a long one first, and searches for
-    one that is spelled like it, which takes 5 ms.
-    """
-    long = _spellings(each for each in settings if each.kind is not ValueKind.FLAG)
-    flags = _spellings(each for each in settings if each.kind is ValueKind.FLAG)
-    arguments: list[str] = []
-    booleans: dict[str, str] = {}
-    rest = iter(args)
-    for argument in rest:
-        name, equals, text = argument.partition("=")
-        if argument == "--":
-            arguments += (argument, *rest)
-        elif name in flags:
-            # The last one counts, so a plain flag takes back what was given before it.
-            booleans[flags[name].name] = text if equals else "true"
-        elif name in _LOG_FLAGS:
-            continue
-        elif name in _LOG_VALUES:
-            if not equals and next(rest, None) is None:
-                raise UsageProblems([f"{name}: the value is missing"])
-        elif name in long:
-            given = text if equals else next(rest, None)
-            # Without a value click says so, in the spelling that was used.
-            arguments += (argument,) if given is None else (long[name].flag, given)
-        else:
-            arguments.append(argument)
-    return arguments, booleans
-
-
-def _spellings(settings: Iterable[Setting]) -> dict[str, Setting]:
-    """The settings by each of the options that give them."""
-    spellings = {each.flag: each for each in settings if each.on_command_line}
-    return spellings | {f"-{each.short}": each for each in spellings.values() if each.short}
-
-
 def flags_given(ctx: click.Context) -> Mapping[str, str]:
     """The texts given on the command line, by setting name."""
-    given = {
-        name: "true" if value is True else str(value)
-        for name, value in ctx.params.items()
-        if value is not None and value is not False
-    }
-    return given | (ctx.obj or {})
+    given: Mapping[str, str] = ctx.obj or {}
+    return given
 
 
 def split_extra(ctx: click.Context) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
-from istio_iptables import cli
+from istio_iptables.commands import apply
 from istio_iptables.differences.rulesets import diff_rulesets
 from istio_iptables.errors import SaveFileError
 from istio_iptables.istio.ownership import find_owned
@@ -107,7 +107,7 @@ def _words(data: bytes) -> list[str]:
 
 def _answered(arguments: Sequence[str]) -> Result:
     """What the program says; nothing but lines, and a status that it promises."""
-    with mock.patch.object(cli, "_apply", side_effect=AssertionError("not a dry run")):
+    with mock.patch.object(apply, "_apply", side_effect=AssertionError("not a dry run")):
         result = run(arguments, {"DRY_RUN": "true"})
     assert result.status in {0, 1, 2}, result
     told = result.err.split("\n")

@@ -1,0 +1,80 @@
+"""The command line for everything that a person types: click's help, commands and suggestions."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import click
+
+from istio_iptables import __version__
+from istio_iptables.commands.apply import apply
+from istio_iptables.commands.load import PROGRAM, load_plan
+from istio_iptables.commands.options import SettingsCommand, Subcommand, flags_given, split_extra
+from istio_iptables.errors import ExitStatus, UsageProblems
+from istio_iptables.interrupts import Interrupted
+
+__all__ = ["root", "run"]
+
+
+def run(args: list[str]) -> int | None:
+    """Do what *args* say; returns the exit status, None for 0.
+
+    What click raises comes as UsageProblems or Interrupted.
+    """
+    try:
+        status: int | None = root.main(args=args, prog_name=PROGRAM, standalone_mode=False)
+    except click.UsageError as error:
+        raise UsageProblems([error.format_message()]) from error
+    except click.Abort as error:
+        raise Interrupted(signal.SIGINT) from error
+    return status
+
+
+@click.pass_context
+def _run(ctx: click.Context, /, **_: object) -> ExitStatus | None:
+    if ctx.invoked_subcommand is not None:
+        return None
+    return apply(load_plan(flags_given(ctx), split_extra(ctx), os.environ))
+
+
+def _show_version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click calls it so
+    if asked:
+        print(f"{PROGRAM}, version {__version__}")
+        ctx.exit()
+
+
+root = SettingsCommand(
+    name=PROGRAM,
+    callback=_run,
+    elsewhere={
+        "clean": Subcommand(
+            "istio_iptables.commands.clean", "Remove our rules, routes and address again."
+        ),
+        "diff": Subcommand(
+            "istio_iptables.commands.diff",
+            "Compare the rules of a namespace or a file with those of the flags.",
+        ),
+        "explain": Subcommand(
+            "istio_iptables.commands.explain",
+            "Follow one packet through the rules, and say where it ends and why.",
+        ),
+        "lab": Subcommand(
+            "istio_iptables.commands.lab",
+            "Try the rules on a throw-away pod with a real Envoy, and show what happens.",
+        ),
+    },
+    help="Redirect a pod's traffic to Envoy: make Istio's iptables rules, and install or print them.",
+    epilog="Exit status: 0 done, or already so; 1 failed, or differs; 2 the command line is wrong;"
+    " 126 validation failed.",
+)
+root.params.append(
+    click.Option(
+        ["--version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_show_version,
+        help="Show the version and exit.",
+    )
+)
