@@ -141,18 +141,16 @@ class _NodeCheck:
 
 
 def _apply(plan: Plan, config: Config) -> None:
-    from istio_iptables.kernel.install import (  # a dry run needs none of it
-        InstallOptions,
-        clean,
-        install,
-    )
+    from istio_iptables.istio.ownership import OWNERSHIP  # a dry run needs none of it
+    from istio_iptables.kernel.install import InstallOptions, clean, install
 
     where = InstallOptions(config.network_namespace, config.backend, config.cni_mode)
     if config.cleanup_only:
-        clean(_note, where)
+        clean(OWNERSHIP, _note, where)
     elif not config.skip_rule_apply:
         install(
             plan,
+            OWNERSHIP,
             _note,
             where,
             replace=config.reconcile or config.force_apply,

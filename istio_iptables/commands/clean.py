@@ -9,6 +9,7 @@ import click
 from istio_iptables.commands.load import tell
 from istio_iptables.commands.options import SettingsCommand, flags_given, split_extra
 from istio_iptables.errors import ExitStatus, UsageProblems
+from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.kernel.host import Host
 from istio_iptables.kernel.install import InstallOptions, clean
 from istio_iptables.settings.converters import Names
@@ -28,6 +29,7 @@ def _run(ctx: click.Context, /, **_: object) -> ExitStatus:
         raise UsageProblems(wrong)
     tell("warning", warnings)
     clean(
+        OWNERSHIP,
         lambda line: tell("info", (line,)),
         InstallOptions(
             str(fields["network_namespace"]),

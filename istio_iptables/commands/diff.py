@@ -19,7 +19,7 @@ from istio_iptables.commands.options import SettingsCommand
 from istio_iptables.differences.preceding import preceding
 from istio_iptables.differences.rulesets import ChangeKind, diff_network, diff_rulesets
 from istio_iptables.errors import CannotTell, ExitStatus, KernelRefused, UsageProblems
-from istio_iptables.istio.ownership import find_owned
+from istio_iptables.istio.ownership import OWNERSHIP, find_owned
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import Plan
 from istio_iptables.text import printable
@@ -98,7 +98,9 @@ def _with_live(given: Inputs) -> _Comparison:
 
     config, plan = given.config, given.plan
     try:
-        state = kernel.read(plan, namespace=config.network_namespace, backend=config.backend)
+        state = kernel.read(
+            plan, OWNERSHIP, namespace=config.network_namespace, backend=config.backend
+        )
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     found = diff_rulesets(state.rulesets, plan.rulesets, find_owned)

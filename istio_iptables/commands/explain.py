@@ -192,13 +192,16 @@ def _subject(given: Inputs, rules: str | None, family: str | None, *, live: bool
         return _Subject(read_rules(rules, family), plan.routes, None, where)
     if not live:
         return _Subject(plan.rulesets, plan.routes, None, "the plan")
+    from istio_iptables.istio.ownership import OWNERSHIP
     from istio_iptables.kernel import live as kernel
     from istio_iptables.kernel import netlink, routes
     from istio_iptables.kernel.namespace import entered
 
     config = given.config
     try:
-        state = kernel.read(plan, namespace=config.network_namespace, backend=config.backend)
+        state = kernel.read(
+            plan, OWNERSHIP, namespace=config.network_namespace, backend=config.backend
+        )
         with entered(config.network_namespace):
             addresses = netlink.interface_addresses()
             own = netlink.addresses()
