@@ -13,7 +13,7 @@ from istio_iptables.differences.rulesets import (
     diff_rulesets,
 )
 from istio_iptables.errors import CannotTell, KernelRefused
-from istio_iptables.istio.ownership import find_owned
+from istio_iptables.istio.ownership import OWNERSHIP, find_owned
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import Plan as State
 
@@ -92,7 +92,7 @@ def _with_live(plan: Plan, namespace: str, backend: str) -> Differences:
     from istio_iptables.kernel import live as kernel
 
     try:
-        state = kernel.read(plan.state, namespace=namespace, backend=backend)
+        state = kernel.read(plan.state, OWNERSHIP, namespace=namespace, backend=backend)
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     found = list(diff_rulesets(state.rulesets, plan.rulesets, find_owned))

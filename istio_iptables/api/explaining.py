@@ -244,13 +244,14 @@ def _subject(plan: Plan, rules: Source | None, family: Family | None, name: str)
 
 
 def _live(plan: Plan, namespace: str, backend: str) -> _Subject:
+    from istio_iptables.istio.ownership import OWNERSHIP
     from istio_iptables.kernel import live as kernel
     from istio_iptables.kernel import netlink, routes
     from istio_iptables.kernel.namespace import entered
     from istio_iptables.kernel.routing import Routing
 
     try:
-        state = kernel.read(plan.state, namespace=namespace, backend=backend)
+        state = kernel.read(plan.state, OWNERSHIP, namespace=namespace, backend=backend)
         with entered(namespace):
             addresses = netlink.interface_addresses()
             own = netlink.addresses()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_iptables.errors import KernelRefused
+from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.kernel.install import InstallOptions
 from istio_iptables.kernel.install import clean as kernel_clean
 from istio_iptables.kernel.install import install as kernel_install
@@ -49,7 +50,7 @@ def install(  # noqa: PLR0913 - where and how
     )
     _require_families(plan, where.namespace)
     said, hear = _hearing(tell)
-    kernel_install(plan.state, hear, where, replace=reconcile, look=look)
+    kernel_install(plan.state, OWNERSHIP, hear, where, replace=reconcile, look=look)
     return tuple(said)
 
 
@@ -67,7 +68,7 @@ def clean(
     KernelRefused when the machine can't or won't, with everything as it was before.
     """
     said, hear = _hearing(tell)
-    kernel_clean(hear, InstallOptions(namespace, backend, pod_lock))
+    kernel_clean(OWNERSHIP, hear, InstallOptions(namespace, backend, pod_lock))
     return tuple(said)
 
 

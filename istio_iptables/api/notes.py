@@ -12,8 +12,8 @@ from istio_iptables.netfilter.model import BUILT_IN_CHAINS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from istio_iptables.istio.ownership import Owned
     from istio_iptables.netfilter.model import Chain, Rule, Ruleset
+    from istio_iptables.netfilter.ownership import Owned
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.trace.hooks import Outcome
 

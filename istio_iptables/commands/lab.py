@@ -13,6 +13,7 @@ from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.load import tell
 from istio_iptables.commands.options import SettingsCommand, flags_given, split_extra
 from istio_iptables.errors import ExitStatus, UsageProblems
+from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.istio.plan import build
 from istio_iptables.kernel.host import Host
 from istio_iptables.settings.config import configure
@@ -111,6 +112,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     outcome = runner.run(
         scenario,
         plan,
+        OWNERSHIP,
         mode=config.mode.value,
         backend=config.backend,
         left=left,

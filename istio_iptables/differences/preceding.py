@@ -16,8 +16,8 @@ from istio_iptables.netfilter.model import Ruleset, is_built_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
-    from istio_iptables.differences.rulesets import Ownership
-    from istio_iptables.netfilter.model import Rule, Table, Target
+    from istio_iptables.netfilter.model import Chain, Rule, Table, Target
+    from istio_iptables.netfilter.ownership import Owned
 
 __all__ = ["preceding"]
 
@@ -31,7 +31,7 @@ _DECIDE = frozenset({"DROP", "NOTRACK", "QUEUE", "NFQUEUE", "TPROXY"})
 def preceding(
     live: Iterable[Ruleset],
     wanted: Iterable[Ruleset],
-    ours: Callable[[Table], Ownership],
+    ours: Callable[[Table], Owned],
     marks: Collection[int] = (),
 ) -> tuple[Difference, ...]:
     """The rules of others that may decide before the first chain that captures is asked.
@@ -52,7 +52,7 @@ def _at(
     hook: str,
     live: Ruleset,
     plan: Ruleset,
-    ours: Callable[[Table], Ownership],
+    ours: Callable[[Table], Owned],
     marks: Collection[int],
 ) -> Iterator[Difference]:
     captures = next((name for name in ("nat", "mangle") if _has_rules(plan, name, hook)), None)
@@ -63,22 +63,29 @@ def _at(
         chain = table.chain(hook) if table else None
         if table is None or chain is None:
             continue
-        own = ours(table)
-        numbers = own.shared.get(hook, {})
-        # What stands before a rule of ours in the same chain is told already.
-        after = max(numbers, default=-1) if _has_rules(plan, name, hook) else -1
-        told: list[tuple[str, int | None]] = [
-            (f"-A {hook} {rule.text}", number + 1)
-            for number, rule in enumerate(chain.rules)
-            if number > after and number not in numbers and _decides(rule, table, own, marks)
-        ]
-        if chain.policy == "DROP" and not _has_rules(plan, name, hook):
-            told.append((f":{hook} DROP", None))
         why = f"a foreign rule that may decide first: {name} comes before {captures}"
-        for text, at in told:
+        planned = _has_rules(plan, name, hook)
+        for text, at in _deciding(table, chain, ours(table), marks, planned=planned):
             yield Difference(
                 ChangeKind.FOREIGN, live.family, name, hook, text, live_number=at, details=(why,)
             )
+
+
+def _deciding(
+    table: Table, chain: Chain, own: Owned, marks: Collection[int], *, planned: bool
+) -> list[tuple[str, int | None]]:
+    """What of others in *chain* may end a packet's way, as text and number from 1; the policy last."""
+    numbers = own.shared.get(chain.name, {})
+    # What stands before a rule of ours in the same chain is told already.
+    after = max(numbers, default=-1) if planned else -1
+    told: list[tuple[str, int | None]] = [
+        (f"-A {chain.name} {rule.text}", number + 1)
+        for number, rule in enumerate(chain.rules)
+        if number > after and number not in numbers and _decides(rule, table, own, marks)
+    ]
+    if chain.policy == "DROP" and not planned:
+        told.append((f":{chain.name} DROP", None))
+    return told
 
 
 def _has_rules(ruleset: Ruleset, table: str, chain: str) -> bool:
@@ -87,7 +94,7 @@ def _has_rules(ruleset: Ruleset, table: str, chain: str) -> bool:
     return bool(there and there.rules)
 
 
-def _decides(rule: Rule, table: Table, own: Ownership, marks: Collection[int]) -> bool:
+def _decides(rule: Rule, table: Table, own: Owned, marks: Collection[int]) -> bool:
     """Whether *rule*, or a chain that it leads to, may end a packet's way."""
     waiting, seen = [rule], set(own.own_chains)
     while waiting:

@@ -7,19 +7,29 @@ their meaning (``canonical``), so a text from another backend or an older iptabl
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.differences.rules import diff_rules, resemble
 from istio_iptables.differences.sequence import align
 from istio_iptables.netfilter.canonical import canonical
-from istio_iptables.netfilter.model import TABLES, Chain, Family, Rule, Ruleset, Table, is_built_in
+from istio_iptables.netfilter.model import TABLES, Family, Rule, Ruleset, Table, is_built_in
+from istio_iptables.netfilter.ownership import Owned, Position
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
+    from istio_iptables.netfilter.model import Chain
     from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
 
-__all__ = ["ChangeKind", "Difference", "Ownership", "diff_network", "diff_rulesets", "everything"]
+__all__ = [
+    "ChangeKind",
+    "Difference",
+    "diff_network",
+    "diff_rulesets",
+    "diff_tables",
+    "everything",
+    "recognised",
+]
 
 
 #: How rules end that are nobody's jump or mark, however they are spelt.
@@ -35,18 +45,6 @@ class ChangeKind(Enum):
     CHANGED = "changed"
     #: Not ours, but it decides before our rules are asked.
     FOREIGN = "foreign"
-
-
-class Ownership(Protocol):
-    """Which part of one table is to be compared; the rest is foreign."""
-
-    @property
-    def own_chains(self) -> Collection[str]:
-        """The chains that are compared as a whole."""
-
-    @property
-    def shared(self) -> Mapping[str, Mapping[int, object]]:
-        """In each built-in chain, the numbers (from 0) of the rules that are compared."""
 
 
 class Difference(NamedTuple):
@@ -91,27 +89,22 @@ class Difference(NamedTuple):
         return (self.line, *(f"    {text}" for text in more))
 
 
-def everything(table: Table) -> Ownership:
+def everything(table: Table) -> Owned:
     """All of a table as ours: to compare two whole rulesets."""
-    return _Everything(
+    return Owned(
         tuple(chain.name for chain in table.chains if not is_built_in(table.name, chain.name)),
         {
-            chain.name: dict.fromkeys(range(len(chain.rules)))
+            chain.name: dict.fromkeys(range(len(chain.rules)), Position.TAIL)
             for chain in table.chains
             if is_built_in(table.name, chain.name)
         },
     )
 
 
-class _Everything(NamedTuple):
-    own_chains: tuple[str, ...]
-    shared: dict[str, dict[int, None]]
-
-
 def diff_rulesets(
     live: Iterable[Ruleset],
     wanted: Iterable[Ruleset],
-    ours: Callable[[Table], Ownership] = everything,
+    ours: Callable[[Table], Owned] = everything,
 ) -> tuple[Difference, ...]:
     """What has to happen to *live* to become *wanted*, in the order of the rules.
 
@@ -126,7 +119,8 @@ def diff_rulesets(
         for name in (*TABLES, *sorted({*left, *right} - {*TABLES})):
             if name in left or name in right:
                 table = left.get(name) or Table(name)
-                found += _Comparison(family, table, right.get(name) or Table(name), ours).found()
+                owned = recognised(family, table, ours)
+                found += diff_tables(family, table, right.get(name), owned)
     return tuple(found)
 
 
@@ -139,39 +133,53 @@ def _tables(rulesets: Iterable[Ruleset], family: Family) -> dict[str, Table]:
     }
 
 
+def diff_tables(
+    family: Family, live: Table, wanted: Table | None, owned: Owned
+) -> Iterator[Difference]:
+    """The same for one table, of which *owned* is ours; found as they are asked for."""
+    return _Comparison(family, live, wanted, owned).found()
+
+
+def recognised(family: Family, table: Table, ours: Callable[[Table], Owned]) -> Owned:
+    """Our part of *table* as *ours* tells it, which is spared the older spellings of our rules."""
+    return ours(
+        table._replace(
+            chains=tuple(
+                chain._replace(rules=tuple(_plainly_spelt(rule, family) for rule in chain.rules))
+                if is_built_in(table.name, chain.name)
+                else chain
+                for chain in table.chains
+            )
+        )
+    )
+
+
+def _plainly_spelt(rule: Rule, family: Family) -> Rule:
+    """The rule in its one spelling; the very same one if it is in it already.
+
+    A ruleset may have a million rules, so that none is held twice, and those that end at a
+    verdict, which are no jumps and set no marks, are not read at all.
+    """
+    text = rule.text
+    if text.endswith(_VERDICTS):
+        return rule
+    spelt = canonical(rule, family)
+    return rule if spelt.text == text else spelt
+
+
 class _Comparison:
     """Compares one table with what it should be."""
 
-    def __init__(
-        self, family: Family, live: Table, wanted: Table, ours: Callable[[Table], Ownership]
-    ) -> None:
+    def __init__(self, family: Family, live: Table, wanted: Table | None, owned: Owned) -> None:
         self._family = family
         self._table = live.name
         self._live = {chain.name: chain for chain in live.chains}
-        self._wanted = {chain.name: chain for chain in wanted.chains}
-        # Who recognises rules by their shape is spared the older spellings.
-        self._ours = ours(live._replace(chains=tuple(map(self._plain_spelling, live.chains))))
-
-    def _plain_spelling(self, chain: Chain) -> Chain:
-        if not is_built_in(self._table, chain.name):
-            return chain
-        return chain._replace(rules=tuple(map(self._plainly_spelt, chain.rules)))
-
-    def _plainly_spelt(self, rule: Rule) -> Rule:
-        """The rule in its one spelling; the very same one if it is in it already.
-
-        A ruleset may have a million rules, so that none is held twice, and those that end at a
-        verdict, which are no jumps and set no marks, are not read at all.
-        """
-        text = rule.text
-        if text.endswith(_VERDICTS):
-            return rule
-        spelt = canonical(rule, self._family)
-        return rule if spelt.text == text else spelt
+        self._wanted = {chain.name: chain for chain in wanted.chains} if wanted else {}
+        self._owned = owned
 
     def found(self) -> Iterator[Difference]:
         """The differences of all chains: built-in ones first, as iptables-save has them."""
-        own = set(self._ours.own_chains)
+        own = set(self._owned.own_chains)
         names = [*self._wanted, *(name for name in self._live if name not in self._wanted)]
         names.sort(key=lambda name: not is_built_in(self._table, name))
         for name in names:
@@ -195,24 +203,28 @@ class _Comparison:
         live, wanted = self._live.get(name), self._wanted.get(name)
         rules = live.rules if live else ()
         wanted_rules = wanted.rules if wanted else ()
-        numbers = set(self._ours.shared.get(name, ()))
-        if wanted_rules:
-            keys = {self._key(rule) for rule in wanted_rules}
-            # Only rules with the same target can be the same: the others need not be read.
-            targets = {rule.target.name if rule.target else "" for rule in wanted_rules}
-            numbers |= {
-                number
-                for number, rule in enumerate(rules)
-                if any(name in rule.text for name in targets) and self._key(rule) in keys
-            }
+        numbers = {*self._owned.shared.get(name, ()), *self._as_wanted(rules, wanted_rules)}
         yield from self._rules(name, rules, sorted(numbers), wanted_rules)
-        if live is None or not numbers or not wanted_rules:
-            return
-        policy = wanted.policy if wanted else None
-        if policy is not None and live.policy is not None and live.policy != policy:
-            yield self._foreign(name, f":{name} {live.policy}", None, f"the policy was {policy}")
+        if live is not None and wanted is not None and wanted_rules and numbers:
+            yield from self._before_ours(live, wanted, sorted(numbers))
+
+    def _as_wanted(self, rules: tuple[Rule, ...], wanted: tuple[Rule, ...]) -> Iterator[int]:
+        """The numbers of the rules that are wanted ones, whoever made them."""
+        keys = {self._key(rule) for rule in wanted}
+        # Only rules with the same target can be the same: the others need not be read.
+        targets = {rule.target.name if rule.target else "" for rule in wanted}
+        for number, rule in enumerate(rules if wanted else ()):
+            if any(name in rule.text for name in targets) and self._key(rule) in keys:
+                yield number
+
+    def _before_ours(self, live: Chain, wanted: Chain, numbers: list[int]) -> Iterator[Difference]:
+        """The policy that others changed, and their rules before those of ours, at *numbers*."""
+        name, rules = live.name, live.rules
+        if None not in {wanted.policy, live.policy} and live.policy != wanted.policy:
+            detail = f"the policy was {wanted.policy}"
+            yield self._foreign(name, f":{name} {live.policy}", None, detail)
         start = 0
-        for after in sorted(numbers):
+        for after in numbers:
             detail = f"stands before our rule {after + 1}: {_text(name, rules[after])}"
             for number in range(start, after):
                 yield self._foreign(name, _text(name, rules[number]), number + 1, detail)
@@ -238,38 +250,41 @@ class _Comparison:
         """The differences of one chain's rules, in the order in which they are wanted."""
         numbers = tuple(numbers)
         there = tuple(live[number] for number in numbers)
-        pairs = align(there, wanted, self._key, resemble)
-        for left, right, kept in pairs:
+        for left, right, kept in align(there, wanted, self._key, resemble):
             if kept:
                 continue
-            old = None if left is None else there[left]
-            new = None if right is None else wanted[right]
-            live_number = None if left is None else numbers[left] + 1
-            wanted_number = None if right is None else right + 1
-            details: tuple[str, ...] = ()
-            if new is None:
-                kind, text = ChangeKind.EXTRA, _text(chain, old)
-            elif old is None:
-                kind, text = ChangeKind.MISSING, _text(chain, new)
-            elif self._key(old) == self._key(new):
-                kind, text = ChangeKind.MOVED, _text(chain, old)
-            else:
-                kind, text = ChangeKind.CHANGED, _text(chain, old)
-                details = (
-                    *diff_rules(canonical(old, self._family), canonical(new, self._family)),
-                    f"should be {_text(chain, new)}",
-                )
-            yield Difference(
-                kind,
-                self._family,
-                self._table,
+            found = self._difference(
                 chain,
-                text,
-                live_number=live_number,
-                wanted_number=wanted_number,
-                details=details,
-                reason=new.reason if new else "",
+                None if left is None else there[left],
+                None if right is None else wanted[right],
             )
+            yield found._replace(
+                live_number=None if left is None else numbers[left] + 1,
+                wanted_number=None if right is None else right + 1,
+            )
+
+    def _difference(self, chain: str, old: Rule | None, new: Rule | None) -> Difference:
+        """What became of a wanted rule, or was too much; *old* is what is there for *new*."""
+        details: tuple[str, ...] = ()
+        if new is None:
+            kind = ChangeKind.EXTRA
+        elif old is None:
+            kind = ChangeKind.MISSING
+        elif self._key(old) == self._key(new):
+            kind = ChangeKind.MOVED
+        else:
+            kind = ChangeKind.CHANGED
+            changes = diff_rules(canonical(old, self._family), canonical(new, self._family))
+            details = (*changes, f"should be {_text(chain, new)}")
+        return Difference(
+            kind,
+            self._family,
+            self._table,
+            chain,
+            _text(chain, new if old is None else old),
+            details=details,
+            reason=new.reason if new else "",
+        )
 
 
 def _text(chain: str, rule: Rule | None) -> str:
@@ -279,23 +294,15 @@ def _text(chain: str, rule: Rule | None) -> str:
 
 def diff_network(live: Plan, wanted: Plan) -> tuple[Difference, ...]:
     """The differences of routes and addresses: what stands beside the rules."""
-    found: list[Difference] = []
-    for kind, some, others in (
-        (ChangeKind.MISSING, wanted, live),
-        (ChangeKind.EXTRA, live, wanted),
-    ):
-        routes = {(route.family, route.mark, route.table) for route in others.routes}
-        addresses = {
-            (each.family, each.address, each.prefix, each.interface) for each in others.addresses
-        }
-        for address in some.addresses:
-            known = (address.family, address.address, address.prefix, address.interface)
-            if known not in addresses:
-                found += _beside(kind, address)
-        for route in some.routes:
-            if (route.family, route.mark, route.table) not in routes:
-                found += _beside(kind, route)
-    return tuple(found)
+    return tuple(
+        difference
+        for kind, items in (
+            (ChangeKind.MISSING, wanted.beside_without(live)),
+            (ChangeKind.EXTRA, live.beside_without(wanted)),
+        )
+        for item in items.beside
+        for difference in _beside(kind, item)
+    )
 
 
 def _beside(kind: ChangeKind, item: PolicyRoute | InterfaceAddress) -> Iterator[Difference]:

@@ -24,47 +24,28 @@ Istio's ambient mode have such names too and count as ours.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from istio_iptables.istio.rules import CHAIN_PREFIX, OUTBOUND_MARK, OUTPUT, REDIRECT
-from istio_iptables.netfilter.edits import Position
-from istio_iptables.netfilter.model import Ruleset, Table, is_built_in
+from istio_iptables.istio.plan import build_address
+from istio_iptables.istio.rules import CHAIN_PREFIX, DIVERT, OUTBOUND_MARK, OUTPUT, REDIRECT
+from istio_iptables.netfilter.model import is_built_in
+from istio_iptables.netfilter.ownership import Owned, Ownership, Position
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from istio_iptables.netfilter.model import Rule
+    from istio_iptables.netfilter.model import Chain, Rule, Table
 
-__all__ = ["Owned", "find_owned", "only_owned"]
-
-
-class Owned(NamedTuple):
-    """Our part of one table."""
-
-    #: The chains that are ours altogether.
-    own_chains: tuple[str, ...]
-    #: In each built-in chain: the numbers (from 0) of our rules, and their places.
-    shared: Mapping[str, Mapping[int, Position]]
-
-    def __bool__(self) -> bool:
-        return bool(self.own_chains or self.shared)
+__all__ = ["OWNERSHIP", "find_owned"]
 
 
-def find_owned(table: Table | None) -> Owned:
-    """Our part of *table*; nothing for None."""
-    if table is None:
-        return Owned((), {})
-    own = tuple(chain.name for chain in table.chains if chain.name.startswith(CHAIN_PREFIX))
+def find_owned(table: Table) -> Owned:
+    """Our part of *table*."""
+    own = tuple(chain.name for chain in table.chains if _is_own_chain(chain.name))
     shared: dict[str, dict[int, Position]] = {}
     for chain in table.chains:
-        if is_built_in(table.name, chain.name):
-            jumps = {
-                number: Position.HEAD if _rerouted(chain.name, rule) else Position.TAIL
-                for number, rule in enumerate(chain.rules)
-                if _jumps_to_us(rule)
-            }
-            if jumps:
-                shared[chain.name] = jumps
+        if is_built_in(table.name, chain.name) and (jumps := _jumps(chain)):
+            shared[chain.name] = jumps
     # Interfaces and marks are looked at only where there is something that is ours for sure.
     if table.name == "mangle":
         _add_marks(table, shared)
@@ -75,31 +56,21 @@ def find_owned(table: Table | None) -> Owned:
     return Owned(own, {chain: dict(sorted(rules.items())) for chain, rules in shared.items()})
 
 
-def only_owned(ruleset: Ruleset) -> Ruleset:
-    """*ruleset* without what is not ours: to be compared with a plan's.
+def _is_own_chain(name: str) -> bool:
+    return name.startswith(CHAIN_PREFIX)
 
-    Built-in chains stay, with our rules only; tables with nothing of ours are left out.
-    """
-    tables = []
-    for table in ruleset.tables:
-        ours = find_owned(table)
-        if not ours:
-            continue
-        chains = tuple(
-            chain
-            if chain.name in ours.own_chains
-            else chain._replace(
-                rules=tuple(chain.rules[n] for n in ours.shared.get(chain.name, ()))
-            )
-            for chain in table.chains
-            if chain.name in ours.own_chains or is_built_in(table.name, chain.name)
-        )
-        tables.append(table._replace(chains=chains, comments=()))
-    return Ruleset(ruleset.family, tuple(tables))
+
+def _jumps(chain: Chain) -> dict[int, Position]:
+    """The rules that jump to chains of ours."""
+    return {
+        number: Position.HEAD if _rerouted(chain.name, rule) else Position.TAIL
+        for number, rule in enumerate(chain.rules)
+        if _jumps_to_us(rule)
+    }
 
 
 def _jumps_to_us(rule: Rule) -> bool:
-    return rule.target is not None and rule.target.name.startswith(CHAIN_PREFIX)
+    return rule.target is not None and _is_own_chain(rule.target.name)
 
 
 def _rerouted(chain: str, rule: Rule) -> bool:
@@ -177,32 +148,36 @@ def _add_excluded(table: Table, shared: dict[str, dict[int, Position]]) -> None:
     """Excluded interfaces, by where Istio's order puts them."""
     output = table.chain("OUTPUT")
     prerouting = table.chain("PREROUTING")
-    if output is None or prerouting is None:
+    anchor = _first_tail(shared.get("OUTPUT", {}))
+    if output is None or prerouting is None or anchor is None:
         return
-    anchor = min(
-        (number for number, place in shared.get("OUTPUT", {}).items() if place is Position.TAIL),
-        default=None,
-    )
-    if anchor is None:
-        return
-    names: list[str] = []
-    first = anchor
-    while first > 0 and (name := _bare_return(output.rules[first - 1], inbound=False)) is not None:
-        names.insert(0, name)
-        first -= 1
+    names = _names_before(output.rules, anchor)
     if not names:
         return
     placed = shared.get("PREROUTING", {})
-    jump = min((number for number, place in placed.items() if place is Position.TAIL), default=None)
-    end = len(prerouting.rules) if jump is None else jump
-    free = [number for number in range(end) if number not in placed]
+    jump = _first_tail(placed)
+    rest = range(len(prerouting.rules) if jump is None else jump)
+    free = [number for number in rest if number not in placed]
     found = _last_run(prerouting.rules, free, names, adjacent=jump is not None)
-    count = len(found)
     # A foreign pair may stand before ours: as many as are paired, counted from our jump.
-    for number in range(anchor - count, anchor):
-        shared["OUTPUT"][number] = Position.TAIL
-    for number in found:
-        shared.setdefault("PREROUTING", {})[number] = Position.TAIL
+    shared["OUTPUT"] |= dict.fromkeys(range(anchor - len(found), anchor), Position.TAIL)
+    if found:
+        shared.setdefault("PREROUTING", {}).update(dict.fromkeys(found, Position.TAIL))
+
+
+def _first_tail(places: Mapping[int, Position]) -> int | None:
+    return min((number for number, place in places.items() if place is Position.TAIL), default=None)
+
+
+def _names_before(rules: tuple[Rule, ...], anchor: int) -> list[str]:
+    """The interfaces of the run of ``-o X -j RETURN`` that ends right before the rule *anchor*."""
+    names: list[str] = []
+    for rule in reversed(rules[:anchor]):
+        name = _bare_return(rule, inbound=False)
+        if name is None:
+            break
+        names.insert(0, name)
+    return names
 
 
 def _last_run(
@@ -256,3 +231,22 @@ def _captures_destinations(table: Table) -> bool:
 
 def _interface(rule: Rule) -> str:
     return rule.in_interface.value if rule.in_interface else "+"
+
+
+def _route_marks(table: Table) -> tuple[int, ...]:
+    """The marks that TPROXY's rules set for their policy routes."""
+    divert = table.chain(DIVERT)
+    options = [
+        rule.target.option("--set-xmark", "--set-mark")
+        for rule in (divert.rules if divert else ())
+        if rule.target is not None
+    ]
+    return tuple(
+        int(option.values[0].partition("/")[0], 0) for option in options if option and option.values
+    )
+
+
+#: What the kernel package is told of all this.
+OWNERSHIP = Ownership(
+    find_owned, _route_marks, _is_own_chain, ("raw", "mangle", "nat"), build_address()
+)

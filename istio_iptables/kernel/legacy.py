@@ -8,124 +8,24 @@ without the 27 ms that both have in common).
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import importlib.util
-import os
-import struct
-import sys
-from contextlib import suppress
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from istio_iptables.errors import KernelRefused, SaveFileError
-from istio_iptables.kernel.backend import (
-    Reading,
-    UnusableTable,
-    has_our_chains,
-    hidden_legacy_tables,
-    legacy_tables,
-    refuse,
-)
-from istio_iptables.kernel.capabilities import missing
-from istio_iptables.kernel.programs import run
-from istio_iptables.kernel.xt_abi import UnknownPartError, encode, load
-from istio_iptables.netfilter.edits import Action
-from istio_iptables.netfilter.model import Family, Ruleset, Table
+from istio_iptables.kernel.backend import Reading, UnusableTable
+from istio_iptables.kernel.programs import run, run_all
+from istio_iptables.kernel.tablenames import hidden_legacy_tables, legacy_tables
+from istio_iptables.netfilter.model import Family, Ruleset
 from istio_iptables.netfilter.savefile import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from istio_iptables.kernel.backend import Transaction
     from istio_iptables.netfilter.edits import Edit
+    from istio_iptables.netfilter.model import Table
+    from istio_iptables.netfilter.ownership import Ownership
 
 __all__ = ["Legacy"]
-
-#: Where distributions keep libxtables' extensions.
-_EXTENSION_FOLDERS = (
-    "/usr/lib/{}/xtables",
-    "/usr/lib64/xtables",
-    "/usr/lib/xtables",
-    "/lib/xtables",
-)
-_TWO_NUMBERS = struct.Struct("=HH")
-_XTABLES_VERSIONS = (12, 11, 10)
-
-
-def _load_library(*names: str) -> ctypes.CDLL | None:
-    for name in names:
-        try:
-            # The error number of each call is kept for ctypes.get_errno().
-            return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL, use_errno=True)
-        except OSError:
-            continue
-    return None
-
-
-def _find_library(*names: str) -> tuple[ctypes.CDLL | None, int]:
-    """What python-iptables asks for by name: the library, and the version of libxtables."""
-    for name in names:
-        if name == "xtables":
-            for version in _XTABLES_VERSIONS:
-                library = _load_library(f"libxtables.so.{version}")
-                if library is not None:
-                    return library, version
-        elif name == "xtwrapper":
-            wrapper = importlib.util.find_spec("libxtwrapper")
-            library = _load_library((wrapper and wrapper.origin) or "libxtwrapper.so")
-            if library is None:
-                message = "its compiled part, libxtwrapper, is not there"
-                raise ImportError(message)
-            return library, 0
-        else:
-            library = _load_library(f"lib{name}.so.2", f"lib{name}.so.0")
-            if library is not None:
-                return library, 2
-    return None, 0
-
-
-def _import_iptc() -> Any:  # noqa: ANN401 - python-iptables has no types
-    """python-iptables, without the search for its libraries.
-
-    Left alone, its util module starts gcc, ld, ldconfig and modprobe, 0.2 s of them. What it
-    would find is known here, so that module is put in its place ready-made.
-    """
-    if "iptc" in sys.modules:
-        return sys.modules["iptc"]
-    util = ModuleType("iptc.util")
-    util.find_library = _find_library  # type: ignore[attr-defined]
-    util.find_libc = lambda: ctypes.CDLL(None)  # type: ignore[attr-defined]
-    util.load_kernel = lambda *_arguments, **_options: None  # type: ignore[attr-defined]
-    folder = os.environ.get("XTABLES_LIBDIR")
-    try:
-        if folder is None:
-            multiarch = getattr(sys.implementation, "_multiarch", "")
-            folders = (each.format(multiarch) for each in _EXTENSION_FOLDERS)
-            os.environ["XTABLES_LIBDIR"] = next(filter(os.path.isdir, folders), "/usr/lib/xtables")
-        sys.modules["iptc.util"] = util
-        import iptc
-    except MemoryError:
-        raise
-    except Exception as error:
-        # Its own message names neither the package nor the library.
-        if isinstance(error, ModuleNotFoundError) and error.name == "iptc":
-            message = (
-                "python-iptables is not installed for this Python: pip install python-iptables, or"
-                " use the other backend: --force-iptables-binary nft"
-            )
-            raise KernelRefused(message) from error
-        message = (
-            "python-iptables can't be loaded: is Debian's package iptables (libxtables, libip4tc,"
-            f" libip6tc) installed? ({error})"
-        )
-        raise KernelRefused(message) from error
-    finally:
-        # Both are read while it is imported, and are nothing for the caller's process.
-        sys.modules.pop("iptc.util", None)
-        if folder is None:
-            os.environ.pop("XTABLES_LIBDIR", None)
-    return iptc
 
 
 class Legacy:
@@ -133,59 +33,41 @@ class Legacy:
 
     name = "legacy"
 
-    def holds_rules(self) -> bool:
-        """Whether there is a rule in any table this namespace has."""
-        return any(fault.unread for family in Family for fault in self.look(family).faults) or any(
-            self.look(family).ruleset.rule_count for family in Family
-        )
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
 
-    def holds_ours(self) -> bool:
-        """Whether there is a chain of ours in any table this namespace has."""
-        readings = [self.look(family) for family in Family]
-        return any(fault.ours for each in readings for fault in each.faults) or any(
-            has_our_chains(chain.name for chain in table.chains)
-            for each in readings
-            for table in each.ruleset.tables
-        )
-
-    def look(self, family: Family) -> Reading:
+    def look(self) -> tuple[Reading, ...]:
         """The tables this namespace has, rules as iptables-legacy-save prints them."""
-        names = legacy_tables(family) or ()
-        hidden = hidden_legacy_tables(family)
-        found: dict[str, Table] = {}
-        faults: list[UnusableTable] = []
-        with suppress(KernelRefused):
-            if names and not hidden:
-                found = _save(family)
-        # All at once it fails for one of them, and prints none where its file of names is hidden.
-        for name in names:
-            if name not in found:
-                try:
-                    found |= _save(family, "-t", name)
-                except KernelRefused as error:
-                    faults.append(_unreadable(family, name, error))
-        tables = tuple(found[name] for name in names if name in found)
-        for name in hidden:
-            reason = (
-                f"the {family.title} table {name} (legacy) may be there or not: the kernel tells user"
-                " 0 and group 0 alone"
-            )
-            faults.append(UnusableTable(family, name, self.name, reason, ours=False, unread=True))
-        return Reading(Ruleset(family, tables), tuple(faults))
+        names = {family: self._names(family) for family in Family}
+        hidden = {family: hidden_legacy_tables(family, self._ownership.tables) for family in Family}
+        # All at once it prints none where its file of names is hidden.
+        asked = [family for family in Family if names[family] and not hidden[family]]
+        printed = dict(zip(asked, run_all([_program(each)] for each in asked), strict=True))
+        return tuple(
+            self._reading(family, names[family], hidden[family], printed.get(family, ""))
+            for family in Family
+        )
 
-    def read(self, family: Family, wanted: Collection[str] = ()) -> Ruleset:
-        """The tables there are; refused are those of ours, or of *wanted*, that can't be read."""
-        reading = self.look(family)
-        refuse(reading.faults, wanted)
-        return reading.ruleset
+    def table(self, family: Family, name: str) -> Table | None:
+        """One table, which is asked for only if it is there: asking makes it."""
+        if name not in self._names(family):
+            return None
+        try:
+            return _save(family, name)
+        except KernelRefused as error:
+            raise KernelRefused(self._unreadable(family, name, error).reason) from error
 
     def prepare(
         self, family: Family, table: str, steps: Sequence[Edit], *, check: bool = True
     ) -> Transaction:
         """A table handle with all edits made in it and none committed."""
+        # ctypes takes as long as reading the tables.
+        from istio_iptables.kernel.libiptc import Handle
+        from istio_iptables.kernel.xt_abi import load
+
         del check  # It costs nothing here: the edits have to be made in any case.
         load()
-        handle = _Handle(family, table)
+        handle = Handle(family, table)
         try:
             for step in steps:
                 handle.edit(step)
@@ -197,132 +79,74 @@ class Legacy:
     def forget(self, family: Family, table: str) -> None:
         """Nothing: a legacy table stays in its namespace once it was made."""
 
+    def _names(self, family: Family) -> tuple[str, ...]:
+        return legacy_tables(family, self._ownership.tables) or ()
 
-def _save(family: Family, *arguments: str) -> dict[str, Table]:
-    """The tables that iptables-legacy-save prints, by name."""
-    program = "iptables-legacy-save" if family is Family.IPV4 else "ip6tables-legacy-save"
+    def _reading(
+        self,
+        family: Family,
+        names: Sequence[str],
+        hidden: Sequence[str],
+        printed: str | KernelRefused,
+    ) -> Reading:
+        """What there is of a family; *printed* is what the program says of all its tables at once."""
+        tables: list[Table] = []
+        faults: list[UnusableTable] = []
+        found = _whole(family, printed)
+        for name in names:
+            try:
+                # All at once it fails for one of them.
+                table = found.table(name) or _save(family, name)
+            except KernelRefused as error:
+                faults.append(self._unreadable(family, name, error))
+            else:
+                tables += (table,) if table else ()
+        faults += (_hidden(family, name) for name in hidden)
+        ruleset = Ruleset(family, tuple(tables))
+        ours = any(fault.ours for fault in faults) or any(map(self._holds_ours, tables))
+        return Reading(ruleset, tuple(faults), bool(faults or ruleset.rule_count), ours)
+
+    def _holds_ours(self, table: Table) -> bool:
+        return any(self._ownership.is_own_chain(chain.name) for chain in table.chains)
+
+    def _unreadable(self, family: Family, name: str, error: KernelRefused) -> UnusableTable:
+        """The table *name* that can't be read because of *error*, its chains known by name alone."""
+        from istio_iptables.kernel.libiptc import Handle  # as above
+
+        handle = Handle(family, name)
+        try:
+            ours = any(map(self._ownership.is_own_chain, handle.chain_names()))
+        finally:
+            handle.close()
+        reason = f"the {family.title} table {name} (legacy) can't be read: {'; '.join(error.lines)}"
+        return UnusableTable(family, name, self.name, reason, ours, unread=True)
+
+
+def _hidden(family: Family, name: str) -> UnusableTable:
+    reason = (
+        f"the {family.title} table {name} (legacy) may be there or not: the kernel tells user"
+        " 0 and group 0 alone"
+    )
+    return UnusableTable(family, name, Legacy.name, reason, ours=False, unread=True)
+
+
+def _program(family: Family) -> str:
+    return "iptables-legacy-save" if family is Family.IPV4 else "ip6tables-legacy-save"
+
+
+def _whole(family: Family, printed: str | KernelRefused) -> Ruleset:
+    """All tables that were *printed*; none if that failed, or can't be understood."""
     try:
-        tables = parse(run([program, *arguments]), family).tables
+        return Ruleset(family) if isinstance(printed, KernelRefused) else parse(printed, family)
+    except SaveFileError:
+        return Ruleset(family)
+
+
+def _save(family: Family, name: str) -> Table | None:
+    """One table as iptables-legacy-save prints it."""
+    program = _program(family)
+    try:
+        return parse(run([program, "-t", name]), family).table(name)
     except SaveFileError as error:
         message = f"can't understand what {program} says: {error}"
         raise KernelRefused(message) from error
-    return {table.name: table for table in tables}
-
-
-def _unreadable(family: Family, name: str, error: KernelRefused) -> UnusableTable:
-    """The table *name* that can't be read because of *error*, its chains known by name alone."""
-    handle = _Handle(family, name)
-    try:
-        ours = has_our_chains(map(_text, handle.chain_names()))
-    finally:
-        handle.close()
-    reason = f"the {family.title} table {name} (legacy) can't be read: {'; '.join(error.lines)}"
-    return UnusableTable(family, name, Legacy.name, reason, ours, unread=True)
-
-
-def _text(name: bytes) -> str:
-    """A name as text; bytes that are no UTF-8 stay what they are."""
-    return name.decode(errors="surrogateescape")
-
-
-class _Name(str):
-    """The name of a chain for python-iptables, which takes text and asks for its bytes."""
-
-    __slots__ = ()
-
-    def encode(self, encoding: str = "utf-8", errors: str = "surrogateescape") -> bytes:
-        """The bytes of the name, whatever they are."""
-        return super().encode(encoding, errors)
-
-
-class _Handle:
-    """One libiptc handle: a snapshot of a table that edits change and commit puts in place."""
-
-    def __init__(self, family: Family, table: str) -> None:
-        iptc = _import_iptc()
-        self._family = family
-        self._table_name = table
-        self._error = iptc.IPTCError
-        maker = iptc.Table if family is Family.IPV4 else iptc.Table6
-        # python-iptables keeps its table objects: one that it has may be another namespace's, or
-        # hold another handle of ours, which would go when this one is opened.
-        self._table: Any = object.__new__(maker)
-        ctypes.set_errno(0)
-        try:
-            self._table._init(table, autocommit=False)  # noqa: SLF001 - what its class's call does beside that
-        except iptc.IPTCError as error:
-            raise self._refused(error, "open") from error
-        self._calls = self._table._iptc  # noqa: SLF001 - the table's methods lack what is needed
-        entry = self._calls.iptc_first_rule.restype
-        self._offsets = entry._type_.target_offset.offset
-
-    def close(self) -> None:
-        """Free the handle, changes and all."""
-        if self._table is not None:
-            self._table.close()
-            self._table = None
-
-    def chain_names(self) -> list[bytes]:
-        """The names of all chains, built-in ones first."""
-        calls, handle = self._calls, self._table._handle  # noqa: SLF001
-        names = []
-        name = calls.iptc_first_chain(handle)
-        while name:
-            names.append(name)
-            name = calls.iptc_next_chain(handle)
-        return names
-
-    def edit(self, step: Edit) -> None:
-        """Carry out one edit in the handle."""
-        table, chain = self._table, _Name(step.chain)
-        ctypes.set_errno(0)
-        try:
-            if step.action is Action.APPEND:
-                table.append_entry(chain, encode(step.rule, self._family))
-            elif step.action is Action.RESET:
-                if table.is_chain(chain):
-                    table.flush_entries(chain)
-                else:
-                    table.create_chain(chain)
-            elif step.action is Action.INSERT:
-                table.insert_entry(chain, encode(step.rule, self._family), step.position - 1)
-            elif step.action is Action.DELETE_CHAIN:
-                table.delete_chain(chain)
-            elif not self._calls.iptc_delete_num_entry(
-                chain.encode(),
-                step.position - 1,
-                table._handle,  # noqa: SLF001 - python-iptables can't delete by number
-            ):
-                message = f"no rule {step.position} in {chain}"
-                raise self._error(message)  # noqa: TRY301 - one handler for all of them
-        except (self._error, UnknownPartError) as error:
-            raise self._refused(error, "change chain", chain, "of") from error
-
-    def commit(self) -> None:
-        """Put the changed table in place of the kernel's, in one step."""
-        ctypes.set_errno(0)
-        try:
-            self._table.commit()
-        except self._error as error:
-            raise self._refused(error, "commit") from error
-        finally:
-            self.close()
-
-    def _refused(self, error: Exception, *words: str) -> KernelRefused:
-        what = " ".join(words)
-        # What libiptc left behind: it keeps no error of its own, and Python has run meanwhile.
-        number = ctypes.get_errno()
-        table = f"the {self._family.title} table {self._table_name} (legacy)"
-        if isinstance(error, UnknownPartError):
-            return KernelRefused(f"can't {what} {table}: {error}")
-        reason = os.strerror(number) if number else str(error)
-        if number in {errno.EPERM, errno.EACCES}:
-            reason += missing()
-        elif number == errno.ENOENT:
-            reason = "the kernel has no such table (is its module loaded?)"
-        elif number == errno.EAGAIN:
-            reason = "it was changed by someone else meanwhile"
-        refused = KernelRefused(f"can't {what} {table}: {reason}")
-        # Adding the old counters is invalid when someone has changed the table since it was replaced.
-        refused.busy = number == errno.EAGAIN or (what == "commit" and number == errno.EINVAL)
-        return refused

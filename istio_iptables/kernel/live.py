@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.kernel import nftables, routes
-from istio_iptables.kernel.backend import choose, refuse, retrying
+from istio_iptables.kernel.backend import refuse, retrying
+from istio_iptables.kernel.detect import detect
 from istio_iptables.kernel.namespace import entered
 from istio_iptables.netfilter.model import TABLES, Family, Ruleset
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from istio_iptables.kernel.backend import UnusableTable
+    from istio_iptables.netfilter.ownership import Ownership
     from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
 
 __all__ = ["LiveState", "NativeChain", "read"]
@@ -49,60 +54,52 @@ class LiveState(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def read(plan: Plan, *, namespace: str = "", backend: str = "") -> LiveState:
+def read(plan: Plan, ownership: Ownership, *, namespace: str = "", backend: str = "") -> LiveState:
     """The state of *namespace* ("" is the current one), without changing or loading anything.
 
     Raises KernelRefused when what *plan* is about can't be read: a table of ours, or one that the
     plan has rules in.
     """
     with entered(namespace):
-        return retrying(lambda: _read(plan, backend))
+        return retrying(lambda: _read(plan, ownership, backend))
 
 
-def _read(plan: Plan, forced: str) -> LiveState:
-    choice = choose(forced)
-    chosen = tuple(choice.backend.look(family) for family in Family)
-    others = tuple(choice.other.look(family) for family in Family) if choice.other else ()
+def _read(plan: Plan, ownership: Ownership, forced: str) -> LiveState:
+    detected = detect(forced, ownership)
+    chosen = detected.readings
+    _, others = detected.other or (None, ())
     for reading in chosen:
         refuse(reading.unread, plan.table_names(reading.ruleset.family))
     for reading in others:
         refuse(reading.unread)
-    readings = (*chosen, *others)
+    faults = [fault for reading in (*chosen, *others) for fault in reading.faults]
     return LiveState(
-        choice.backend.name,
-        choice.reason,
+        detected.backend.name,
+        detected.reason,
         tuple(reading.in_force for reading in chosen),
         tuple(reading.in_force for reading in others if reading.in_force.rule_count),
-        tuple(route for route in plan.routes if routes.has_route(route)),
-        tuple(address for address in plan.addresses if routes.has_address(address)),
+        tuple(filter(routes.has_route, plan.routes)),
+        tuple(filter(routes.has_address, plan.addresses)),
         _native_chains(),
-        tuple(fault.name for reading in readings for fault in reading.unread),
-        tuple(
-            fault.reason
-            for reading in readings
-            for fault in reading.faults
-            if not fault.unread and (fault.dormant or fault.ours)
-        ),
+        tuple(fault.name for fault in faults if fault.unread),
+        tuple(_warnings(faults)),
     )
+
+
+def _warnings(faults: Iterable[UnusableTable]) -> Iterator[str]:
+    """What is to be known of tables that were read."""
+    for fault in faults:
+        if not fault.unread and (fault.dormant or fault.ours):
+            yield fault.reason
 
 
 def _native_chains() -> tuple[NativeChain, ...]:
     """The base chains that do something and that iptables does not show, in the kernel's order."""
-    candidates = [
-        (chain, chain.base)
-        for chain in nftables.chains()
-        if chain.base is not None
-        and chain.family in nftables.FAMILIES
-        and not (
-            chain.family in {family.number for family in Family}
-            and chain.table in TABLES
-            and nftables.is_iptables(chain)
-        )
-    ]
+    candidates = list(_not_shown())
     if not candidates:
         return ()
     idle = {(table.family, table.name) for table in nftables.tables() if table.dormant}
-    filled = {(family, table, chain) for family, table, chain, _ in nftables.rules()}
+    filled = {rule[:3] for rule in nftables.rules()}
     return tuple(
         NativeChain(
             nftables.FAMILIES[chain.family],
@@ -113,6 +110,15 @@ def _native_chains() -> tuple[NativeChain, ...]:
             base.priority,
         )
         for chain, base in candidates
-        if (chain.family, chain.table) not in idle
-        and (chain.drops or (chain.family, chain.table, chain.name) in filled)
+        if chain[:2] not in idle and (chain.drops or chain[:3] in filled)
     )
+
+
+def _not_shown() -> Iterator[tuple[nftables.Chain, nftables.Base]]:
+    """The base chains that see a pod's packets and that iptables does not show."""
+    iptables = {family.number for family in Family}
+    for chain in nftables.chains():
+        if chain.base is None or chain.family not in nftables.FAMILIES:
+            continue
+        if not (chain.family in iptables and chain.table in TABLES and nftables.is_iptables(chain)):
+            yield chain, chain.base

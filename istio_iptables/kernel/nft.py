@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING
 
 from istio_iptables.errors import KernelRefused, SaveFileError
 from istio_iptables.kernel import nftables, nftbatch
-from istio_iptables.kernel.backend import Reading, UnusableTable, has_our_chains, refuse
-from istio_iptables.kernel.programs import ProgramFailed, run
+from istio_iptables.kernel.backend import Reading, UnusableTable
+from istio_iptables.kernel.programs import ProgramFailed, run, run_all
 from istio_iptables.netfilter.edits import restore_lines
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS, TABLES, Family, Match, Ruleset, Target
 from istio_iptables.netfilter.savefile import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from istio_iptables.kernel.backend import Transaction
     from istio_iptables.netfilter.edits import Edit
     from istio_iptables.netfilter.model import Chain, Rule, Table
+    from istio_iptables.netfilter.ownership import Ownership
 
 __all__ = ["Nft"]
 
@@ -31,61 +32,31 @@ class Nft:
 
     name = "nft"
 
-    def holds_rules(self) -> bool:
-        """Whether a table that iptables uses has a rule, of whatever kind."""
-        numbers = {family.number for family in Family}
-        return any(family in numbers and table in TABLES for family, table, *_ in nftables.rules())
+    def __init__(self, ownership: Ownership) -> None:
+        self._is_own_chain = ownership.is_own_chain
 
-    def holds_ours(self) -> bool:
-        """Whether there is a chain of ours in any table, going by the names alone."""
-        numbers = {family.number for family in Family}
-        return has_our_chains(
-            chain.name
-            for chain in nftables.chains()
-            if chain.family in numbers and chain.table in TABLES
+    def look(self) -> tuple[Reading, ...]:
+        """The tables there are, as far as iptables can show them; none are asked for without them."""
+        stores = [_Store(family) for family in Family]
+        printed = iter(
+            run_all([*_save(store.family), name] for store in stores for name in store.tables)
+        )
+        return tuple(
+            self._reading(store, {name: next(printed) for name in store.tables}) for store in stores
         )
 
-    def look(self, family: Family) -> Reading:
-        """The tables there are, as far as iptables can show them; none are asked for without them."""
-        there = {table.name: table for table in nftables.tables(family.number)}
-        names = [name for name in TABLES if name in there]
-        if not names:
-            return Reading(Ruleset(family))
-        chains = nftables.chains(family.number)
-        doubtful = _doubtful(family)
-        tables: list[Table] = []
-        faults: list[UnusableTable] = []
-        for name in names:
-            ours = has_our_chains(chain.name for chain in chains if chain.table == name)
-            what = f"the {family.title} table {name} (nft)"
-            try:
-                _require_own_chains(name, (chain for chain in chains if chain.table == name))
-                found = _read_table(family, name, doubtful.get(name, {}))
-            except KernelRefused as error:
-                if error.busy:
-                    raise
-                reason = _why_unread(family, name, error, ours=ours)
-                faults.append(UnusableTable(family, name, self.name, reason, ours, unread=True))
-                continue
-            tables.append(found)
-            table = there[name]
-            if table.dormant or table.owner is not None:
-                reason = (
-                    f"{what} is dormant: the kernel applies none of its rules"
-                    if table.dormant
-                    else f"{what} is owned by another process (netlink port {table.owner}),"
-                    " which alone may change it"
-                )
-                faults.append(
-                    UnusableTable(family, name, self.name, reason, ours, dormant=table.dormant)
-                )
-        return Reading(Ruleset(family, tuple(tables)), tuple(faults))
-
-    def read(self, family: Family, wanted: Collection[str] = ()) -> Ruleset:
-        """The tables there are; refused are those of ours, or of *wanted*, that can't be used."""
-        reading = self.look(family)
-        refuse(reading.faults, wanted)
-        return reading.ruleset
+    def table(self, family: Family, name: str) -> Table | None:
+        """One table as iptables shows it."""
+        store = _Store(family)
+        if name not in store.tables:
+            return None
+        try:
+            return _shown(store, name, run([*_save(family), name]))
+        except KernelRefused as error:
+            if error.busy:
+                raise
+            reason = _why_unread(family, name, error, ours=self._holds_ours(store, name))
+            raise KernelRefused(reason) from error
 
     def prepare(
         self, family: Family, table: str, steps: Sequence[Edit], *, check: bool = True
@@ -107,6 +78,71 @@ class Nft:
     def forget(self, family: Family, table: str) -> None:
         """Take away the table if we made it and it holds nothing."""
         nftbatch.remove_table(family, table)
+
+    def _holds_ours(self, store: _Store, table: str) -> bool:
+        return any(self._is_own_chain(each.name) for each in store.chains if each.table == table)
+
+    def _reading(self, store: _Store, printed: Mapping[str, str | KernelRefused]) -> Reading:
+        """What there is of a family; *printed* is what iptables-nft-save says of each table."""
+        tables: list[Table] = []
+        faults: list[UnusableTable] = []
+        for name, text in printed.items():
+            ours = self._holds_ours(store, name)
+            try:
+                tables.append(_shown(store, name, text))
+            except KernelRefused as error:
+                if error.busy:
+                    raise
+                reason = _why_unread(store.family, name, error, ours=ours)
+                faults.append(
+                    UnusableTable(store.family, name, self.name, reason, ours, unread=True)
+                )
+            else:
+                faults += self._fault(store, name, ours=ours)
+        return Reading(
+            Ruleset(store.family, tuple(tables)),
+            tuple(faults),
+            bool(store.rules),
+            any(self._holds_ours(store, name) for name in store.tables),
+        )
+
+    def _fault(self, store: _Store, name: str, *, ours: bool) -> Iterator[UnusableTable]:
+        """Why the table can't take rules of ours or apply them, if that is so."""
+        family, table = store.family, store.tables[name]
+        what = f"the {family.title} table {name} (nft)"
+        if table.dormant:
+            reason = f"{what} is dormant: the kernel applies none of its rules"
+        elif table.owner is not None:
+            reason = (
+                f"{what} is owned by another process (netlink port {table.owner}),"
+                " which alone may change it"
+            )
+        else:
+            return
+        yield UnusableTable(family, name, self.name, reason, ours, dormant=table.dormant)
+
+
+class _Store:
+    """What the kernel says of the tables of one family that iptables uses."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        there = {table.name: table for table in nftables.tables(family.number)}
+        self.tables = {name: there[name] for name in TABLES if name in there}
+        self.chains: list[nftables.Chain] = []
+        #: By table and chain, what can be believed of each rule.
+        self.rules: dict[str, dict[str, list[nftables.Shown]]] = {}
+        if self.tables:
+            self.chains += nftables.chains(family.number)
+            for _, table, chain, expressions in nftables.rules(family.number):
+                if table in self.tables:
+                    chains = self.rules.setdefault(table, {})
+                    chains.setdefault(chain, []).append(nftables.shown(expressions))
+
+
+def _save(family: Family) -> tuple[str, str]:
+    """The command that prints the table whose name comes behind it."""
+    return _program(family, "save"), "-t"
 
 
 def _why_unread(family: Family, name: str, error: KernelRefused, *, ours: bool) -> str:
@@ -132,36 +168,24 @@ def _require_own_chains(table: str, chains: Iterable[nftables.Chain]) -> None:
             raise ProgramFailed(message)
 
 
-def _read_table(family: Family, name: str, doubtful: dict[str, list[nftables.Shown]]) -> Table:
-    """One table as iptables-nft-save shows it, rules that it shows wrongly marked as such."""
-    program = _program(family, "save")
+def _shown(store: _Store, name: str, printed: str | KernelRefused) -> Table:
+    """One table as iptables-nft-save *printed* it, rules that it shows wrongly marked as such."""
+    _require_own_chains(name, (chain for chain in store.chains if chain.table == name))
+    if isinstance(printed, KernelRefused):
+        raise printed
     try:
-        found = parse(run([program, "-t", name]), family).table(name)
+        found = parse(printed, store.family).table(name)
     except SaveFileError as error:
-        message = f"can't understand what {program} says: {error}"
+        message = f"can't understand what {_program(store.family, 'save')} says: {error}"
         raise KernelRefused(message) from error
     if found is None:
         # Then it prints a comment in place of the table.
         message = "it holds rules that iptables can't show"
         raise ProgramFailed(message)
-    if not doubtful:
-        return found
+    rules = store.rules.get(name, {})
     return found._replace(
-        chains=tuple(_marked(chain, doubtful.get(chain.name, ())) for chain in found.chains)
+        chains=tuple(_marked(chain, rules.get(chain.name, ())) for chain in found.chains)
     )
-
-
-def _doubtful(family: Family) -> dict[str, dict[str, list[nftables.Shown]]]:
-    """By table and chain, what can be believed of each rule; only chains with a doubtful rule."""
-    found: dict[str, dict[str, list[nftables.Shown]]] = {}
-    for _, table, chain, expressions in nftables.rules(family.number):
-        if table in TABLES:
-            shown = nftables.shown(expressions)
-            found.setdefault(table, {}).setdefault(chain, []).append(shown)
-    return {
-        table: {name: rules for name, rules in chains.items() if not all(map(all, rules))}
-        for table, chains in found.items()
-    }
 
 
 #: Stands for what iptables does not show of a rule; matches of a name unknown to iptables-save's
@@ -170,7 +194,7 @@ _NATIVE = "native-nftables"
 
 
 def _marked(chain: Chain, shown: Sequence[nftables.Shown]) -> Chain:
-    if not shown:
+    if all(map(all, shown)):
         return chain
     if len(shown) != len(chain.rules):
         refused = KernelRefused("it was changed by someone else meanwhile")

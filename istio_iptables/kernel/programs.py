@@ -48,11 +48,23 @@ def run(command: Sequence[str], stdin: str = "") -> str:
         return child.output()
 
 
-def run_all(commands: Iterable[Sequence[str]]) -> list[str]:
-    """What each of *commands*, which run side by side, prints on stdout; raises as ``run``."""
+def run_all(commands: Iterable[Sequence[str]]) -> list[str | KernelRefused]:
+    """What each of *commands*, which run side by side, prints on stdout, or what ``run`` would raise."""
+    results: list[str | KernelRefused] = []
     with ExitStack() as stack:
-        children = [stack.enter_context(_Child(command)) for command in commands]
-        return [child.output() for child in children]
+        for child in [_started(stack, command) for command in commands]:
+            try:
+                results.append(child if isinstance(child, KernelRefused) else child.output())
+            except KernelRefused as error:
+                results.append(error)
+    return results
+
+
+def _started(stack: ExitStack, command: Sequence[str]) -> _Child | KernelRefused:
+    try:
+        return stack.enter_context(_Child(command))
+    except KernelRefused as error:
+        return error
 
 
 class _Child:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import encodings.idna  # noqa: F401
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import KernelRefused
-from istio_iptables.kernel.backend import choose
+from istio_iptables.kernel.detect import detect
 from istio_iptables.kernel.install import InstallOptions, install
 from istio_iptables.kernel.usernamespace import require_mapped
 from istio_iptables.lab import clients, envoy
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from istio_iptables.lab.processes import Identity, Process
     from istio_iptables.lab.scenarios import Scenario, TrafficPath
     from istio_iptables.lab.without import Left
+    from istio_iptables.netfilter.ownership import Ownership
 
 __all__ = ["Installer", "LabOutcome", "Up", "run"]
 
@@ -39,8 +41,8 @@ __all__ = ["Installer", "LabOutcome", "Up", "run"]
 Installer = Callable[[Plan, str], None]
 
 
-def _install(plan: Plan, backend: str) -> None:
-    install(plan, lambda _line: None, InstallOptions(backend=backend))
+def _install(ownership: Ownership, plan: Plan, backend: str) -> None:
+    install(plan, ownership, lambda _line: None, InstallOptions(backend=backend))
 
 
 class LabOutcome(NamedTuple):
@@ -71,6 +73,7 @@ class Up(NamedTuple):
 def run(  # noqa: PLR0913 - the lab's parts
     scenario: Scenario,
     plan: Plan,
+    ownership: Ownership,
     *,
     mode: str,
     backend: str = "",
@@ -93,7 +96,7 @@ def run(  # noqa: PLR0913 - the lab's parts
     require_mapped((each.uid for each in people), (each.gid for each in people))
 
     def work(process: int) -> LabOutcome:
-        lab = _Lab(scenario, binary, installer or _install)
+        lab = _Lab(scenario, binary, ownership, installer or partial(_install, ownership))
         name = lab.build(without(plan, left), backend, left)
         results = [lab.walk(path, plan) for path in scenario.paths if not only or path.name in only]
         seconds = time.monotonic() - begun
@@ -108,11 +111,14 @@ def run(  # noqa: PLR0913 - the lab's parts
 class _Lab:
     """The processes and networks of a scenario; only in a world of its own."""
 
-    def __init__(self, scenario: Scenario, binary: str, installer: Installer) -> None:
+    def __init__(
+        self, scenario: Scenario, binary: str, ownership: Ownership, installer: Installer
+    ) -> None:
         self._nodes = {node.name: node for node in scenario.nodes}
         self._switch = make_network("switch")
         self._networks = {name: make_network(name) for name in self._nodes}
         self._binary = binary
+        self._ownership = ownership
         self._installer = installer
         self._watch: Watch | None = None
         self.sockets: dict[str, str] = {}
@@ -161,7 +167,7 @@ class _Lab:
         name = backend
         for network in captured.values():
             with on_network(network):
-                name = choose(backend).backend.name
+                name = detect(backend, self._ownership).backend.name
                 self._installer(plan, backend)
         return name
 

@@ -11,11 +11,16 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.netfilter.model import Chain, Rule, Table, is_built_in
+from istio_iptables.netfilter.ownership import Owned, Position
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Action", "Edit", "Position", "apply", "edits", "restore_lines", "undo"]
+    _Chains = Mapping[str, tuple[Rule, ...]]
+
+__all__ = ["Action", "Edit", "apply", "edits", "restore_lines", "undo"]
+
+_NOTHING = Owned()
 
 
 class Action(Enum):
@@ -40,61 +45,55 @@ class Edit(NamedTuple):
     by_text: bool = False
 
 
-class Position(Enum):
-    """Where a rule of ours stands in a chain that others use too."""
-
-    HEAD = "head"
-    TAIL = "tail"
-
-
 def edits(
-    name: str,
-    live: Table | None,
-    wanted: Table | None,
-    ours: Mapping[str, Mapping[int, Position]],
-    own_chains: Iterable[str],
+    name: str, live: Table | None, wanted: Table | None, ours: Owned = _NOTHING
 ) -> tuple[Edit, ...]:
     """The steps that take our part of the table *name* from *live* to *wanted*.
 
-    *ours* tells for each chain of *live* that others use too the numbers (from 0) of our rules
-    in it; *own_chains* are the chains of *live* that are ours altogether. Every other rule
-    keeps its text and its place among the others. None for *wanted* removes ours.
+    *ours* tells which part of *live* that is. Every other rule keeps its text and its place among
+    the others. None for *wanted* removes ours.
     """
-    live_chains = {chain.name: chain.rules for chain in live.chains} if live else {}
-    wanted_chains = {chain.name: chain.rules for chain in wanted.chains} if wanted else {}
-    shared = [chain for chain in wanted_chains if is_built_in(name, chain)]
-    shared += [chain for chain in ours if chain not in shared]
-    own = [chain for chain in wanted_chains if chain not in shared]
-    old = set(own_chains)
-    changed = [
-        chain
-        for chain in own
-        if chain not in old or not _same(live_chains[chain], wanted_chains[chain])
-    ]
+    there, asked = _rules_by_chain(live), _rules_by_chain(wanted)
+    shared = dict.fromkeys(chain for chain in asked if is_built_in(name, chain))
+    shared |= dict.fromkeys(ours.shared)
+    changed = _changed(there, asked, {*shared}, {*ours.own_chains})
     steps = [Edit(Action.RESET, chain) for chain in changed]
-    removed = [chain for chain in live_chains if chain in old and chain not in own]
     for chain in shared:
         steps += _shared_chain(
-            chain, live_chains.get(chain, ()), wanted_chains.get(chain, ()), ours.get(chain, {})
+            chain, there.get(chain, ()), asked.get(chain, ()), ours.shared.get(chain, {})
         )
     for chain in changed:
-        steps += (Edit(Action.APPEND, chain, rule) for rule in wanted_chains[chain])
-    # All of them are emptied before the first goes: they may jump to each other.
-    steps += (Edit(Action.RESET, chain) for chain in removed)
-    steps += _references(live, removed, {*shared, *own, *removed})
-    steps += (Edit(Action.DELETE_CHAIN, chain) for chain in removed)
-    return tuple(steps)
+        steps += (Edit(Action.APPEND, chain, rule) for rule in asked[chain])
+    removed = [chain for chain in there if chain in ours.own_chains and chain not in asked]
+    return (*steps, *_removal(there, removed, {*shared, *asked, *removed}))
 
 
-def _references(live: Table | None, removed: list[str], known: set[str]) -> list[Edit]:
-    """Take out the rules of foreign chains that jump to a chain that goes away."""
+def _rules_by_chain(table: Table | None) -> dict[str, tuple[Rule, ...]]:
+    return {chain.name: chain.rules for chain in table.chains} if table else {}
+
+
+def _changed(there: _Chains, asked: _Chains, shared: set[str], own: set[str]) -> list[str]:
+    """The chains of ours that are to be made or filled anew."""
     return [
-        Edit(Action.DELETE, chain.name, rule, number)
-        for chain in (live.chains if live and removed else ())
-        if chain.name not in known
-        for number, rule in reversed(tuple(enumerate(chain.rules, start=1)))
-        if rule.target is not None and rule.target.name in removed
+        chain
+        for chain, rules in asked.items()
+        if chain not in shared and not (chain in own and _same(there[chain], rules))
     ]
+
+
+def _removal(there: _Chains, removed: list[str], known: set[str]) -> list[Edit]:
+    """Take chains of ours away, and the rules of foreign ones (all but the *known*) that jump to them."""
+    # All of them are emptied before the first goes: they may jump to each other.
+    steps = [Edit(Action.RESET, chain) for chain in removed]
+    steps += (
+        Edit(Action.DELETE, chain, rule, number)
+        for chain, rules in (there.items() if removed else ())
+        if chain not in known
+        for number, rule in reversed(tuple(enumerate(rules, start=1)))
+        if rule.target is not None and rule.target.name in removed
+    )
+    steps += (Edit(Action.DELETE_CHAIN, chain) for chain in removed)
+    return steps
 
 
 def _same(left: tuple[Rule, ...], right: tuple[Rule, ...]) -> bool:
@@ -107,24 +106,34 @@ def _shared_chain(
     """The steps for a chain that others use too: only our rules come and go."""
     if _same(tuple(live[number] for number in sorted(ours)), wanted):
         return []
-    others = {rule.text for number, rule in enumerate(live) if number not in ours}
-    steps = [
-        Edit(Action.DELETE, chain, live[number], number + 1, live[number].text not in others)
-        for number in sorted(ours, reverse=True)
-    ]
     head = [rule for rule in wanted if rule.inserted]
     tail = [rule for rule in wanted if not rule.inserted]
-    foreign = len(live) - len(ours)
-    tails = [number for number, place in ours.items() if place is Position.TAIL]
-    # New rules take the place of the old ones; without old ones they go to the end.
-    before = sum(1 for number in range(tails[-1]) if number not in ours) if tails else foreign
+    steps = _deletions(chain, live, ours)
     steps += (Edit(Action.INSERT, chain, rule, place) for place, rule in enumerate(head, start=1))
-    if before == foreign:
+    before = _before_tail(len(live), ours)
+    if before == len(live) - len(ours):
         steps += (Edit(Action.APPEND, chain, rule) for rule in tail)
     else:
         first = len(head) + before + 1
         steps += (Edit(Action.INSERT, chain, rule, place) for place, rule in enumerate(tail, first))
     return steps
+
+
+def _deletions(chain: str, live: tuple[Rule, ...], ours: Mapping[int, Position]) -> list[Edit]:
+    others = {rule.text for number, rule in enumerate(live) if number not in ours}
+    return [
+        Edit(Action.DELETE, chain, live[number], number + 1, live[number].text not in others)
+        for number in sorted(ours, reverse=True)
+    ]
+
+
+def _before_tail(count: int, ours: Mapping[int, Position]) -> int:
+    """How many foreign rules of *count* rules in all stand before where our last ones go.
+
+    New rules take the place of the old ones; without old ones they go to the end.
+    """
+    tails = [number for number, place in ours.items() if place is Position.TAIL]
+    return sum(1 for number in range(tails[-1] if tails else count) if number not in ours)
 
 
 def apply(live: Table, steps: Iterable[Edit]) -> Table:

@@ -57,7 +57,7 @@ def restore(plan: Plan) -> str:
     for ruleset in plan.rulesets:
         lines = [f"# {ruleset.family.title}: for {_program(ruleset.family)}-restore --noflush"]
         for table in ruleset.tables:
-            lines += restore_lines(table.name, edits(table.name, None, table, {}, ()))
+            lines += restore_lines(table.name, edits(table.name, None, table))
         documents += [f"{line}\n" for line in lines]
         documents.append(_beside(plan, ruleset.family))
     return "".join(documents)
@@ -72,7 +72,7 @@ def commands(plan: Plan) -> str:
         program = _program(ruleset.family)
         for table in ruleset.tables:
             prefix = f"{program} -t {table.name}"
-            for step in edits(table.name, None, table, {}, ()):
+            for step in edits(table.name, None, table):
                 if step.action is Action.RESET:
                     lines.append(f"{prefix} -N {step.chain}")
                 elif step.action is Action.INSERT:

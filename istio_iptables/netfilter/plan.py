@@ -56,6 +56,15 @@ class Plan(NamedTuple):
         """What the rules lean on, in the order in which it is made: addresses, then routes."""
         return (*self.addresses, *self.routes)
 
+    def beside_without(self, other: Plan) -> Plan:
+        """The routes and addresses that *other* lacks, whatever the reasons for them."""
+        there = {each._replace(reason="") for each in other.beside}
+        return Plan(
+            (),
+            tuple(each for each in self.routes if each._replace(reason="") not in there),
+            tuple(each for each in self.addresses if each._replace(reason="") not in there),
+        )
+
     def table_names(self, family: Family) -> tuple[str, ...]:
         """The tables of one address family that rules are to go into."""
         return tuple(

@@ -39,7 +39,7 @@ def test_bare_returns_are_ours_only_where_istio_puts_them(
     """Right before our jump in both chains, and for the same interfaces."""
     lines = [f"-A PREROUTING {each}" for each in prerouting] + [JUMP_IN]
     lines += [f"-A OUTPUT {each}" for each in output] + [JUMP_OUT, CAPTURED]
-    owned = find_owned(parse(TABLE.format("\n".join(lines)), Family.IPV4).table("nat"))
+    owned = find_owned(parse(TABLE.format("\n".join(lines)), Family.IPV4).tables[0])
     assert sum(map(len, owned.shared.values())) == ours
 
 
@@ -48,5 +48,5 @@ def test_a_return_at_the_head_spares_a_virtual_interface(captured: str, ours: bo
     """Where destinations are captured, rules that send them to Envoy come before it."""
     lines = ["-A PREROUTING -i net1 -j RETURN", JUMP_IN, JUMP_OUT, captured]
     text = TABLE.format("\n".join(filter(None, lines)))
-    owned = find_owned(parse(text, Family.IPV4).table("nat"))
+    owned = find_owned(parse(text, Family.IPV4).tables[0])
     assert (0 in owned.shared["PREROUTING"]) is ours

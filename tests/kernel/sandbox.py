@@ -17,6 +17,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -303,7 +304,11 @@ def adopting() -> Iterator[None]:
 
 
 def wait_for_group(group: int) -> None:
-    """Wait until every process of a group has ended; orphans too, if they are adopted."""
+    """Wait until every process of a group has ended; orphans too, if they are adopted.
+
+    A child that leaves the group while it is waited for would be waited for for ever.
+    """
     with contextlib.suppress(ChildProcessError):
         while True:
-            os.waitpid(-group, 0)
+            if os.waitpid(-group, os.WNOHANG) == (0, 0):
+                time.sleep(0.001)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.istio.plan import build
 from istio_iptables.kernel.legacy import Legacy
 from istio_iptables.kernel.xt_abi import UnknownPartError, encode
@@ -174,7 +175,7 @@ def _ask(raw: socket, protocol: int, option: int, question: bytes) -> bytes:
 
 def rules_in(family: Family, table: str, chain: str) -> list[str]:
     """The text of the rules of a chain, as we read it."""
-    found = Legacy().read(family).table(table)
+    found = Legacy(OWNERSHIP).table(family, table)
     there = found.chain(chain) if found else None
     return [rule.text for rule in there.rules] if there else []
 
@@ -231,10 +232,10 @@ def test_every_plan_in_bytes_reads_as_its_text(config: Config) -> None:
         for ruleset in plan.rulesets:
             _put_in_all(ruleset)
             assert tables(save("legacy", ruleset.family)) == tables(render(ruleset))
-            read = Legacy().read(ruleset.family)
             for table in ruleset.tables:
-                assert read.table(table.name) is not None
-                assert _chains(read.table(table.name)) == _chains(table)
+                read = Legacy(OWNERSHIP).table(ruleset.family, table.name)
+                assert read is not None
+                assert _chains(read) == _chains(table)
 
 
 def _chains(table: Table | None) -> list[tuple[str, list[str]]]:
@@ -247,7 +248,7 @@ def _put_in(family: Family, table: str, chains: dict[str, Sequence[Rule]]) -> No
     """Load rules as an install does, one transaction a table."""
     steps = [Edit(Action.RESET, name) for name in chains if not is_built_in(table, name)]
     steps += [Edit(Action.APPEND, name, rule) for name, rules in chains.items() for rule in rules]
-    transaction = Legacy().prepare(family, table, steps)
+    transaction = Legacy(OWNERSHIP).prepare(family, table, steps)
     transaction.commit()
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.istio.plan import build
-from istio_iptables.kernel import legacy, nft
+from istio_iptables.kernel import libiptc, nft
 from istio_iptables.kernel.host import Host
 from istio_iptables.kernel.install import InstallOptions
 from istio_iptables.kernel.install import install as apply
@@ -331,7 +332,7 @@ def test_anything_may_be_raised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Before or behind each commit of a table: everything goes back, and the error goes on."""
-    made = legacy._Handle if backend == "legacy" else nft._Restore
+    made = libiptc.Handle if backend == "legacy" else nft._Restore
     commit = made.commit
     install(backend, *CONFIGURATIONS["everything"])
     before = state(backends=(backend,))
@@ -351,7 +352,7 @@ def test_anything_may_be_raised(
 
         monkeypatch.setattr(made, "commit", failing)
         with pytest.raises(error):
-            apply(plan, lambda _: None, InstallOptions(backend=backend), replace=True)
+            apply(plan, OWNERSHIP, lambda _: None, InstallOptions(backend=backend), replace=True)
         monkeypatch.undo()
         assert state(backends=(backend,)) == before
 
@@ -388,7 +389,7 @@ def test_loading_python_iptables_leaves_the_process_alone() -> None:
     """No variable and no module stays that was there only for its import."""
     script = (
         "import os, sys; before = dict(os.environ)\n"
-        "from istio_iptables.kernel.legacy import _import_iptc; _import_iptc()\n"
+        "from istio_iptables.kernel.libiptc import import_iptc; import_iptc()\n"
         "assert dict(os.environ) == before\n"
         "import iptc.util; assert iptc.util.__file__"
     )

@@ -12,6 +12,7 @@ from istio_iptables.istio.plan import build
 from istio_iptables.netfilter import formats, savefile
 from istio_iptables.netfilter.edits import apply, edits, restore_lines
 from istio_iptables.netfilter.model import Chain, Family, Table
+from istio_iptables.netfilter.ownership import Owned
 from istio_iptables.settings.converters import Names, parse
 from istio_iptables.settings.declarations import ValueKind
 from tests.kernel.netns import BACKENDS, Step, inside, program, rules_of
@@ -65,7 +66,7 @@ def changes(draw: st.DrawFn) -> tuple[Table, Table | None]:
     """A table with foreign rules and an older version of ours, and what is wanted instead."""
     versions = wanted_tables().map(_with_jumped)
     foreign = draw(tables("nat", kernel_rules))
-    live = apply(foreign, edits("nat", foreign, draw(versions), {}, ()))
+    live = apply(foreign, edits("nat", foreign, draw(versions)))
     return live, draw(st.none() | versions)
 
 
@@ -79,8 +80,8 @@ def test_the_kernel_does_what_edits_say(
     restore = program(Family.IPV4, backend, "restore")
     steps, expected = [], []
     for live, wanted in batch:
-        _, ours, own = seen(live)
-        change = edits("nat", live, wanted, ours, (*own, *JUMPED))
+        ours = seen(live).ours
+        change = edits("nat", live, wanted, Owned((*ours.own_chains, *JUMPED), ours.shared))
         before = savefile.render_table(live)
         steps += [
             Step([restore], "\n".join(before) + "\n"),

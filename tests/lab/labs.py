@@ -6,6 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.commands.lab import lab_config
+from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.istio.plan import build
 from istio_iptables.lab import runner, scenarios
 from istio_iptables.lab.without import left_out
@@ -52,6 +53,7 @@ def run(  # noqa: PLR0913 - what differs between labs
     return runner.run(
         scenarios.make(asked.scenario, config, asked.envoy_uid),
         plan,
+        OWNERSHIP,
         mode=asked.mode,
         backend=asked.backend,
         left=left_out(plan, left(plan) if left else ()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from istio_iptables.netfilter.edits import (
     Action,
     Edit,
-    Position,
     apply,
     edits,
     restore_lines,
@@ -26,10 +25,8 @@ from istio_iptables.netfilter.model import (
     Table,
     Target,
 )
+from istio_iptables.netfilter.ownership import Owned, Position
 from tests.strategies import kernel_rules, tables
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 ACCEPT, DROP, RETURN = map(Target, ("ACCEPT", "DROP", "RETURN"))
 
@@ -76,8 +73,7 @@ class Live(NamedTuple):
     """A table with foreign rules and perhaps ours, and what is ours in it."""
 
     table: Table
-    ours: Mapping[str, Mapping[int, Position]]
-    own_chains: tuple[str, ...]
+    ours: Owned
 
 
 def seen(table: Table) -> Live:
@@ -95,19 +91,19 @@ def seen(table: Table) -> Live:
         )
     }
     own = tuple(chain.name for chain in table.chains if chain.name in OWN)
-    return Live(table, ours, own)
+    return Live(table, Owned(own, ours))
 
 
 def steps_to(live: Live, wanted: Table | None) -> tuple[Edit, ...]:
     """The edits from *live* to *wanted*."""
-    return edits("nat", live.table, wanted, live.ours, live.own_chains)
+    return edits("nat", live.table, wanted, live.ours)
 
 
 @st.composite
 def lives(draw: st.DrawFn) -> Live:
     """What a machine may hold: foreign rules with an older version of ours among them."""
     foreign = draw(tables("nat", kernel_rules))
-    table = apply(foreign, edits("nat", foreign, draw(wanted_tables()), {}, ()))
+    table = apply(foreign, edits("nat", foreign, draw(wanted_tables())))
     # Others go on writing rules after us, at any place.
     chains = []
     for chain in table.chains:
@@ -200,8 +196,8 @@ class TestLaws:
     def test_on_an_empty_table(self, wanted: Table) -> None:
         """With nothing there the result is the wanted table itself."""
         empty = Table("nat", tuple(Chain(name, "ACCEPT") for name in BUILT_IN_CHAINS["nat"]))
-        assert apply(empty, edits("nat", empty, wanted, {}, ())) == wanted
-        assert edits("nat", None, wanted, {}, ()) == edits("nat", empty, wanted, {}, ())
+        assert apply(empty, edits("nat", empty, wanted)) == wanted
+        assert edits("nat", None, wanted) == edits("nat", empty, wanted)
 
     @given(lives(), st.one_of(st.none(), wanted_tables()))
     def test_undo(self, live: Live, wanted: Table | None) -> None:
@@ -273,7 +269,7 @@ def test_a_foreign_jump_to_a_chain_that_goes() -> None:
     live = nat(
         Chain("OUTPUT", "ACCEPT"), Chain("ISTIO_A"), Chain("THEIRS", rules=(jump, keep, jump))
     )
-    steps = edits("nat", live, None, {}, ("ISTIO_A",))
+    steps = edits("nat", live, None, Owned(("ISTIO_A",)))
     assert apply(live, steps) == nat(Chain("OUTPUT", "ACCEPT"), Chain("THEIRS", rules=(keep,)))
 
 
@@ -282,7 +278,7 @@ def test_unchanged_chains_are_not_touched() -> None:
     one, two = Chain("ISTIO_A", rules=(Rule(target=DROP),)), Chain("ISTIO_B")
     live = nat(one, two)
     wanted = nat(one, two._replace(rules=(Rule(target=RETURN),)))
-    assert [(step.action, step.chain) for step in edits("nat", live, wanted, {}, OWN[:2])] == [
+    assert [(step.action, step.chain) for step in edits("nat", live, wanted, Owned(OWN[:2]))] == [
         (Action.RESET, "ISTIO_B"),
         (Action.APPEND, "ISTIO_B"),
     ]

@@ -1,0 +1,122 @@
+"""One table: what of it is ours, how that differs from what is wanted, the change and the way back."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.errors import KernelRefused
+from istio_iptables.kernel.steps import Step
+from istio_iptables.netfilter.edits import apply, edits, undo
+from istio_iptables.netfilter.model import Table
+from istio_iptables.netfilter.ownership import Owned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import ExitStack
+
+    from istio_iptables.differences.rulesets import Difference
+    from istio_iptables.kernel.backend import Backend, Transaction
+    from istio_iptables.netfilter.edits import Edit
+    from istio_iptables.netfilter.model import Family, Rule
+
+__all__ = ["TableChange", "compared"]
+
+
+class TableChange(NamedTuple):
+    """A table as it is, as it is wanted, and the way from one to the other."""
+
+    backend: Backend
+    family: Family
+    name: str
+    #: None if it is not there.
+    live: Table | None
+    #: None if nothing of ours is to be in it.
+    wanted: Table | None
+    find: Callable[[Table], Owned]
+    #: Our part of the live table.
+    owned: Owned = Owned()
+    #: The edits that make our part as wanted; none where nothing differs.
+    steps: tuple[Edit, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The table's name for people, without the backend's."""
+        return f"{self.family.title} {self.name}"
+
+    def differences(self) -> Iterator[Difference]:
+        """What ``diff`` reports of the table, but for rules of others."""
+        from istio_iptables.differences.rulesets import ChangeKind, diff_tables  # as in compared
+
+        live = self.live or Table(self.name)
+        for difference in diff_tables(self.family, live, self.wanted, self.owned):
+            if difference.kind is not ChangeKind.FOREIGN:
+                yield difference
+
+    def prepared(self, stack: ExitStack, *, check: bool) -> Step:
+        """The change as a step, its transaction prepared; *stack* closes that."""
+        transaction = self.backend.prepare(self.family, self.name, self.steps, check=check)
+        stack.callback(transaction.close)
+        return Step(
+            f"{self.family.title} table {self.name} ({self.backend.name})",
+            partial(self._commit, transaction),
+            self._put_back,
+        )
+
+    def _commit(self, transaction: Transaction) -> None:
+        try:
+            transaction.commit()
+        except KernelRefused as error:
+            # libiptc puts the table in place, and then its old counters: whoever changes it between
+            # the two makes it say that it failed, although our rules are in.
+            if not error.busy or self._steps_from(self._now(), self.wanted):
+                raise
+
+    def _put_back(self) -> None:
+        """Take the change back, if it was made."""
+        back = self._way_back(self._now() or Table(self.name))
+        if back:
+            transaction = self.backend.prepare(self.family, self.name, back, check=False)
+            try:
+                transaction.commit()
+            finally:
+                transaction.close()
+        if self.live is None:
+            self.backend.forget(self.family, self.name)
+
+    def _way_back(self, now: Table) -> tuple[Edit, ...]:
+        """The steps from what is there *now* to what was there before the change."""
+        live = self.live
+        if live and _rules(now) == _rules(live):
+            return ()
+        if live and _rules(now) == _rules(apply(live, self.steps)):
+            return undo(live, self.steps)
+        # Somebody else has changed the table too: only our part of it goes back.
+        return self._steps_from(now, self.owned.part_of(live) if live and self.owned else None)
+
+    def _now(self) -> Table | None:
+        return self.backend.table(self.family, self.name)
+
+    def _steps_from(self, now: Table | None, wanted: Table | None) -> tuple[Edit, ...]:
+        """The steps to *wanted* from what is there *now*."""
+        return edits(self.name, now, wanted, self.find(now) if now else Owned())
+
+
+def _rules(table: Table) -> dict[str, tuple[Rule, ...]]:
+    return {chain.name: chain.rules for chain in table.chains}
+
+
+def compared(table: TableChange) -> TableChange:
+    """*table*, which was only read so far, with what of it is ours, and the steps where it differs."""
+    live = table.live
+    owned = table.find(live) if live else table.owned
+    steps = edits(table.name, live, table.wanted, owned)
+    if live and steps:
+        # Not word for word as wanted, which may be another spelling; otherwise what compares need
+        # not be loaded.
+        from istio_iptables.differences.rulesets import recognised
+
+        owned = recognised(table.family, live, table.find)
+        differs = any(True for _ in table._replace(owned=owned).differences())
+        steps = edits(table.name, live, table.wanted, owned) if differs else ()
+    return table._replace(owned=owned, steps=steps)
