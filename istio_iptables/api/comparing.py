@@ -14,6 +14,7 @@ from istio_iptables.differences.rulesets import (
 )
 from istio_iptables.errors import CannotTell, KernelRefused
 from istio_iptables.istio.ownership import OWNERSHIP, find_owned
+from istio_iptables.netfilter.edits import apply, edits
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import Plan as State
 
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.rules import Source
-    from istio_iptables.netfilter.model import Ruleset
+    from istio_iptables.netfilter.model import Ruleset, Table
 
-__all__ = ["Differences", "diff", "holds_ours"]
+__all__ = ["Differences", "diff", "foreign_first", "holds_ours"]
 
 #: The tables in which a foreign rule can decide before ours.
 _BEFORE = frozenset({"raw", "mangle", "nat"})
@@ -99,7 +100,8 @@ def _with_live(plan: Plan, namespace: str, backend: str) -> Differences:
     # In both backends: the kernel asks the tables of the other one at the same hooks.
     for each in (state.rulesets, state.other_rulesets):
         found += preceding(each, plan.rulesets, find_owned, _marks(plan))
-    found += diff_network(State((), state.routes, state.addresses), plan.state)
+    there = State((), state.routes, state.addresses)
+    found += (each for each in diff_network(there, plan.state) if each.text not in state.half_there)
     found += _elsewhere(state.other_rulesets, "nft" if state.backend == "legacy" else "legacy")
     warnings = list(state.warnings)
     unread = [each for each in state.unreadable if each.split()[1] in _BEFORE]
@@ -115,6 +117,39 @@ def _with_live(plan: Plan, namespace: str, backend: str) -> Differences:
         missing=sum(ruleset.rule_count for ruleset in plan.rulesets) if nothing else 0,
         warnings=warnings,
     )
+
+
+#: More lines of a warning are no help: ``diff`` lists them all.
+_MOST_FOREIGN = 3
+
+
+def foreign_first(plan: Plan, live: Iterable[Ruleset]) -> list[str]:
+    """Lines about the foreign rules in *live* that would decide before those of *plan*."""
+    planned = {ruleset.family: ruleset for ruleset in plan.rulesets}
+    installed = [
+        ruleset._replace(
+            tables=tuple(_with_ours(table, planned[ruleset.family]) for table in ruleset.tables)
+        )
+        for ruleset in live
+        if ruleset.family in planned
+    ]
+    found = (
+        *diff_rulesets(installed, plan.rulesets, find_owned),
+        *preceding(installed, plan.rulesets, find_owned, _marks(plan)),
+    )
+    lines = [each.line for each in found if each.kind is ChangeKind.FOREIGN]
+    if len(lines) > _MOST_FOREIGN:
+        rest = len(lines) - _MOST_FOREIGN
+        lines[_MOST_FOREIGN:] = [f"and {rest} more: 'istio-iptables diff' lists them all"]
+    return [
+        line.replace("foreign: ", "a foreign rule is evaluated before ours: ") for line in lines
+    ]
+
+
+def _with_ours(table: Table, planned: Ruleset) -> Table:
+    """*table* as it will be with the plan's rules in it."""
+    wanted = planned.table(table.name)
+    return apply(table, edits(table.name, table, wanted, find_owned(table)))
 
 
 def _marks(plan: Plan) -> frozenset[int]:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.netfilter.model import Ruleset
-    from istio_iptables.settings.config import Config
 
 __all__ = ["apply"]
 
@@ -35,11 +34,11 @@ def _note(line: str) -> None:
     tell("info", (line,))
 
 
-class _NodeCheck:
-    """Warns, once, of a network namespace that is a node's and no pod's."""
+class _Surveyor:
+    """Warns, once, of a node's network namespace, and of foreign rules that decide before ours."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
         self._looked = False
 
     def __call__(self, rulesets: Sequence[Ruleset]) -> None:
@@ -48,13 +47,20 @@ class _NodeCheck:
         if self._looked:
             return
         self._looked = True
+        config = self._plan.config
+        lines = []
         found = signs(rulesets)
         if found:
-            where = self._config.network_namespace or "this network namespace"
-            line = (
-                f"{where} looks like a machine's own and no pod's ({found}): with these rules all"
+            where = config.network_namespace or "this network namespace"
+            lines.append(
+                f"{where} looks like a machine's own and no pod's ({found}): with these rules all of"
+                " the machine's traffic goes to Envoy"
             )
-            warn([f"{line} of the machine's traffic goes to Envoy"], strict=self._config.strict)
+        if any(ruleset.rule_count for ruleset in rulesets):
+            from istio_iptables.api.comparing import foreign_first
+
+            lines += foreign_first(self._plan, rulesets)
+        warn(lines, strict=config.strict)
 
 
 def _apply(plan: Plan) -> None:
@@ -73,7 +79,7 @@ def _apply(plan: Plan) -> None:
             plan,
             reconcile=config.reconcile or config.force_apply,
             tell=_note,
-            look=_NodeCheck(config),
+            look=_Surveyor(plan),
         )
     if config.run_validation:
         from istio_iptables.kernel.probe import Probe, validate

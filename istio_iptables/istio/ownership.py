@@ -30,6 +30,7 @@ from istio_iptables.istio.plan import build_address
 from istio_iptables.istio.rules import CHAIN_PREFIX, DIVERT, OUTBOUND_MARK, OUTPUT, REDIRECT
 from istio_iptables.netfilter.model import is_built_in
 from istio_iptables.netfilter.ownership import Owned, Ownership, Position
+from istio_iptables.settings.declarations import setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -248,5 +249,10 @@ def _route_marks(table: Table) -> tuple[int, ...]:
 
 #: What the kernel package is told of all this.
 OWNERSHIP = Ownership(
-    find_owned, _route_marks, _is_own_chain, ("raw", "mangle", "nat"), build_address()
+    find_owned,
+    _route_marks,
+    _is_own_chain,
+    ("raw", "mangle", "nat"),
+    build_address(),
+    int(setting("istio_inbound_tproxy_route_table").default),
 )

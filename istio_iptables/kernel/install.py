@@ -82,6 +82,7 @@ def install(  # noqa: PLR0913 - what, whose, to whom, where and how
         if difference.replaces and not replace:
             raise Differs(*_refusal(difference))
         _make(difference, detected, plan, ownership, tell)
+        _tell_lost(difference, tell)
         count = sum(ruleset.rule_count for ruleset in plan.rulesets)
         families = " and ".join(ruleset.family.title for ruleset in plan.rulesets)
         tell(f"{'replaced by' if difference.any_owned else 'installed'} {count} rules ({families})")
@@ -103,6 +104,7 @@ def clean(ownership: Ownership, tell: Callable[[str], None], where: InstallOptio
         difference = _difference(detected, _EMPTY, ownership)
         # Also without rules: a run that was killed may have left a table that it had only just made.
         _make(difference, detected, _EMPTY, ownership, tell)
+        _tell_lost(difference, tell)
         count = len(difference.changes)
         if count:
             tell(f"removed our rules from {count} table{'' if count == 1 else 's'}")
@@ -111,6 +113,16 @@ def clean(ownership: Ownership, tell: Callable[[str], None], where: InstallOptio
 
     with entered(where.namespace), locked(tell, pod_only=where.pod_lock):
         retrying(attempt)
+
+
+def _tell_lost(difference: _Difference, tell: Callable[[str], None]) -> None:
+    """Name the rules of foreign chains that went because a chain of ours that they lead to did."""
+    for table in difference.changes:
+        for chain, rule in table.lost():
+            tell(
+                f"removed a foreign rule, since the chain that it leads to is gone: {table.title}"
+                f" -A {chain} {rule.text}"
+            )
 
 
 def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
@@ -172,7 +184,7 @@ def _difference(
         look([reading.ruleset for _, readings in detected.contents for reading in readings])
     tables = tuple(_compared(detected.backend, detected.readings, plan, ownership))
     elsewhere = tuple(_compared(*detected.other, _EMPTY, ownership)) if detected.other else ()
-    old = _left((*tables, *elsewhere), ownership).beside_without(plan)
+    old = _left((*tables, *elsewhere), plan, ownership).beside_without(plan)
     return _Difference(tables, elsewhere, old, plan.beside_without(_there(plan)))
 
 
@@ -190,13 +202,14 @@ def _compared(
                 yield compared(TableChange(backend, family, name, live, wanted, ownership.find))
 
 
-def _left(tables: Sequence[TableChange], ownership: Ownership) -> Plan:
+def _left(tables: Sequence[TableChange], plan: Plan, ownership: Ownership) -> Plan:
     """The routes and addresses that go with our rules in *tables*, as far as they are there."""
     owned = [(table.family, table.live) for table in tables if table.owned and table.live]
     marks = [mark for _, live in owned for mark in ownership.route_marks(live)]
     address = ownership.address
     left = any(family is address.family for family, _ in owned) and routes.has_address(address)
-    return Plan((), routes.left_routes(marks), (address,) if left else ())
+    emptied = {ownership.route_table, *(route.table for route in plan.routes)}
+    return Plan((), routes.left_routes(marks, emptied), (address,) if left else ())
 
 
 def _there(plan: Plan) -> Plan:

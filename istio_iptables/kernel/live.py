@@ -46,6 +46,8 @@ class LiveState(NamedTuple):
     #: The routes and addresses of the plan that was asked about which are there.
     routes: tuple[PolicyRoute, ...]
     addresses: tuple[InterfaceAddress, ...]
+    #: The commands of other routes of the plan whose part is there all the same.
+    half_there: tuple[str, ...] = ()
     #: Chains at the hooks of our tables that iptables does not show.
     native_chains: tuple[NativeChain, ...] = ()
     #: Tables that could not be read, such as ``IPv4 filter (nft)``.
@@ -80,6 +82,7 @@ def _read(plan: Plan, ownership: Ownership, forced: str) -> LiveState:
         tuple(reading.in_force for reading in others if reading.in_force.rule_count),
         tuple(filter(routes.has_route, plan.routes)),
         tuple(filter(routes.has_address, plan.addresses)),
+        tuple(" ".join(each) for route in plan.routes for each in routes.half_there(route)),
         _native_chains(),
         tuple(fault.name for fault in faults if fault.unread),
         tuple(_warnings(faults)),

@@ -163,6 +163,9 @@ def _require_own_chains(table: str, chains: Iterable[nftables.Chain]) -> None:
     iptables shows an empty chain in its place, or two.
     """
     for chain in chains:
+        if "\n" in chain.name:
+            message = f"the name of its chain {chain.name!a} holds a line end"
+            raise ProgramFailed(message)
         if chain.name in BUILT_IN_CHAINS[table] and not nftables.is_iptables(chain):
             message = f"its chain {chain.name} has another type, hook or priority than iptables'"
             raise ProgramFailed(message)

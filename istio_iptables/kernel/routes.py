@@ -23,9 +23,17 @@ from istio_iptables.netfilter.packet import Packet
 from istio_iptables.netfilter.plan import InterfaceAddress, PolicyRoute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
-__all__ = ["Change", "Link", "delivering_routes", "has_address", "has_route", "left_routes"]
+__all__ = [
+    "Change",
+    "Link",
+    "delivering_routes",
+    "half_there",
+    "has_address",
+    "has_route",
+    "left_routes",
+]
 
 #: Of the rule that leads to the main table.
 _MAIN_PRIORITY = 32766
@@ -55,6 +63,14 @@ def has_route(route: PolicyRoute) -> bool:
     """
     there = netlink.is_local_default(route.family.number, route.table)
     return bool(there) and not _lacks_rule(route)
+
+
+def half_there(route: PolicyRoute) -> tuple[tuple[str, ...], ...]:
+    """The command of the policy rule or of its route, if one of them is there and the other not."""
+    rule, local = route.commands
+    has_local = bool(netlink.is_local_default(route.family.number, route.table))
+    has_rule = not _lacks_rule(route)
+    return () if has_rule == has_local else (rule if has_rule else local,)
 
 
 def _lacks_rule(route: PolicyRoute) -> bool:
@@ -102,11 +118,12 @@ def has_address(address: InterfaceAddress) -> bool:
     return netlink.has_loopback_address(address.address)
 
 
-def left_routes(marks: Iterable[int]) -> tuple[PolicyRoute, ...]:
+def left_routes(marks: Iterable[int], tables: Collection[int]) -> tuple[PolicyRoute, ...]:
     """The policy routes of ours that are there, by the marks our rules use.
 
     A route is ours when its rule goes by one of *marks* and leads to a table that holds
-    ``local default dev lo`` and nothing else (or nothing at all any more).
+    ``local default dev lo`` and nothing else, or to one of *tables* that holds nothing: there a
+    removal that was killed may have taken the route away, and not yet the rule.
     """
     wanted = set(marks)
     if not wanted:
@@ -116,7 +133,7 @@ def left_routes(marks: Iterable[int]) -> tuple[PolicyRoute, ...]:
         for rule in dict.fromkeys(rule for rule, _ in netlink.policy_rules(family.number)):
             if _is_like_ours(rule) and rule.mark in wanted and rule.table not in _KERNEL_TABLES:
                 ours = netlink.is_local_default(family.number, rule.table)
-                if ours is None or ours:
+                if ours or (ours is None and rule.table in tables):
                     found.append(PolicyRoute(family, rule.mark, rule.table))
     return tuple(found)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel.steps import Step
-from istio_iptables.netfilter.edits import apply, edits, undo
-from istio_iptables.netfilter.model import Table
+from istio_iptables.netfilter.edits import Action, apply, edits, undo
+from istio_iptables.netfilter.model import Table, is_built_in
 from istio_iptables.netfilter.ownership import Owned
 
 if TYPE_CHECKING:
@@ -52,6 +52,13 @@ class TableChange(NamedTuple):
         for difference in diff_tables(self.family, live, self.wanted, self.owned):
             if difference.kind is not ChangeKind.FOREIGN:
                 yield difference
+
+    def lost(self) -> Iterator[tuple[str, Rule]]:
+        """The rules of foreign chains that the change takes away, with their chains."""
+        for step in self.steps:
+            own = step.chain in self.owned.own_chains or is_built_in(self.name, step.chain)
+            if step.action is Action.DELETE and not own:
+                yield step.chain, step.rule
 
     def prepared(self, stack: ExitStack, *, check: bool) -> Step:
         """The change as a step, its transaction prepared; *stack* closes that."""

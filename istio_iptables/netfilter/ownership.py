@@ -62,3 +62,5 @@ class Ownership(NamedTuple):
     tables: tuple[str, ...]
     #: What goes with our rules of its family.
     address: InterfaceAddress
+    #: The routing table of our policy routes, unless a plan has another one.
+    route_table: int

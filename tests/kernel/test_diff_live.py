@@ -44,7 +44,6 @@ def test_what_somebody_changed_is_told(backend: str) -> None:
         ("stranger", "nat", "OUTPUT"),
         ("missing", None, None),
         ("missing", None, None),
-        ("missing", None, None),
     ]
     texts = [each["text"] for each in found[2:]]
     assert texts[0] == "ip -6 addr add ::6/128 dev lo"
@@ -138,3 +137,20 @@ def test_a_policy_rule_that_the_kernel_does_not_go_by(words: tuple[str, ...]) ->
     for each in foreign:
         command("ip", "rule", *each.replace("add", "del", 1).split())
     assert state().rules == before
+
+
+@pytest.mark.parametrize(
+    ("gone", "missing"),
+    [
+        ("rule del fwmark 1337 lookup 133", "rule add fwmark 0x539 lookup 133"),
+        ("route flush table 133", "route add local default dev lo table 133"),
+    ],
+)
+def test_half_a_policy_route_is_one_difference(gone: str, missing: str) -> None:
+    """What is still there is not called missing."""
+    tproxy = ("-m", "TPROXY", "-i", "*", "-b", "*", "--ip-family", "ipv4")
+    install("legacy", *tproxy)
+    command("ip", *gone.split())
+    lines = run("diff", *tproxy).out.splitlines()
+    assert lines[0] == f"missing: IPv4: ip -4 {missing}"
+    assert lines[-1].endswith("1 difference")

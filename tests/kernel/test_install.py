@@ -217,3 +217,36 @@ def test_the_policy_rule_stands_where_ip_puts_it(theirs: list[str]) -> None:
         with_ours.append(state(backends=()).rules[0])
         command("ip", "rule", "del", "fwmark", "1337", "lookup", "133")
     assert with_ours[0] == with_ours[1]
+
+
+DOCUMENTED = CONFIGURATIONS["documented"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_foreign_rules_before_ours_are_told(backend: str) -> None:
+    """Before anything is changed, so that --strict refuses; diff says the same afterwards."""
+    load(backend, Family.IPV4, "*nat\n-A OUTPUT -o eth0 -j RETURN\nCOMMIT\n")
+    load(backend, Family.IPV4, "*raw\n-A PREROUTING -j NOTRACK\nCOMMIT\n")
+    before = state(backends=(backend,))
+    refused = install(backend, *DOCUMENTED, "--strict")
+    assert refused.status == 2
+    assert state(backends=(backend,)) == before
+    told = install(backend, *DOCUMENTED).warnings
+    assert [line.partition(": -A ")[0] for line in told] == [
+        "a foreign rule is evaluated before ours: IPv4 nat OUTPUT rule 1",
+        "a foreign rule is evaluated before ours: IPv4 raw PREROUTING rule 1",
+    ]
+    assert run("diff", *DOCUMENTED).out.count("foreign: ") == len(told)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_foreign_rule_that_goes_with_a_chain_of_ours_is_told(backend: str) -> None:
+    """A chain that is led to can't be deleted, so the rule that leads to it goes as well."""
+    tproxy = (*DOCUMENTED, "-m", "TPROXY")
+    install(backend, *tproxy)
+    rules = "*mangle\n:OTHER - [0:0]\n-A OTHER -s 9.9.9.9 -p tcp -j ISTIO_DIVERT\nCOMMIT\n"
+    load(backend, Family.IPV4, rules)
+    done = install(backend, *DOCUMENTED, "--reconcile")
+    line = "removed a foreign rule, since the chain that it leads to is gone: IPv4 mangle -A OTHER"
+    assert line in done.err
+    assert "ISTIO_DIVERT" not in save(backend, Family.IPV4)
