@@ -33,7 +33,7 @@ def test_install_then_clean_leaves_no_trace(name: str, layout: str, backend: str
     """Without any flag of the install: rules, policy rules, routes of all tables and addresses."""
     command("ip", "rule", "add", "fwmark", "1337", "lookup", "200")
     command("ip", "route", "add", "local", "10.7.0.0/16", "dev", "lo", "table", "200")
-    command("ip", "addr", "add", "::7/128", "dev", "lo")
+    command("ip", "addr", "add", "::7/128", "dev", "lo", "nodad")
     if layout != "none":
         load_layout(layout, backend)
     before = state()
