@@ -144,6 +144,6 @@ def test_run_is_read_only(backend: str) -> None:
     if backend == "legacy":
         assert result.status == 0
         assert "no lock /run/xtables.lock (" in result.err
-        assert "the namespace's own lock is held alone" in result.err
+        assert "only the namespace's own lock is taken" in result.err
     assert "Traceback" not in result.err
     assert result.status == 0
