@@ -10,7 +10,7 @@ from istio_iptables.netfilter.fieldvalues import protocol_number
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from istio_iptables.netfilter.model import Chain, Rule, Ruleset
     from istio_iptables.netfilter.ownership import Owned
@@ -86,21 +86,14 @@ class Notes:
         """What the chain *entry* captures, if it is a list that the packet is not on."""
         chain = self._chains.get("nat", {}).get(entry)
         target = IN_REDIRECT if packet.in_interface else REDIRECT
-        captures = [
-            rule
+        listed = [
+            text
             for rule in (chain.rules if chain else ())
             if rule.target is not None and rule.target.name == target and not rule.out_interface
+            for text in _listed(rule)
         ]
-        networks = [each.destination.value for each in captures if each.destination]
-        ports = [
-            option.values[0]
-            for each in captures
-            for match in each.matches
-            if (option := match.option("--dport")) is not None and not option.negated
-        ]
-        if packet.protocol != _TCP or not (networks or ports):
+        if packet.protocol != _TCP or not listed:
             return ()
-        listed = [f"port {port}" for port in ports] + [f"to {network}" for network in networks]
         shown = ", ".join(listed[:_MOST_NAMES]) + (", ..." if listed[_MOST_NAMES:] else "")
         return (f"{entry} captures only connections of this list: {shown}",)
 
@@ -136,6 +129,16 @@ class Notes:
         names = ", ".join(servers[:_MOST_NAMES]) + (", ..." if servers[_MOST_NAMES:] else "")
         text = f"DNS capture is on for the servers of resolv.conf alone ({names})"
         return (f"{text}, and {packet.destination} is not one of them",)
+
+
+def _listed(rule: Rule) -> Iterator[str]:
+    """What one capturing rule is for: a port or a network."""
+    if rule.destination is not None:
+        yield f"to {rule.destination.value}"
+    for match in rule.matches:
+        option = match.option("--dport")
+        if option is not None and not option.negated:
+            yield f"port {option.values[0]}"
 
 
 def _has_ours(ruleset: Ruleset) -> bool:

@@ -23,6 +23,8 @@ from istio_iptables.settings.converters import MAX_ID
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from istio_iptables.netfilter.packet import Route
+
 __all__ = ["PacketQuery", "complete_packet"]
 
 _TCP, _UDP = 6, 17
@@ -134,6 +136,21 @@ class _Reader:
             self._refuse("ctstate", f"is not one of {', '.join(STATES)}")
         return state
 
+    def families(self, *ends: _Endpoint) -> set[Family]:
+        """The families of the addresses that were given: one, or none."""
+        found = {
+            Family.IPV6 if ":" in each.address else Family.IPV4 for each in ends if each.address
+        }
+        if len(found) > 1:
+            self.problems.append("--src, --dst: the addresses are of different families")
+        return found
+
+    def check_ports(self, protocol: int | None, *ends: _Endpoint) -> None:
+        """Refuse a port for a protocol that has none."""
+        portless = protocol is not None and protocol not in WITH_PORTS
+        if portless and any(each.port for each in ends):
+            self.problems.append(f"--proto: {self._given['proto']} has no ports")
+
     def _refuse(self, name: str, reason: str) -> None:
         self.problems.append(f"--{name}: {self._given[name]!r}: {reason}")
 
@@ -165,17 +182,10 @@ def complete_packet(
     mark, connmark = reader.number("mark"), reader.number("connmark")
     if incoming and (uid is not None or gid is not None):
         reader.problems.append("--uid, --gid: a packet that comes in has no owner")
-    found = {
-        Family.IPV6 if ":" in each.address else Family.IPV4
-        for each in (source, destination)
-        if each.address
-    }
+    found = reader.families(source, destination)
+    reader.check_ports(protocol, source, destination)
     if given["iface"] == "":
         reader.problems.append("--iface: the name is empty")
-    if protocol is not None and protocol not in WITH_PORTS and (source.port or destination.port):
-        reader.problems.append(f"--proto: {given['proto']} has no ports")
-    if len(found) > 1:
-        reader.problems.append("--src, --dst: the addresses are of different families")
     if reader.problems or protocol is None:
         raise UsageProblems(reader.problems)
     whose = found.pop() if found else family or Family.IPV4
@@ -252,7 +262,6 @@ def _complete_in(packet: Packet, interface: str | None, world: Surroundings) -> 
 def _complete_out(packet: Packet, interface: str | None, world: Surroundings) -> PacketQuery:
     assumed = []
     family = packet.family
-    outside = _interface(world, family)
     if packet.destination is None:
         packet = packet._replace(destination=ELSEWHERE[family])
         assumed.append("destination")
@@ -260,34 +269,43 @@ def _complete_out(packet: Packet, interface: str | None, world: Surroundings) ->
         # The kernel connects to loopback for 0.0.0.0 and ::.
         packet = packet._replace(destination=loopback(family))
     packet, assumed_ports = _complete_ports(packet)
-    destination = packet.destination or ""
-    route = world.route(packet._replace(uid=_APPLICATION if packet.uid is None else packet.uid))
-    here = route.local if route else world.is_local(destination, family)
-    here = bool(here or world.is_routed_home(packet))
-    if world.addresses is None:
-        here = here or destination == POD[family]
+    owner = _APPLICATION if packet.uid is None else packet.uid
+    route = world.route(packet._replace(uid=owner))
+    here = _is_delivered(packet, route, world)
     if interface is None:
         assumed.append("interface")
-        interface = "lo" if here else (route and route.interface) or outside
-    if packet.source is None and route is not None and route.source:
-        packet = packet._replace(source=route.source)
-        assumed.append("source")
+        interface = "lo" if here else (route and route.interface) or _interface(world, family)
+    packet = packet._replace(out_interface=interface)
     if packet.source is None:
-        near = is_link_local(destination, family)
-        own = _own(world, family, outside if interface == "lo" else interface, link_local=near)
-        own = loopback(family) if is_loopback(destination, family) else own
-        # What a machine sends to an address of its own comes from that address.
-        packet = packet._replace(
-            source=destination if interface == "lo" and own != loopback(family) and here else own
-        )
+        told = route.source if route else ""
+        packet = packet._replace(source=told or _source(packet, world, here=here))
         assumed.append("source")
-    if packet.uid is None:
-        packet = packet._replace(uid=_APPLICATION)
-        assumed.append("uid")
-    if packet.gid is None:
-        packet = packet._replace(gid=packet.uid)
-        assumed.append("gid")
-    return PacketQuery(packet._replace(out_interface=interface), (*assumed, *assumed_ports))
+    assumed += (name for name in ("uid", "gid") if getattr(packet, name) is None)
+    group = owner if packet.gid is None else packet.gid
+    return PacketQuery(packet._replace(uid=owner, gid=group), (*assumed, *assumed_ports))
+
+
+def _is_delivered(packet: Packet, route: Route | None, world: Surroundings) -> bool:
+    """Whether this machine is where the packet goes, as far as that is known."""
+    if route is not None:
+        return route.local
+    if world.addresses is None and packet.destination == POD[packet.family]:
+        return True
+    local = world.is_local(packet.destination, packet.family)
+    return bool(local or world.is_routed_home(packet))
+
+
+def _source(packet: Packet, world: Surroundings, *, here: bool) -> str:
+    """The address that the packet is sent from, if the kernel does not tell."""
+    family, destination = packet.family, packet.destination or ""
+    if is_loopback(destination, family):
+        return loopback(family)
+    if here and packet.out_interface == "lo":
+        # What a machine sends to an address of its own comes from that address.
+        return destination
+    inner = packet.out_interface == "lo" or not packet.out_interface
+    interface = _interface(world, family) if inner else packet.out_interface or ""
+    return _own(world, family, interface, link_local=is_link_local(destination, family))
 
 
 def _complete_ports(packet: Packet) -> tuple[Packet, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,12 @@ from istio_iptables.commands.options import SettingsCommand, flags_given
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.netfilter.model import Family
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from istio_iptables.api.capture import Plan
+    from istio_iptables.api.explanation import Explanation
+
 __all__ = ["command"]
 
 _PACKET_OPTIONS = ("proto", "src", "dst", "iface", "uid", "gid", "mark", "connmark", "ctstate")
@@ -28,22 +34,18 @@ _PACKET_OPTIONS = ("proto", "src", "dst", "iface", "uid", "gid", "mark", "connma
 
 @click.pass_context
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
-    path, live = options["rules"], options["live"]
-    if options["incoming"] and options["outgoing"]:
-        raise UsageProblems(["--in, --out: a packet goes one way: give one of them"])
-    if path is not None and (live or flags_given(ctx).get("network_namespace")):
-        raise UsageProblems(["--rules: the rules are the file's, or live ones: give one of them"])
+    path = options["rules"]
+    namespace = flags_given(ctx).get("network_namespace")
+    live = options["live"] or bool(namespace or os.environ.get("NETWORK_NAMESPACE"))
+    _check(options, namespace)
     if path is None:
         require_namespace(ctx)
-    live = live or bool(
-        flags_given(ctx).get("network_namespace") or os.environ.get("NETWORK_NAMESPACE")
-    )
     way = "inbound" if options["incoming"] else "outbound"
     # Somebody else's rules: the family of the plan must not depend on this machine.
     plan = read_inputs(
         ctx,
         either_family=path is not None,
-        purpose=Purpose(() if live or path is not None else (way,), follow=False),
+        purpose=Purpose((way,) if path is None and not live else (), follow=False),
     )
     rules = LIVE if live else None
     found = explain(
@@ -55,18 +57,29 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         name="stdin" if path == "-" else path or "",
         **{name: options[name] for name in _PACKET_OPTIONS},
     )
+    _print(found, plan, as_json=options["as_json"], near=options["near"])
+    return ExitStatus.DONE
+
+
+def _check(options: Mapping[str, Any], namespace: str | None) -> None:
+    """Refuse options that say two things at once."""
+    if options["incoming"] and options["outgoing"]:
+        raise UsageProblems(["--in, --out: a packet goes one way: give one of them"])
+    if options["rules"] is not None and (options["live"] or namespace):
+        raise UsageProblems(["--rules: the rules are the file's, or live ones: give one of them"])
+
+
+def _print(found: Explanation, plan: Plan, *, as_json: bool, near: bool) -> None:
     strict = plan.config.strict
     warn(found.warnings, strict=strict)
-    lines = [finding.line for finding in found.findings]
-    if strict or not options["as_json"]:
-        warn(lines, strict=strict)
-    if options["as_json"]:
+    if strict or not as_json:
+        warn([finding.line for finding in found.findings], strict=strict)
+    if as_json:
         import json  # no other format needs it
 
         sys.stdout.write(json.dumps(found.as_json(), indent=2) + "\n")
     else:
-        sys.stdout.write(found.text(near=options["near"]))
-    return ExitStatus.DONE
+        sys.stdout.write(found.text(near=near))
 
 
 def _option(name: str, about: str, metavar: str) -> click.Option:

@@ -55,37 +55,52 @@ def read_flags(args: Sequence[str], settings: Iterable[Setting] = SETTINGS) -> F
     booleans alone or with a value (``--dry-run=false``); short booleans together (``-nv``).
     Raises UsageProblems for a log flag without its value.
     """
-    known = {each.flag: each for each in settings if each.on_command_line}
-    known |= {f"-{each.short}": each for each in known.values() if each.short}
-    texts: dict[str, str] = {}
-    arguments: list[str] = []
-    complete = True
-    rest = iter(args)
-    for argument in rest:
-        if argument == "--":
-            arguments += (argument, *rest)
-            complete = complete and arguments[-1] == "--"
-            continue
-        for name, value in _options(argument, known):
-            setting = known.get(name)
-            text = value
-            if name in _LOG_VALUES and value is None and next(rest, None) is None:
-                raise UsageProblems([f"{name}: the value is missing"])
-            if name in _LOG_VALUES or name in _LOG_FLAGS:
-                continue
-            if setting is not None and setting.kind is ValueKind.FLAG:
-                texts[setting.name] = "true" if value is None else value
-                continue
-            if setting is not None and text is None:
-                text = next(rest, None)
-            if setting is None or text is None:
-                # Without a value click says so, in the spelling that was used.
-                complete = False
-                arguments.append(argument)
-                continue
-            texts[setting.name] = text
-            arguments += (setting.flag, text)
-    return Flags(texts, arguments, complete)
+    reader = _Reader(args, settings)
+    complete = reader.read()
+    return Flags(reader.texts, reader.arguments, complete)
+
+
+class _Reader:
+    """One command line, read word by word."""
+
+    def __init__(self, args: Sequence[str], settings: Iterable[Setting]) -> None:
+        self._known = {each.flag: each for each in settings if each.on_command_line}
+        self._known |= {f"-{each.short}": each for each in self._known.values() if each.short}
+        self._rest = iter(args)
+        self.texts: dict[str, str] = {}
+        self.arguments: list[str] = []
+
+    def read(self) -> bool:
+        """Whether every word could be read."""
+        complete = True
+        for word in self._rest:
+            if word == "--":
+                self.arguments += (word, *self._rest)
+                return complete and self.arguments[-1] == "--"
+            for name, value in _options(word, self._known):
+                if not self._take(name, value):
+                    complete = False
+                    # Without a value click says so, in the spelling that was used.
+                    self.arguments.append(word)
+        return complete
+
+    def _take(self, name: str, value: str | None) -> bool:
+        """Whether the option is one of ours, and has its value, behind it if need be."""
+        setting = self._known.get(name)
+        if setting is not None and setting.kind is ValueKind.FLAG:
+            self.texts[setting.name] = "true" if value is None else value
+            return True
+        if name in _LOG_FLAGS:
+            return True
+        if setting is None and name not in _LOG_VALUES:
+            return False
+        text = next(self._rest, None) if value is None else value
+        if setting is None and text is None:
+            raise UsageProblems([f"{name}: the value is missing"])
+        if setting is not None and text is not None:
+            self.texts[setting.name] = text
+            self.arguments += (setting.flag, text)
+        return text is not None
 
 
 def _options(argument: str, known: dict[str, Setting]) -> Iterator[tuple[str, str | None]]:
