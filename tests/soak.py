@@ -33,7 +33,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.kernel.configurations import CONFIGURATIONS
 from tests.kernel.foreign import load_layout
 from tests.kernel.sandbox import (
-    BACKENDS,
     CLI,
     PATH,
     State,
@@ -41,10 +40,10 @@ from tests.kernel.sandbox import (
     forked,
     joined,
     process,
-    sandbox,
     state,
     wait_for_group,
 )
+from tests.namespaces import BACKENDS, sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

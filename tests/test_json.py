@@ -13,7 +13,7 @@ import pytest
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.lab import envoy
-from tests.kernel.netns import why_not
+from tests.namespaces import why_not
 from tests.program import run
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from istio_iptables.errors import IstioIptablesError
 from istio_iptables.lab import envoy
 from istio_iptables.settings.declarations import SETTINGS
-from tests.kernel.netns import why_not
+from tests.namespaces import why_not
 from tests.readme import (
     LINKED,
     OPTIONS,

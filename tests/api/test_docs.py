@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.netns import why_not
+from tests.namespaces import why_not
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 FLAGS = doctest.NORMALIZE_WHITESPACE

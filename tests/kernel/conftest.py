@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.netns import why_not
-from tests.kernel.sandbox import sandbox
+from tests.namespaces import sandbox, why_not
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,8 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tests.kernel.sandbox import command, forked, new_network
+from tests.kernel.sandbox import command, forked
+from tests.namespaces import new_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

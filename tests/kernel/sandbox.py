@@ -1,20 +1,15 @@
-"""A network and mount namespace for one test, entered by the test's own process.
+"""What tests do with the kernel's rules: install, load, save, compare; and processes of their own.
 
-Entering one takes a millisecond, and the program then runs in the process that is there
-already, so that a test can install hundreds of times. What needs a process of its own (to be
-killed, or to hold fewer rights) is forked from this one.
+What needs a process of its own (to be killed, or to hold fewer rights) is forked from the test's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import re
 import shutil
-import socket
-import struct
 import subprocess
 import sys
 import time
@@ -25,12 +20,12 @@ import pytest
 
 from istio_iptables.netfilter.model import Family
 from tests import program
+from tests.namespaces import BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 __all__ = [
-    "BACKENDS",
     "CLI",
     "PATH",
     "Finished",
@@ -41,105 +36,25 @@ __all__ = [
     "install",
     "joined",
     "load",
-    "mount",
     "needs",
-    "new_network",
     "ours_in",
     "planned",
     "process",
     "run",
-    "sandbox",
     "save",
-    "set_loopback",
     "state",
     "tables",
     "wait_for_group",
 ]
 
-BACKENDS = ("legacy", "nft")
+
+_PR_SET_CHILD_SUBREAPER = 36
 
 #: The program as a user runs it.
 CLI = str(Path(sys.executable).with_name("istio-iptables"))
 
 #: What the program's environment holds here: only where iptables is.
 PATH = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-
-_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
-_MS_BIND, _MS_REC, _MS_PRIVATE, _MS_RDONLY, _MS_REMOUNT = 4096, 16384, 1 << 18, 1, 32
-_PR_SET_CHILD_SUBREAPER = 36
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _call(function: str, *arguments: object) -> None:
-    if getattr(_libc, function)(*arguments):
-        number = ctypes.get_errno()
-        raise OSError(number, f"{function}: {os.strerror(number)}")
-
-
-def mount(source: str, target: str, kind: str = "", *, bind: bool = False, data: str = "") -> None:
-    """Mount in the sandbox: a file or folder over another one, or a new file system."""
-    _call(
-        "mount",
-        source.encode(),
-        target.encode(),
-        kind.encode() or None,
-        ctypes.c_ulong(_MS_BIND if bind else 0),
-        data.encode() or None,
-    )
-
-
-def read_only(target: str) -> None:
-    """Make what is mounted at *target* read-only."""
-    _call(
-        "mount",
-        None,
-        target.encode(),
-        None,
-        ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | _MS_RDONLY),
-        None,
-    )
-
-
-def new_network() -> None:
-    """Put this process into a network namespace of its own, with lo up."""
-    _call("unshare", _CLONE_NEWNET)
-    set_loopback(up=True)
-
-
-def set_loopback(*, up: bool) -> None:
-    """Take lo up or down."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        request = struct.pack("16sh", b"lo", 0).ljust(40, b"\0")
-        flags = struct.unpack_from("h", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request), 16)[0]
-        flags = flags | _IFF_UP if up else flags & ~_IFF_UP
-        request = struct.pack("16sh", b"lo", flags).ljust(40, b"\0")
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, request)
-
-
-@contextlib.contextmanager
-def sandbox() -> Iterator[None]:
-    """Be in a fresh network namespace with lo up, and see an empty /run, for the block.
-
-    Everything that is mounted or installed in the block is gone after it.
-    """
-    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-    home = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in ("net", "mnt")]
-    try:
-        _call("unshare", _CLONE_NEWNET | _CLONE_NEWNS)
-        _call("mount", b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
-        mount("tmpfs", "/run", "tmpfs", data="size=1m")
-        set_loopback(up=True)
-        yield
-    finally:
-        for each in home:
-            # A process that can't get home must not go on in the test's namespaces.
-            if _libc.setns(each, 0):
-                os.abort()
-            os.close(each)
-        os.fchdir(folder)
-        os.close(folder)
 
 
 def needs(*tools: str) -> pytest.MarkDecorator:
@@ -296,11 +211,11 @@ def joined(child: int) -> int:
 @contextlib.contextmanager
 def adopting() -> Iterator[None]:
     """Orphans are children of this process meanwhile, to be waited for; left so, they'd stay zombies."""
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         yield
     finally:
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def wait_for_group(group: int) -> None:

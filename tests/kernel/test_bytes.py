@@ -27,7 +27,8 @@ from istio_iptables.netfilter.edits import Action, Edit
 from istio_iptables.netfilter.model import Family, Rule, Ruleset, Table, is_built_in
 from istio_iptables.netfilter.plan import Plan
 from istio_iptables.netfilter.savefile import parse_rule, render
-from tests.kernel.sandbox import load, sandbox, save, tables
+from tests.kernel.sandbox import load, save, tables
+from tests.namespaces import sandbox
 from tests.strategies import configs
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from istio_iptables.netfilter.model import Family
-from tests.kernel.netns import BACKENDS, Step, inside, program
+from tests.namespaces import BACKENDS, Step, inside, program
 from tests.spellings import IPV4_SPELLINGS, IPV6_SPELLINGS, ONLY_OURS
 
 pytestmark = pytest.mark.kernel

@@ -9,16 +9,8 @@ import pytest
 from istio_iptables.netfilter.model import Family
 from tests.kernel.configurations import CONFIGURATIONS, DUAL, TPROXY
 from tests.kernel.foreign import LAYOUTS, add_around, load_layout
-from tests.kernel.sandbox import (
-    BACKENDS,
-    command,
-    install,
-    load,
-    run,
-    sandbox,
-    save,
-    state,
-)
+from tests.kernel.sandbox import command, install, load, run, save, state
+from tests.namespaces import BACKENDS, sandbox
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
 

@@ -11,18 +11,8 @@ import pytest
 from istio_iptables.netfilter.model import Family
 from tests.kernel.configurations import CONFIGURATIONS, DUAL, TPROXY
 from tests.kernel.foreign import chains, is_ours
-from tests.kernel.sandbox import (
-    BACKENDS,
-    Finished,
-    forked,
-    install,
-    joined,
-    planned,
-    process,
-    run,
-    sandbox,
-    state,
-)
+from tests.kernel.sandbox import Finished, forked, install, joined, planned, process, run, state
+from tests.namespaces import BACKENDS, sandbox
 
 if TYPE_CHECKING:
     from pathlib import Path

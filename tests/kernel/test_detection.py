@@ -9,7 +9,8 @@ import pytest
 from istio_iptables.netfilter.model import Family
 from tests.kernel.configurations import DUAL, TPROXY
 from tests.kernel.foreign import LAYOUTS, load_layout
-from tests.kernel.sandbox import BACKENDS, command, install, load, run, state
+from tests.kernel.sandbox import command, install, load, run, state
+from tests.namespaces import BACKENDS
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
 

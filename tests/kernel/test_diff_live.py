@@ -7,7 +7,8 @@ import json
 import pytest
 
 from istio_iptables.netfilter.model import Family
-from tests.kernel.sandbox import BACKENDS, command, install, load, run, state
+from tests.kernel.sandbox import command, install, load, run, state
+from tests.namespaces import BACKENDS
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernel.sandbox import BACKENDS, command, install, run
+from tests.kernel.sandbox import command, install, run
+from tests.namespaces import BACKENDS
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
 

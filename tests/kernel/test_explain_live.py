@@ -13,7 +13,8 @@ import pytest
 from istio_iptables.kernel import netlink
 from istio_iptables.kernel.listeners import listens
 from istio_iptables.netfilter.model import Family
-from tests.kernel.sandbox import BACKENDS, command, install, load, run
+from tests.kernel.sandbox import command, install, load, run
+from tests.namespaces import BACKENDS
 
 if TYPE_CHECKING:
     from tests.program import Result

@@ -21,23 +21,20 @@ from istio_iptables.settings.sources import gather
 from tests.kernel.configurations import CONFIGURATIONS, DUAL, TPROXY, UNLIKE
 from tests.kernel.foreign import load_layout
 from tests.kernel.sandbox import (
-    BACKENDS,
     CLI,
     Finished,
     command,
     install,
     load,
-    mount,
     needs,
     ours_in,
     planned,
     process,
     run,
-    sandbox,
     save,
-    set_loopback,
     state,
 )
+from tests.namespaces import BACKENDS, mount, sandbox, set_loopback
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
 

@@ -13,18 +13,8 @@ from istio_iptables.kernel.nftbatch import COMMENT, make_table, remove_table
 from istio_iptables.netfilter.model import Family
 from tests.kernel.configurations import CONFIGURATIONS, DUAL
 from tests.kernel.foreign import chains
-from tests.kernel.sandbox import (
-    BACKENDS,
-    CLI,
-    PATH,
-    command,
-    forked,
-    install,
-    joined,
-    needs,
-    process,
-    run,
-)
+from tests.kernel.sandbox import CLI, PATH, command, forked, install, joined, needs, process, run
+from tests.namespaces import BACKENDS
 
 if TYPE_CHECKING:
     from pathlib import Path

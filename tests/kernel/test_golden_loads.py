@@ -6,7 +6,7 @@ import pytest
 
 from istio_iptables.netfilter.model import Family
 from tests.golden import Case, cases
-from tests.kernel.netns import BACKENDS, Step, inside, program, rules_of
+from tests.namespaces import BACKENDS, Step, inside, program, rules_of
 
 pytestmark = pytest.mark.kernel
 

@@ -11,15 +11,12 @@ import pytest
 from istio_iptables.netfilter.model import Family
 from tests.kernel.configurations import CONFIGURATIONS, DUAL, TPROXY
 from tests.kernel.sandbox import (
-    BACKENDS,
     CLI,
     command,
     forked,
     install,
     joined,
     load,
-    mount,
-    new_network,
     planned,
     process,
     run,
@@ -27,6 +24,7 @@ from tests.kernel.sandbox import (
     state,
     tables,
 )
+from tests.namespaces import BACKENDS, mount, new_network
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from istio_iptables.netfilter.model import Family
-from tests.kernel.sandbox import BACKENDS, command, install
+from tests.kernel.sandbox import command, install
+from tests.namespaces import BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -17,18 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel.configurations import CONFIGURATIONS
-from tests.kernel.sandbox import (
-    BACKENDS,
-    CLI,
-    PATH,
-    State,
-    adopting,
-    install,
-    needs,
-    sandbox,
-    state,
-    wait_for_group,
-)
+from tests.kernel.sandbox import CLI, PATH, State, adopting, install, needs, state, wait_for_group
+from tests.namespaces import BACKENDS, sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,17 +6,8 @@ import pytest
 
 from istio_iptables.netfilter.model import Family
 from tests.kernel.configurations import CONFIGURATIONS, DUAL, TPROXY
-from tests.kernel.sandbox import (
-    BACKENDS,
-    command,
-    install,
-    ours_in,
-    planned,
-    run,
-    sandbox,
-    save,
-    state,
-)
+from tests.kernel.sandbox import command, install, ours_in, planned, run, save, state
+from tests.namespaces import BACKENDS, sandbox
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
 

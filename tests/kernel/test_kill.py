@@ -17,7 +17,6 @@ import pytest
 from istio_iptables.netfilter.model import Family
 from tests.kernel.configurations import CONFIGURATIONS
 from tests.kernel.sandbox import (
-    BACKENDS,
     CLI,
     PATH,
     State,
@@ -27,10 +26,10 @@ from tests.kernel.sandbox import (
     needs,
     planned,
     run,
-    sandbox,
     state,
     wait_for_group,
 )
+from tests.namespaces import BACKENDS, sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ import pytest
 
 from istio_iptables.netfilter.model import Family
 from istio_iptables.settings.config import MAX_OWNER_GROUPS
-from tests.kernel.netns import Step, inside, program
+from tests.namespaces import Step, inside, program
 from tests.program import run
 
 pytestmark = pytest.mark.kernel

@@ -13,7 +13,8 @@ import pytest
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel.lock import locked
 from tests.kernel.configurations import DUAL
-from tests.kernel.sandbox import BACKENDS, CLI, forked, install, joined, mount, process, run, state
+from tests.kernel.sandbox import CLI, forked, install, joined, process, run, state
+from tests.namespaces import BACKENDS, mount
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
 

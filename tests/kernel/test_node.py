@@ -7,7 +7,8 @@ import json
 import pytest
 
 from istio_iptables.kernel import netlink, node
-from tests.kernel.sandbox import BACKENDS, command, install, process, run, state
+from tests.kernel.sandbox import command, install, process, run, state
+from tests.namespaces import BACKENDS
 
 pytestmark = pytest.mark.kernel
 

@@ -15,7 +15,7 @@ from istio_iptables.netfilter.model import Chain, Family, Table
 from istio_iptables.netfilter.ownership import Owned
 from istio_iptables.settings.converters import Names, parse
 from istio_iptables.settings.declarations import ValueKind
-from tests.kernel.netns import BACKENDS, Step, inside, program, rules_of
+from tests.namespaces import BACKENDS, Step, inside, program, rules_of
 from tests.netfilter.test_edits import seen, wanted_tables
 from tests.strategies import configs, kernel_rules, tables
 

@@ -9,18 +9,8 @@ import pytest
 
 from istio_iptables.netfilter.model import Family
 from tests.kernel.configurations import CONFIGURATIONS
-from tests.kernel.sandbox import (
-    BACKENDS,
-    CLI,
-    Finished,
-    needs,
-    ours_in,
-    planned,
-    process,
-    run,
-    save,
-    state,
-)
+from tests.kernel.sandbox import CLI, Finished, needs, ours_in, planned, process, run, save, state
+from tests.namespaces import BACKENDS
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box"), needs("setpriv")]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.netns import Step, inside
+from tests.namespaces import Step, inside
 
 DOCUMENTED = (
     *("-p", "15001", "-z", "15006", "-u", "1337", "-m", "REDIRECT"),

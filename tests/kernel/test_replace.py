@@ -10,15 +10,8 @@ import pytest
 from istio_iptables.netfilter.model import Family
 from tests.kernel.configurations import CONFIGURATIONS, UNLIKE
 from tests.kernel.foreign import LAYOUTS, Chains, add_around, chains, is_ours, load_layout, place_of
-from tests.kernel.sandbox import (
-    BACKENDS,
-    State,
-    install,
-    planned,
-    run,
-    sandbox,
-    state,
-)
+from tests.kernel.sandbox import State, install, planned, run, state
+from tests.namespaces import BACKENDS, sandbox
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
 

@@ -9,7 +9,8 @@ import pytest
 from istio_iptables.netfilter.edits import Action, Edit, restore_lines
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.savefile import parse, parse_rule, render
-from tests.kernel.sandbox import BACKENDS, command, install, load, run
+from tests.kernel.sandbox import command, install, load, run
+from tests.namespaces import BACKENDS
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
 

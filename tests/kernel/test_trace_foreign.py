@@ -18,9 +18,9 @@ from istio_iptables.netfilter.packet import Packet, Surroundings
 from istio_iptables.netfilter.plan import Plan, PolicyRoute
 from istio_iptables.netfilter.savefile import parse, parse_rule, render
 from istio_iptables.trace.hooks import Outcome, trace
-from tests.kernel.netns import BACKENDS
 from tests.kernel.test_trace_kernel import asked, completed, received, sent, told
 from tests.kernel.tracing import FIRST_PORT, Kernel, Position, predicted
+from tests.namespaces import BACKENDS
 
 pytestmark = pytest.mark.kernel
 

@@ -22,8 +22,8 @@ from istio_iptables.netfilter.savefile import render
 from istio_iptables.settings.config import configure
 from istio_iptables.settings.sources import gather
 from istio_iptables.trace.hooks import End, Outcome, Trace, trace
-from tests.kernel.netns import BACKENDS
 from tests.kernel.tracing import ADDRESSES, FIRST_PORT, Kernel, predicted
+from tests.namespaces import BACKENDS
 from tests.strategies import FixedMachine
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from tests.kernel.flow import (
     peer,
     serving,
 )
-from tests.kernel.sandbox import BACKENDS, install
+from tests.kernel.sandbox import install
+from tests.namespaces import BACKENDS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,19 +17,8 @@ from istio_iptables.kernel.live import NativeChain, read
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import Plan
 from tests.kernel.configurations import DUAL
-from tests.kernel.sandbox import (
-    BACKENDS,
-    CLI,
-    Finished,
-    command,
-    install,
-    load,
-    mount,
-    needs,
-    process,
-    run,
-    state,
-)
+from tests.kernel.sandbox import CLI, Finished, command, install, load, needs, process, run, state
+from tests.namespaces import BACKENDS, mount
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box"), needs("nft")]
 
