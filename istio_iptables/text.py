@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["clipped", "excerpt", "printable", "write_exactly"]
+__all__ = ["clip", "excerpt", "printable", "write_exactly"]
 
 #: How much of somebody's text a message quotes.
 _MOST_LETTERS = 120
@@ -28,7 +28,7 @@ def _escaped(letter: str) -> str:
     return ascii(letter)[1:-1]
 
 
-def clipped(text: str) -> str:
+def clip(text: str) -> str:
     """*text*, cut where a message has enough of it."""
     return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
 

@@ -582,8 +582,8 @@ def test_json_is_the_save_text_in_parts() -> None:
 
 def test_annotated_is_the_save_text_with_reasons() -> None:
     """Above each rule stands its reason; without the comments the text is that of save."""
-    save, annotated = (run([*PLAIN, "--format", form]).out for form in ("save", "annotated"))
-    lines = annotated.splitlines()
+    save, annotate = (run([*PLAIN, "--format", form]).out for form in ("save", "annotated"))
+    lines = annotate.splitlines()
     assert [line for line in lines if not line.startswith("#")] == save.splitlines()[1:]
     for number, line in enumerate(lines):
         assert not line.startswith("-A") or lines[number - 1].startswith("# ")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from istio_iptables.text import clipped, excerpt, printable
+from istio_iptables.text import clip, excerpt, printable
 from tests.program import Result, run
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def test_bytes_are_shown_as_bytes() -> None:
 
 def test_long_texts_are_cut() -> None:
     """A message is not as long as a file."""
-    assert clipped("x" * 120) == "x" * 120
-    assert clipped("x" * 121) == "x" * 120 + "..."
+    assert clip("x" * 120) == "x" * 120
+    assert clip("x" * 121) == "x" * 120 + "..."
     assert excerpt("x" * 10_000) == f"'{'x' * 120}'..."
     assert excerpt("\x1b") == r"'\x1b'"
 

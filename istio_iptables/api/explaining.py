@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from istio_iptables.api.explanation import Answer, Explanation
 from istio_iptables.api.packets import complete_packet
 from istio_iptables.api.rules import Live, rules_of
-from istio_iptables.api.unseen import passed, unseen
+from istio_iptables.api.unseen import chains_on_way, unseen_chains
 from istio_iptables.errors import CannotTell, KernelRefused
 from istio_iptables.istio.checks import escape, findings, left_out_live, with_proxies_of
 from istio_iptables.istio.escapes import APPLICATIONS
@@ -41,7 +41,7 @@ class _Subject(NamedTuple):
     #: The addresses of each interface; None if they aren't known.
     addresses: dict[str, tuple[str, ...]] | None = None
     #: Chains that the kernel asks as well, and whose rules aren't known.
-    unseen: tuple[Unseen, ...] = ()
+    unseen_chains: tuple[Unseen, ...] = ()
     #: The addresses that tell which families are in use; none where they aren't known.
     own: tuple[str, ...] = ()
     #: The kernel's routing; None where the rules are not live.
@@ -97,10 +97,10 @@ def explain(  # noqa: PLR0913 - a packet has so many fields
     }
     texts = {key: None if value is None else str(value) for key, value in fields.items()}
     with subject.routing or nullcontext():
-        return _explained(plan, subject, texts, family, incoming=incoming, near=near)
+        return _follow(plan, subject, texts, family, incoming=incoming, near=near)
 
 
-def _explained(  # noqa: PLR0913 - what was asked, part by part
+def _follow(  # noqa: PLR0913 - what was asked, part by part
     plan: Plan,
     subject: _Subject,
     texts: dict[str, str | None],
@@ -139,7 +139,7 @@ def _explained(  # noqa: PLR0913 - what was asked, part by part
             ruleset,
             tuple(each for each in subject.rulesets if each.family is not packet.family),
             faults,
-            subject.unseen,
+            subject.unseen_chains,
             (*notes, *_remarks(found, subject)),
             tuple(warnings),
         )
@@ -161,7 +161,7 @@ def _native_chains(found: Trace, subject: _Subject) -> list[str]:
     native = {
         each.line
         for outcome in found.outcomes
-        for each in passed(outcome, subject.unseen)
+        for each in chains_on_way(outcome, subject.unseen_chains)
         if each.name.startswith("nftables")
     }
     chains = ", ".join(sorted(native))
@@ -270,7 +270,7 @@ def _live(plan: Plan, namespace: str, backend: str) -> _Subject:
         there,
         f"the live rules ({state.backend})",
         addresses,
-        unseen(state),
+        unseen_chains(state),
         own,
         routing,
         namespace,

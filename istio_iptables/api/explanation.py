@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.notes import Notes
-from istio_iptables.api.unseen import passed
+from istio_iptables.api.unseen import chains_on_way
 from istio_iptables.istio.capture import Verdict, describe
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.text import printable
@@ -63,7 +63,7 @@ class Explanation:
         #: One line for each thing about the rules that is not seen, or that escapes.
         self.warnings = answer.warnings
         self._plan = answer.plan
-        self._unseen = [passed(outcome, answer.unseen) for outcome in trace.outcomes]
+        self._unseen = [chains_on_way(outcome, answer.unseen) for outcome in trace.outcomes]
         judged = [describe(outcome, config) for outcome in trace.outcomes]
         self._verdicts = list(map(_conditional, judged, self._unseen))
         self._about = Notes(answer.ruleset, answer.others)

@@ -18,7 +18,7 @@ _TEXTS = {
     "save": formats.save,
     "restore": formats.restore,
     "commands": formats.commands,
-    "annotated": formats.annotated,
+    "annotated": formats.annotate,
 }
 FORMATS = (*_TEXTS, "json")
 
@@ -27,7 +27,7 @@ def render(plan: Plan, format: str = "save", *, family: Family | None = None) ->
     """The text of *plan*, or of one address family of it.
 
     *format* is ``save`` (what iptables-save says once it is installed, and what a dry run prints),
-    ``restore`` (for iptables-restore --noflush), ``commands`` (for a shell), ``annotated`` (as
+    ``restore`` (for iptables-restore --noflush), ``commands`` (for a shell), ``annotate`` (as
     save, with the reason of each rule) or ``json`` (docs/json.md). Raises ValueError for another.
     """
     state = plan.state if family is None else plan.state.only(family)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.trace.hooks import Outcome
 
-__all__ = ["Unseen", "passed", "unseen"]
+__all__ = ["Unseen", "chains_on_way", "unseen_chains"]
 
 #: Where each table stands among all that is asked at a hook; nat for sources stands last.
 _PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
@@ -39,7 +39,7 @@ class Unseen(NamedTuple):
         return f"{self.name} ({self.kind}, hook {self.hook}, priority {self.priority})"
 
 
-def unseen(state: LiveState) -> tuple[Unseen, ...]:
+def unseen_chains(state: LiveState) -> tuple[Unseen, ...]:
     """All chains of a namespace that explain does not follow."""
     other = "nft" if state.backend == "legacy" else "legacy"
     found = [_native(chain) for chain in state.native_chains]
@@ -93,7 +93,7 @@ def _priority(table: str, hook: str) -> int:
     return _PRIORITIES[table]
 
 
-def passed(outcome: Outcome, chains: Iterable[Unseen]) -> tuple[Unseen, ...]:
+def chains_on_way(outcome: Outcome, chains: Iterable[Unseen]) -> tuple[Unseen, ...]:
     """Those of *chains* that the kernel asks about the packet on this way."""
     packet = outcome.start or outcome.packet
     hooks = list(outcome.hooks)

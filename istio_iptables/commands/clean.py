@@ -13,7 +13,7 @@ from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.kernel.host import Host
 from istio_iptables.settings.converters import Names
 from istio_iptables.settings.declarations import setting
-from istio_iptables.settings.sources import gather, typed
+from istio_iptables.settings.sources import convert, gather
 
 __all__ = ["command"]
 
@@ -23,7 +23,7 @@ _SETTINGS = tuple(map(setting, ("network_namespace", "cni_mode", "force_iptables
 @click.pass_context
 def _run(ctx: click.Context, /, **_: object) -> ExitStatus:
     values, warnings = gather(flags_given(ctx), os.environ, _SETTINGS)
-    fields, problems = typed(values, Names(Host().uid, Host().gid))
+    fields, problems = convert(values, Names(Host().uid, Host().gid))
     if wrong := [*split_extra(ctx), *problems]:
         raise UsageProblems(wrong)
     tell("warning", warnings)

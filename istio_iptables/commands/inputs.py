@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from istio_iptables.commands.load import Purpose, load_plan, tell
 from istio_iptables.commands.options import flags_given, split_extra
 from istio_iptables.errors import CannotTell, KernelRefused, SaveFileError
-from istio_iptables.netfilter.documents import decoded, read
+from istio_iptables.netfilter.documents import decode_lines, read
 from istio_iptables.netfilter.model import Family
 from istio_iptables.settings.declarations import (
     DNS,
@@ -92,7 +92,7 @@ _LARGEST_TEXT = 1 << 24
 
 def read_text(path: str) -> str:
     """The text of a file, or of stdin for ``-``; raises CannotTell if it can't be read."""
-    with _opened(path) as file:
+    with _open(path) as file:
         content = file.read(_LARGEST_TEXT + 1)
     if len(content) > _LARGEST_TEXT:
         message = f"{_name(path)}: is larger than {_LARGEST_TEXT >> 20} MiB: this is no golden file"
@@ -105,9 +105,9 @@ def read_text(path: str) -> str:
 
 def read_rules(path: str, family: str | None) -> tuple[Ruleset, ...]:
     """The rulesets of a file of iptables-save's text; raises CannotTell with the bad line."""
-    with _opened(path) as file:
+    with _open(path) as file:
         try:
-            found = read(decoded(file.readline), Family(family) if family else None)
+            found = read(decode_lines(file.readline), Family(family) if family else None)
         except SaveFileError as error:
             message = f"{_name(path)}: {error.lines[0]}"
             raise CannotTell(message) from error
@@ -126,7 +126,7 @@ def _name(path: str) -> str:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
+def _open(path: str) -> Iterator[BinaryIO]:
     """The file, or stdin for ``-``; raises CannotTell when it can't be opened or read."""
     try:
         if path != "-":

@@ -82,7 +82,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         if options[alias] is not None:
             flags[name] = options[alias]
     problems = split_extra(ctx)
-    config, warnings = _configured(flags, problems)
+    config, warnings = _configure(flags, problems)
     plan = build(config)
     scenario = scenarios.make(options["scenario"], config, options["envoy_uid"])
     _check_paths(scenario, options["path"])
@@ -124,7 +124,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     return ExitStatus.DONE if outcome.as_predicted else ExitStatus.FAILED
 
 
-def _configured(flags: Mapping[str, str], problems: list[str]) -> tuple[Config, list[str]]:
+def _configure(flags: Mapping[str, str], problems: list[str]) -> tuple[Config, list[str]]:
     try:
         config, warnings = lab_config(flags, os.environ)
     except UsageProblems as error:

@@ -70,9 +70,9 @@ def expanded_star(words: Iterable[str], values: Mapping[str, str]) -> str:
     found = [word for word in words if word in files]
     if not options and len(found) < 2:  # noqa: PLR2004 - one may be a slip; a star makes more
         return ""
-    quoted = " ".join(f"{option} '*'" for option in options) or "'*'"
+    quote = " ".join(f"{option} '*'" for option in options) or "'*'"
     first = values[options[0]] if options else found[0]
-    return f"the shell expanded * to the names of files here ({first!r}, ...): quote it: {quoted}"
+    return f"the shell expanded * to the names of files here ({first!r}, ...): quote it: {quote}"
 
 
 def behind_the_flags(

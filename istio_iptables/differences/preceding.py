@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_iptables.differences.rulesets import ChangeKind, Difference
-from istio_iptables.netfilter.fieldvalues import masked
+from istio_iptables.netfilter.fieldvalues import read_masked
 from istio_iptables.netfilter.model import Ruleset, is_built_in
 
 if TYPE_CHECKING:
@@ -117,5 +117,5 @@ def _decides(rule: Rule, table: Table, own: Owned, marks: Collection[int]) -> bo
 def _may_mark(target: Target, marks: Collection[int]) -> bool:
     """Whether *target* may give a packet one of *marks*."""
     option = target.option("--set-xmark", "--set-mark") if target.name == "MARK" else None
-    read = masked(option.values[0]) if option and option.values else None
+    read = read_masked(option.values[0]) if option and option.values else None
     return read is not None and any(mark & read[1] == read[0] for mark in marks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_iptables.netfilter.model import HEADER_OPTIONS, quoted
+from istio_iptables.netfilter.model import HEADER_OPTIONS, quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ def _parts(rule: Rule) -> Iterator[tuple[str, str]]:
 
 def option_text(option: Option) -> str:
     """The option as iptables-save prints it: ``! --dport 80``."""
-    words = [option.name, *map(quoted, option.values)]
+    words = [option.name, *map(quote, option.values)]
     return " ".join(("!", *words) if option.negated else words)
 
 

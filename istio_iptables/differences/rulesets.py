@@ -28,7 +28,7 @@ __all__ = [
     "diff_rulesets",
     "diff_tables",
     "everything",
-    "recognised",
+    "find_respelled",
 ]
 
 
@@ -119,7 +119,7 @@ def diff_rulesets(
         for name in (*TABLES, *sorted({*left, *right} - {*TABLES})):
             if name in left or name in right:
                 table = left.get(name) or Table(name)
-                owned = recognised(family, table, ours)
+                owned = find_respelled(family, table, ours)
                 found += diff_tables(family, table, right.get(name), owned)
     return tuple(found)
 
@@ -140,7 +140,7 @@ def diff_tables(
     return _Comparison(family, live, wanted, owned).found()
 
 
-def recognised(family: Family, table: Table, ours: Callable[[Table], Owned]) -> Owned:
+def find_respelled(family: Family, table: Table, ours: Callable[[Table], Owned]) -> Owned:
     """Our part of *table* as *ours* tells it, which is spared the older spellings of our rules."""
     return ours(
         table._replace(

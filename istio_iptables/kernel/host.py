@@ -76,7 +76,7 @@ def _read(path: str) -> str:
     """The text of a file; below /proc/PID/root its links lead to where they do for that process."""
     root = re.match(r"/proc/\d+/root(?=/)", path)
     if root:
-        path = _resolved(root[0], path.removeprefix(root[0]))
+        path = _resolve_links(root[0], path.removeprefix(root[0]))
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     else:
         # A FIFO would keep us waiting for a writer.
@@ -87,7 +87,7 @@ def _read(path: str) -> str:
         return text.read(_MOST_BYTES)
 
 
-def _resolved(root: str, path: str) -> str:
+def _resolve_links(root: str, path: str) -> str:
     """*path* below *root* without links: an absolute one starts at *root*, and none leads out."""
     waiting = path.split("/")[::-1]
     found: list[str] = []

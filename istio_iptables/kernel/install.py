@@ -18,7 +18,7 @@ from istio_iptables.kernel.detect import detect
 from istio_iptables.kernel.lock import locked
 from istio_iptables.kernel.namespace import entered
 from istio_iptables.kernel.steps import Step, carry_out
-from istio_iptables.kernel.tablechange import TableChange, compared
+from istio_iptables.kernel.tablechange import TableChange, compare_table
 from istio_iptables.kernel.usernamespace import require_plan_mapped
 from istio_iptables.netfilter.model import TABLES, Family
 from istio_iptables.netfilter.plan import Plan
@@ -182,13 +182,13 @@ def _difference(
             refuse(reading.faults, wanted.table_names(reading.ruleset.family))
     if look:
         look([reading.ruleset for _, readings in detected.contents for reading in readings])
-    tables = tuple(_compared(detected.backend, detected.readings, plan, ownership))
-    elsewhere = tuple(_compared(*detected.other, _EMPTY, ownership)) if detected.other else ()
+    tables = tuple(_compare_tables(detected.backend, detected.readings, plan, ownership))
+    elsewhere = tuple(_compare_tables(*detected.other, _EMPTY, ownership)) if detected.other else ()
     old = _left((*tables, *elsewhere), plan, ownership).beside_without(plan)
     return _Difference(tables, elsewhere, old, plan.beside_without(_there(plan)))
 
 
-def _compared(
+def _compare_tables(
     backend: Backend, readings: Sequence[Reading], plan: Plan, ownership: Ownership
 ) -> Iterator[TableChange]:
     """Each table that is there or in *plan*, with what has to change in it."""
@@ -199,7 +199,9 @@ def _compared(
             live = reading.ruleset.table(name)
             wanted = planned[family].table(name) if family in planned else None
             if live or wanted:
-                yield compared(TableChange(backend, family, name, live, wanted, ownership.find))
+                yield compare_table(
+                    TableChange(backend, family, name, live, wanted, ownership.find)
+                )
 
 
 def _left(tables: Sequence[TableChange], plan: Plan, ownership: Ownership) -> Plan:
@@ -227,7 +229,7 @@ _LISTED = 20
 
 def _refusal(difference: _Difference) -> list[str]:
     """What to do, and one line for each difference."""
-    from istio_iptables.differences.rulesets import diff_network  # as in compared
+    from istio_iptables.differences.rulesets import diff_network  # as in compare_table
 
     # Where the chosen backend has nothing of ours, all of the plan is missing: no need to list it.
     listed = difference.tables if any(table.owned for table in difference.tables) else ()
@@ -290,16 +292,16 @@ def _table_steps(
     check = len(difference.changes) > 1 or any(removals.values())
     # The table that captures inbound traffic from now on comes before the one that did.
     nat_first = bool(plan.rulesets) and not plan.routes
-    for table in _ranked(difference.tables, nat_first=nat_first):
+    for table in _in_order(difference.tables, nat_first=nat_first):
         yield from removals.pop(table.name, ())
-        yield table.prepared(stack, check=check)
+        yield table.prepare(stack, check=check)
     for left in removals.values():
         yield from left
-    for table in _ranked(difference.elsewhere, nat_first=True):
-        yield table.prepared(stack, check=check)
+    for table in _in_order(difference.elsewhere, nat_first=True):
+        yield table.prepare(stack, check=check)
 
 
-def _ranked(tables: Sequence[TableChange], *, nat_first: bool) -> list[TableChange]:
+def _in_order(tables: Sequence[TableChange], *, nat_first: bool) -> list[TableChange]:
     """Those that change, in the order in which they do; others than ours come last."""
     order = ("raw", "nat", "mangle") if nat_first else ("raw", "mangle", "nat")
     return sorted(

@@ -187,7 +187,7 @@ def _shown(store: _Store, name: str, printed: str | KernelRefused) -> Table:
         raise ProgramFailed(message)
     rules = store.rules.get(name, {})
     return found._replace(
-        chains=tuple(_marked(chain, rules.get(chain.name, ())) for chain in found.chains)
+        chains=tuple(_mark_unshown(chain, rules.get(chain.name, ())) for chain in found.chains)
     )
 
 
@@ -196,7 +196,7 @@ def _shown(store: _Store, name: str, printed: str | KernelRefused) -> Table:
 _NATIVE = "native-nftables"
 
 
-def _marked(chain: Chain, shown: Sequence[nftables.Shown]) -> Chain:
+def _mark_unshown(chain: Chain, shown: Sequence[nftables.Shown]) -> Chain:
     if all(map(all, shown)):
         return chain
     if len(shown) != len(chain.rules):

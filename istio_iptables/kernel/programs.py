@@ -52,7 +52,7 @@ def run_all(commands: Iterable[Sequence[str]]) -> list[str | KernelRefused]:
     """What each of *commands*, which run side by side, prints on stdout, or what ``run`` would raise."""
     results: list[str | KernelRefused] = []
     with ExitStack() as stack:
-        for child in [_started(stack, command) for command in commands]:
+        for child in [_start(stack, command) for command in commands]:
             try:
                 results.append(child if isinstance(child, KernelRefused) else child.output())
             except KernelRefused as error:
@@ -60,7 +60,7 @@ def run_all(commands: Iterable[Sequence[str]]) -> list[str | KernelRefused]:
     return results
 
 
-def _started(stack: ExitStack, command: Sequence[str]) -> _Child | KernelRefused:
+def _start(stack: ExitStack, command: Sequence[str]) -> _Child | KernelRefused:
     try:
         return stack.enter_context(_Child(command))
     except KernelRefused as error:

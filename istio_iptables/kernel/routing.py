@@ -75,7 +75,7 @@ class Routing:
             message = f"can't ask the kernel for routes: {error.strerror}"
             raise KernelRefused(message) from error
         self._names = {number: name for name, number in self._numbers.items()}
-        self._ask = cache(self._asked)
+        self._ask = cache(self._ask_kernel)
         self._delivered = {family: self._delivered_networks(family) for family in Family}
 
     @property
@@ -126,7 +126,7 @@ class Routing:
                 found.append((first, family.bits - content[1]))
         return tuple(found)
 
-    def _asked(self, question: _Question) -> Route:
+    def _ask_kernel(self, question: _Question) -> Route:
         body, number = self._body(question), 0
         try:
             self._link.send(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.edits import Edit
     from istio_iptables.netfilter.model import Family, Rule
 
-__all__ = ["TableChange", "compared"]
+__all__ = ["TableChange", "compare_table"]
 
 
 class TableChange(NamedTuple):
@@ -46,7 +46,7 @@ class TableChange(NamedTuple):
 
     def differences(self) -> Iterator[Difference]:
         """What ``diff`` reports of the table, but for rules of others."""
-        from istio_iptables.differences.rulesets import ChangeKind, diff_tables  # as in compared
+        from istio_iptables.differences.rulesets import ChangeKind, diff_tables  # as in compare_table
 
         live = self.live or Table(self.name)
         for difference in diff_tables(self.family, live, self.wanted, self.owned):
@@ -60,7 +60,7 @@ class TableChange(NamedTuple):
             if step.action is Action.DELETE and not own:
                 yield step.chain, step.rule
 
-    def prepared(self, stack: ExitStack, *, check: bool) -> Step:
+    def prepare(self, stack: ExitStack, *, check: bool) -> Step:
         """The change as a step, its transaction prepared; *stack* closes that."""
         transaction = self.backend.prepare(self.family, self.name, self.steps, check=check)
         stack.callback(transaction.close)
@@ -113,7 +113,7 @@ def _rules(table: Table) -> dict[str, tuple[Rule, ...]]:
     return {chain.name: chain.rules for chain in table.chains}
 
 
-def compared(table: TableChange) -> TableChange:
+def compare_table(table: TableChange) -> TableChange:
     """*table*, which was only read so far, with what of it is ours, and the steps where it differs."""
     live = table.live
     owned = table.find(live) if live else table.owned
@@ -121,9 +121,9 @@ def compared(table: TableChange) -> TableChange:
     if live and steps:
         # Not word for word as wanted, which may be another spelling; otherwise what compares need
         # not be loaded.
-        from istio_iptables.differences.rulesets import recognised
+        from istio_iptables.differences.rulesets import find_respelled
 
-        owned = recognised(table.family, live, table.find)
+        owned = find_respelled(table.family, live, table.find)
         differs = any(True for _ in table._replace(owned=owned).differences())
         steps = edits(table.name, live, table.wanted, owned) if differs else ()
     return table._replace(owned=owned, steps=steps)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from istio_iptables.netfilter.extensions import match_extension, target_extension
 from istio_iptables.netfilter.fieldvalues import protocol_number
 from istio_iptables.netfilter.model import Family
-from istio_iptables.netfilter.parts import aligned, part
+from istio_iptables.netfilter.parts import align_size, part
 
 if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Match, Rule, Target, Term
@@ -56,7 +56,7 @@ class _Layout:
         self.family, self.number, self.bits = family, family.number, family.bits
         self.header = _HEADER4 if four else _HEADER6
         #: Of struct ipt_entry or ip6t_entry: two counters of 64 bits are its end.
-        self.size = aligned(self.header.size + _OFFSETS.size) + _COUNTERS_SIZE
+        self.size = align_size(self.header.size + _OFFSETS.size) + _COUNTERS_SIZE
         #: Behind the offsets: padding, and counters of nothing.
         self.end = bytes(self.size - self.header.size - _OFFSETS.size)
         self.goto = _FLAG_GOTO4 if four else _FLAG_GOTO6

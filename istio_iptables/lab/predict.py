@@ -119,7 +119,7 @@ def predict(
     hops: tuple[str, ...] = ()
     path = request.path
     while len(legs) < _MAX_LEGS:
-        arrival = wires.carried(start, request.kind.protocol)
+        arrival = wires.carry(start, request.kind.protocol)
         place, listener = arrival.node, _listener(arrival)
         server = "" if listener else _server(arrival)
         leg = Leg(
@@ -219,7 +219,7 @@ class _Wires:
     def __init__(self, nodes: Mapping[str, Node], plan: Plan) -> None:
         self._nodes, self._plan = nodes, plan
 
-    def carried(self, start: _Start, protocol: int) -> _Arrival:
+    def carry(self, start: _Start, protocol: int) -> _Arrival:
         """Where the connection arrives, through the rules of both ends."""
         node = start.node
         interface, chosen = node.way_to(start.address)

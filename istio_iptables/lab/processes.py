@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.lab import syscalls as kernelcalls
-from istio_iptables.lab.sandbox import FOLDER, answered, end_with
+from istio_iptables.lab.sandbox import FOLDER, end_with, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -138,7 +138,7 @@ class Call(NamedTuple):
                     raise KernelRefused(message)
                 chunk = os.read(self.answer, 1 << 16)
                 if not chunk:
-                    return answered(answer)
+                    return read_answer(answer)
                 answer += chunk
         finally:
             os.close(self.answer)

@@ -71,7 +71,7 @@ def in_sandbox(work: Callable[[int], _Result], *, interrupts_end_it: bool = True
     finally:
         os.waitpid(guard, 0)
         signal.signal(signal.SIGINT, before)
-    result: _Result = answered(answer)
+    result: _Result = read_answer(answer)
     return result
 
 
@@ -132,7 +132,7 @@ def _told(error: BaseException) -> tuple[str, ...]:
     return tuple("".join(traceback.format_exception(error)).rstrip().split("\n"))
 
 
-def answered(answer: bytes) -> Any:  # noqa: ANN401 - whatever the process sent
+def read_answer(answer: bytes) -> Any:  # noqa: ANN401 - whatever the process sent
     """What a process sent by ``end_with``; raises KernelRefused with what it raised."""
     if not answer:
         message = "a process of the lab ended without an answer"

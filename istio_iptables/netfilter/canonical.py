@@ -73,7 +73,7 @@ def _protocol(term: Term | None) -> Term | None:
 
 def _matches(matches: tuple[Match, ...], protocol: Term | None) -> tuple[Match, ...]:
     found = []
-    for match in _regrouped(_named(matches, protocol), protocol):
+    for match in _regroup(_name_ports(matches, protocol), protocol):
         spell = match_extension(match.name).spell
         spelt = spell(match) if spell else match
         if spelt is not None:
@@ -85,7 +85,7 @@ def _matches(matches: tuple[Match, ...], protocol: Term | None) -> tuple[Match, 
     return tuple(found)
 
 
-def _named(matches: tuple[Match, ...], protocol: Term | None) -> tuple[Match, ...]:
+def _name_ports(matches: tuple[Match, ...], protocol: Term | None) -> tuple[Match, ...]:
     """The matches, the protocol's by its name: ``-p 6 --dport 80`` reads as a match named 6."""
     if protocol is None:
         return matches
@@ -97,7 +97,7 @@ def _named(matches: tuple[Match, ...], protocol: Term | None) -> tuple[Match, ..
     )
 
 
-def _regrouped(matches: tuple[Match, ...], protocol: Term | None) -> Iterable[Match]:
+def _regroup(matches: tuple[Match, ...], protocol: Term | None) -> Iterable[Match]:
     """The matches, port options given back to the protocol's match.
 
     In ``-p tcp -m owner --uid-owner 0 --dport 80`` the port is not the owner match's.

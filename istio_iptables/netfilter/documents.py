@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.model import Ruleset
 
-__all__ = ["decoded", "read", "rulesets"]
+__all__ = ["decode_lines", "read", "rulesets"]
 
 #: How the comments of a document tell its family: ours, then iptables-save's own.
 _HEADS = (
@@ -88,7 +88,7 @@ def _has_ipv6(ruleset: Ruleset) -> bool:
     )
 
 
-def decoded(readline: Callable[[int], bytes]) -> Iterator[str]:
+def decode_lines(readline: Callable[[int], bytes]) -> Iterator[str]:
     """The lines of a file, without their ends, read one by one with *readline*.
 
     Bytes that are no UTF-8 are kept (``surrogateescape``). Raises SaveFileError for what can't be

@@ -56,7 +56,7 @@ def edits(
     there, asked = _rules_by_chain(live), _rules_by_chain(wanted)
     shared = dict.fromkeys(chain for chain in asked if is_built_in(name, chain))
     shared |= dict.fromkeys(ours.shared)
-    changed = _changed(there, asked, {*shared}, {*ours.own_chains})
+    changed = _changed_chains(there, asked, {*shared}, {*ours.own_chains})
     steps = [Edit(Action.RESET, chain) for chain in changed]
     for chain in shared:
         steps += _shared_chain(
@@ -72,7 +72,7 @@ def _rules_by_chain(table: Table | None) -> dict[str, tuple[Rule, ...]]:
     return {chain.name: chain.rules for chain in table.chains} if table else {}
 
 
-def _changed(there: _Chains, asked: _Chains, shared: set[str], own: set[str]) -> list[str]:
+def _changed_chains(there: _Chains, asked: _Chains, shared: set[str], own: set[str]) -> list[str]:
     """The chains of ours that are to be made or filled anew."""
     return [
         chain

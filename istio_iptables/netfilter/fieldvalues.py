@@ -15,8 +15,7 @@ __all__ = [
     "WHOLE_MARK",
     "Range",
     "address_number",
-    "mapped",
-    "masked",
+    "map_network",
     "network",
     "number",
     "number_range",
@@ -24,6 +23,7 @@ __all__ = [
     "port_range",
     "protocol_name",
     "protocol_number",
+    "read_masked",
 ]
 
 WHOLE_MARK = 0xFFFFFFFF
@@ -132,7 +132,7 @@ def _port(text: str) -> int | None:
     return value if value <= MAX_PORT else None
 
 
-def masked(text: str) -> tuple[int, int] | None:
+def read_masked(text: str) -> tuple[int, int] | None:
     """The value and the mask of ``0x1/0xff`` or ``0x1`` (whose mask is the whole), or None."""
     value_text, slash, mask_text = text.partition("/")
     value = number(value_text)
@@ -196,7 +196,7 @@ def network(text: str, family: Family) -> tuple[str, int] | None:
     return _address_text(value, family), prefix
 
 
-def mapped(text: str, address: str | None, family: Family) -> str | None:
+def map_network(text: str, address: str | None, family: Family) -> str | None:
     """*address* with the network of *text* (``10.0.0.0/8``) in place of its own, if that is known."""
     read = network(text, family)
     value = None if address is None else address_number(address, family)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Match, Option, Rule, Table, Target, Term
     from istio_iptables.netfilter.plan import Plan
 
-__all__ = ["annotated", "as_json", "commands", "restore", "save"]
+__all__ = ["annotate", "as_json", "commands", "restore", "save"]
 
 
 def save(plan: Plan) -> str:
@@ -29,7 +29,7 @@ def save(plan: Plan) -> str:
     )
 
 
-def annotated(plan: Plan) -> str:
+def annotate(plan: Plan) -> str:
     """The text of ``save`` with each rule's reason as a comment above it.
 
     The comments are where iptables-restore allows them, so this text loads like the other.

@@ -24,7 +24,7 @@ __all__ = [
     "Target",
     "Term",
     "is_built_in",
-    "quoted",
+    "quote",
 ]
 
 #: The built-in chains of each table, in hook order: the order in which iptables-save prints them.
@@ -199,14 +199,14 @@ def _option_words(options: tuple[Option, ...]) -> list[str]:
         if option.negated:
             words.append("!")
         words.append(option.name)
-        words += map(quoted, option.values)
+        words += map(quote, option.values)
     return words
 
 
 _QUOTE_BEFORE = str.maketrans({'"': '\\"', "\\": "\\\\", "'": "\\'"})
 
 
-def quoted(word: str) -> str:
+def quote(word: str) -> str:
     """*word* as iptables-save writes it: in double quotes when a blank or a quote is in it.
 
     A word that looks like an option is quoted as well, so that it can't be read as one.

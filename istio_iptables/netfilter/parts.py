@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Match, Option, Target
 
-__all__ = ["aligned", "known", "only", "part"]
+__all__ = ["align_size", "known", "only", "part"]
 
 _T = TypeVar("_T")
 
@@ -18,14 +18,14 @@ _HEAD = struct.Struct("=H29sB")
 _ALIGNMENT = struct.calcsize("BQ") - struct.calcsize("Q")
 
 
-def aligned(size: int) -> int:
+def align_size(size: int) -> int:
     """*size* up to the kernel's alignment of rules and their parts (XT_ALIGN)."""
     return (size + _ALIGNMENT - 1) & -_ALIGNMENT
 
 
 def part(name: str, revision: int, data: bytes) -> bytes:
     """A part with its head, filled up to the kernel's alignment."""
-    size = aligned(_HEAD.size + len(data))
+    size = align_size(_HEAD.size + len(data))
     head = _HEAD.pack(size, name.encode(errors="surrogateescape"), revision)
     return (head + data).ljust(size, b"\0")
 

@@ -20,7 +20,7 @@ from istio_iptables.netfilter.model import (
     Target,
     Term,
 )
-from istio_iptables.text import clipped, excerpt
+from istio_iptables.text import clip, excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -125,7 +125,7 @@ class Reader:
             if any(table.name == name for table in self._tables):
                 raise SaveFileError(
                     self.number,
-                    f"table {clipped(name)} is here a second time: save each backend in a file of its own",
+                    f"table {clip(name)} is here a second time: save each backend in a file of its own",
                 )
             self._table = _TableReader(name, tuple(self._comments))
             self._comments.clear()
@@ -154,7 +154,7 @@ class Reader:
         if self._rule:
             self._refuse_open()
         if self._table is not None:
-            raise SaveFileError(self.number, f"table {clipped(self._table.name)} has no COMMIT")
+            raise SaveFileError(self.number, f"table {clip(self._table.name)} has no COMMIT")
         return Ruleset(family, tuple(self._tables), tuple(self._comments))
 
 
@@ -203,7 +203,7 @@ class _TableReader:
                 number, f"expected :CHAIN POLICY [packets:bytes], found {excerpt(line)}"
             )
         if name in self._rules:
-            raise SaveFileError(number, f"chain {clipped(name)} is declared a second time")
+            raise SaveFileError(number, f"chain {clip(name)} is declared a second time")
         self._heads[name] = Chain(
             name,
             None if policy == "-" else policy,
@@ -225,7 +225,7 @@ class _TableReader:
             raise SaveFileError(number, f"expected -A CHAIN and a rule, found {excerpt(line)}")
         rules = self._rules.get(chain)
         if rules is None:
-            raise SaveFileError(number, f"chain {clipped(chain)} was not declared")
+            raise SaveFileError(number, f"chain {clip(chain)} was not declared")
         rule = None if bracket else self._known.get(text)
         if rule is None:
             try:
@@ -459,10 +459,10 @@ class _RuleReader:
 
     def read(self) -> _Parts:
         """The parts that the words make."""
-        words, quoted, negated = self._words, self._quoted, False
+        words, quote, negated = self._words, self._quoted, False
         while self._position < len(words):
             word = words[self._position]
-            plain = self._position not in quoted
+            plain = self._position not in quote
             self._position += 1
             if word == "!" and plain:
                 if negated:
@@ -509,7 +509,7 @@ class _RuleReader:
         elif word in {"-j", "-g"}:
             value = self._value(word)
             if self._target is not None:
-                message = f"a second target: {clipped(value)}"
+                message = f"a second target: {clip(value)}"
                 raise ValueError(message)
             self._target = (value, [], word == "-g")
         else:
@@ -538,11 +538,11 @@ class _RuleReader:
 
     def _option_values(self, name: str) -> tuple[str, ...]:
         """The words up to the next option or part, all of them if they are in quotes."""
-        words, quoted = self._words, self._quoted
+        words, quote = self._words, self._quoted
         first = end = self._position
         if name in _FREE_TEXT:
             end = min(first + 1, len(words))
-        while end < len(words) and (end in quoted or not _starts_option(words[end])):
+        while end < len(words) and (end in quote or not _starts_option(words[end])):
             end += 1
         self._position = end
         return tuple(words[first:end])
@@ -556,7 +556,7 @@ class _RuleReader:
             return self._target[1]
         if not self._matches:
             if "protocol" not in self._terms:
-                word = clipped(self._words[self._position - 1])
+                word = clip(self._words[self._position - 1])
                 message = f"{word} belongs to no match or target"
                 raise ValueError(message)
             self._matches.append((self._terms["protocol"].value, []))
@@ -605,7 +605,7 @@ def _split_quoted(text: str) -> tuple[list[str], frozenset[int]]:
     iptables-save quotes with double quotes and puts a backslash before quotes and backslashes.
     """
     words: list[str] = []
-    quoted: set[int] = set()
+    quote: set[int] = set()
     position = 0
     while start := _START.search(text, position):
         words += _split(text[position : start.start()])
@@ -615,10 +615,10 @@ def _split_quoted(text: str) -> tuple[list[str], frozenset[int]]:
             raise ValueError(message)
         tail = _TAIL.match(text, rest.end())
         position = tail.end() if tail else rest.end()
-        quoted.add(len(words))
+        quote.add(len(words))
         inside = _ESCAPED.sub(r"\1", text[start.end() : rest.end() - 1])
         words.append(inside + text[rest.end() : position])
-    return words + _split(text[position:]), frozenset(quoted)
+    return words + _split(text[position:]), frozenset(quote)
 
 
 _TAIL = re.compile(r"[^ \t]*")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from istio_iptables.errors import KernelRefused, UsageProblems
 from istio_iptables.settings.converters import Names
-from istio_iptables.settings.sources import typed
+from istio_iptables.settings.sources import convert
 from istio_iptables.settings.types import ALL, IPV6, IdRange, Mode, Network, PortRange, Wildcard
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def typed_fields(values: Mapping[str, Value], machine: Host) -> dict[str, object
 
     Raises UsageProblems with one line for each item that can't be used, alone or with others.
     """
-    read, problems = typed(values, Names(machine.uid, machine.gid))
+    read, problems = convert(values, Names(machine.uid, machine.gid))
     fields = {_FIELDS.get(name, name): value for name, value in read.items()}
     problems += _wrong_together(fields, values)
     if problems:

@@ -186,8 +186,8 @@ def _network(text: str, _: Names) -> Network:
         reason = f"is not a CIDR: the length behind / is a number from 0 to {bits}"
         raise _Refused(reason)
     clear = bits - prefix
-    masked = (int.from_bytes(packed, "big") >> clear << clear).to_bytes(bits // 8, "big")
-    return Network(version, inet_ntop(number, masked), prefix, _is_loopback(packed))
+    read_masked = (int.from_bytes(packed, "big") >> clear << clear).to_bytes(bits // 8, "big")
+    return Network(version, inet_ntop(number, read_masked), prefix, _is_loopback(packed))
 
 
 def _is_loopback(packed: bytes) -> bool:

@@ -12,7 +12,7 @@ from istio_iptables.text import excerpt
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Origin", "Value", "gather", "typed"]
+__all__ = ["Origin", "Value", "convert", "gather"]
 
 
 class Origin(Enum):
@@ -90,7 +90,7 @@ def gather(
     return values, warnings
 
 
-def typed(values: Mapping[str, Value], names: Names) -> tuple[dict[str, object], list[str]]:
+def convert(values: Mapping[str, Value], names: Names) -> tuple[dict[str, object], list[str]]:
     """The typed value of each setting by name, and one line for each item that can't be used."""
     fields: dict[str, object] = {}
     problems = []

@@ -153,12 +153,12 @@ class _Journeys:
             yield start._replace(end=End.UNROUTED, refused=route.refused)
             return
         for sent in self._hook(start, "OUTPUT"):
-            for way in self._rerouted(sent):
+            for way in self._reroute(sent):
                 for left in self._hook(way, "POSTROUTING"):
                     if left.end is None and left.packet.out_interface == _LO:
                         yield from self._comes_back(left)
                     else:
-                        yield _ended(left, End.SENT)
+                        yield _end_at(left, End.SENT)
 
     def _bound_to(self, packet: Packet) -> str:
         """The interface that a socket is bound to because it speaks to a link-local address.
@@ -185,7 +185,7 @@ class _Journeys:
         for answer in (True, False):
             yield way.assuming("", text, answer=answer), answer
 
-    def _rerouted(self, way: Way) -> Iterator[Way]:
+    def _reroute(self, way: Way) -> Iterator[Way]:
         """The way behind OUTPUT, where what changed the packet may have changed its route."""
         packet = way.packet
         if way.end is not None or way.next_interface is not None:
@@ -252,7 +252,7 @@ class _Journeys:
         """The second journey of a packet that was sent to this machine itself."""
         packet = way.packet._replace(in_interface=_LO, out_interface="", uid=None, gid=None)
         # Its connection is the one it left with, which has been through nat.
-        way = way._replace(packet=_tracked(packet), journey=2)
+        way = way._replace(packet=_as_tracked(packet), journey=2)
         way = way._replace(destination_done=True, source_done=True)
         for arrived in self._hook(way, "PREROUTING"):
             yield from self._to_process(arrived)
@@ -260,16 +260,16 @@ class _Journeys:
     def incoming(self, start: Way) -> Iterator[Way]:
         """From an interface to a process here, or through to another machine."""
         if start.packet.in_interface == _LO:
-            start = start._replace(packet=_tracked(start.packet))
+            start = start._replace(packet=_as_tracked(start.packet))
             start = start._replace(destination_done=True, source_done=True)
         for arrived in self._hook(start, "PREROUTING"):
             if arrived.end is not None:
                 yield arrived
                 continue
-            for way, local in self._routed(arrived):
-                yield from self._to_process(way) if local else self._forwarded(way)
+            for way, local in self._route(arrived):
+                yield from self._to_process(way) if local else self._forward(way)
 
-    def _routed(self, way: Way) -> Iterator[tuple[Way, bool]]:
+    def _route(self, way: Way) -> Iterator[tuple[Way, bool]]:
         """Whether the packet is for this machine; both when that can't be known."""
         packet = way.packet
         if packet.in_interface == _LO:
@@ -297,15 +297,15 @@ class _Journeys:
 
     def _to_process(self, way: Way) -> Iterator[Way]:
         for delivered in self._hook(way, "INPUT"):
-            yield _ended(delivered, End.DELIVERED)
+            yield _end_at(delivered, End.DELIVERED)
 
-    def _forwarded(self, way: Way) -> Iterator[Way]:
+    def _forward(self, way: Way) -> Iterator[Way]:
         way = way._replace(
             packet=way.packet._replace(out_interface=way.packet.out_interface or None)
         )
         for passed in self._hook(way, "FORWARD"):
             for left in self._hook(passed, "POSTROUTING"):
-                yield _ended(left, End.FORWARDED)
+                yield _end_at(left, End.FORWARDED)
 
     def _hook(self, way: Way, hook: str) -> Iterator[Way]:
         """The ways through all tables of a hook; one that has ended comes back as it is."""
@@ -321,7 +321,7 @@ class _Journeys:
         chains = self._chains.get(table, {})
         if hook not in chains or not _asks(table, hook, way):
             if table == "nat" and hook in _DESTINATION_HOOKS and not way.destination_done:
-                for settled in self._settled(way, _translated(way), hook, table):
+                for settled in self._settle(way, _translate(way), hook, table):
                     yield from self._tables(settled, hook, rest)
                 return
             yield from self._tables(way, hook, rest)
@@ -329,10 +329,10 @@ class _Journeys:
         walk = Walk(hook=hook, table=table, chains=chains, world=self._world, misses=self._misses)
         for after in walk.ways(_early(way) if table == "raw" else way):
             late = after._replace(packet=after.packet._replace(early_state=""))
-            for settled in self._settled(way, late, hook, table):
+            for settled in self._settle(way, late, hook, table):
                 yield from self._tables(settled, hook, rest)
 
-    def _settled(self, before: Way, way: Way, hook: str, table: str) -> Iterator[Way]:
+    def _settle(self, before: Way, way: Way, hook: str, table: str) -> Iterator[Way]:
         """What the kernel does behind a table: nat is done; what was changed is routed anew."""
         packet = way.packet
         if table == "nat" and hook in _DESTINATION_HOOKS:
@@ -428,7 +428,7 @@ def _early(way: Way) -> Way:
     return way._replace(packet=way.packet._replace(early_state="INVALID"))
 
 
-def _tracked(packet: Packet) -> Packet:
+def _as_tracked(packet: Packet) -> Packet:
     """A packet that brings its connection with it; one that has none is looked at anew."""
     return packet._replace(settled=packet.state != "INVALID")
 
@@ -442,7 +442,7 @@ def _asks(table: str, hook: str, way: Way) -> bool:
     return not (way.destination_done if hook in _DESTINATION_HOOKS else way.source_done)
 
 
-def _translated(way: Way) -> Way:
+def _translate(way: Way) -> Way:
     """The way behind nat for a packet whose connection nat has dealt with already."""
     if way.kept is None:
         return way
@@ -451,5 +451,5 @@ def _translated(way: Way) -> Way:
     return way._replace(packet=packet, taken_by=taken_by, to_port=to_port, translated=True)
 
 
-def _ended(way: Way, end: End) -> Way:
+def _end_at(way: Way, end: End) -> Way:
     return way if way.end is not None else way._replace(end=end)

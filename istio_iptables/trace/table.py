@@ -179,7 +179,7 @@ class Walk:
             done = effect(found.rule, self._situation(way), self._chains)
             if found.unknown and done.next is Next.CONTINUE and done.packet == way.packet:
                 # Whether it was logged or counted, the packet goes on as it is.
-                way = self._stepped(way, chain.name, found, done, certain=False)
+                way = self._take_step(way, chain.name, found, done, certain=False)
                 frames = here
                 continue
             if found.unknown:
@@ -187,7 +187,7 @@ class Walk:
                 other = way.assuming(place, found.unknown, answer=False)
                 self._pending.append((other, here))
                 way = way.assuming(place, found.unknown, answer=True)
-            way = self._stepped(way, chain.name, found, done)
+            way = self._take_step(way, chain.name, found, done)
             if done.next is Next.ACCEPT:
                 return way
             if done.next is Next.DROP:
@@ -203,7 +203,7 @@ class Walk:
         # Out of a built-in chain, at its end or by RETURN, there is only its policy.
         policy = self._chains[self._hook].policy or "ACCEPT"
         met = Effect(Next.ACCEPT, way.packet, verdict=policy)
-        way = self._stepped(way, self._hook, _Found(None), met)
+        way = self._take_step(way, self._hook, _Found(None), met)
         return way if policy == "ACCEPT" else way._replace(end=End.DROPPED)
 
     def _onward(
@@ -242,7 +242,7 @@ class Walk:
             return _Found(rule, at + 1, unknown, tuple(misses))
         return _Found(None, misses=tuple(misses))
 
-    def _stepped(
+    def _take_step(
         self, way: Way, chain: str, found: _Found, done: Effect, *, certain: bool = True
     ) -> Way:
         """The way with one more step on it."""

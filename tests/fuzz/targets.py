@@ -19,7 +19,7 @@ from istio_iptables.errors import SaveFileError
 from istio_iptables.istio.ownership import find_owned
 from istio_iptables.netfilter import savefile
 from istio_iptables.netfilter.canonical import canonical
-from istio_iptables.netfilter.documents import decoded, read
+from istio_iptables.netfilter.documents import decode_lines, read
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import Packet, Surroundings
 from istio_iptables.trace.hooks import trace
@@ -46,7 +46,7 @@ def reader(data: bytes) -> None:
     What was read has a canonical form, no difference from itself, and takes packets.
     """
     try:
-        found = read(decoded(io.BytesIO(data).readline))
+        found = read(decode_lines(io.BytesIO(data).readline))
     except SaveFileError as error:
         line = error.line
         found = ()

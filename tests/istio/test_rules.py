@@ -155,7 +155,7 @@ def test_however_the_settings_are_given(data: st.DataObject) -> None:
     environ["ENVOY_USER"] = "nobody-has-this-name"
     printing = ["--dry-run", "--format=annotated", "--resolv-conf=/dev/null"]
     result = run([*arguments, *printing], environ)
-    assert (result.status, result.out) == (0, formats.annotated(build(config))), result.err
+    assert (result.status, result.out) == (0, formats.annotate(build(config))), result.err
 
 
 def test_conditions_that_every_packet_meets_are_left_out() -> None:

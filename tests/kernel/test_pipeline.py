@@ -14,7 +14,7 @@ from istio_iptables.istio.ownership import OWNERSHIP, find_owned
 from istio_iptables.kernel.backend import Reading
 from istio_iptables.kernel.detect import prefer
 from istio_iptables.kernel.steps import Step, carry_out
-from istio_iptables.kernel.tablechange import TableChange, compared
+from istio_iptables.kernel.tablechange import TableChange, compare_table
 from istio_iptables.netfilter.edits import Action, apply
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Chain, Family, Ruleset, Table
 from istio_iptables.netfilter.savefile import parse
@@ -111,7 +111,7 @@ def table(text: str) -> Table:
 def change(live: Table | None, wanted: Table | None) -> TableChange:
     """What is to happen to a table, of whatever backend."""
     nobody = cast("Backend", None)
-    return compared(TableChange(nobody, Family.IPV4, "mangle", live, wanted, find_owned))
+    return compare_table(TableChange(nobody, Family.IPV4, "mangle", live, wanted, find_owned))
 
 
 def test_a_table_that_is_not_there_is_made() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from istio_iptables.differences.rulesets import diff_rulesets
 from istio_iptables.errors import SaveFileError
 from istio_iptables.netfilter.canonical import canonical
-from istio_iptables.netfilter.documents import decoded, read, rulesets
+from istio_iptables.netfilter.documents import decode_lines, read, rulesets
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.ownership import Owned
 from istio_iptables.netfilter.savefile import render
@@ -119,7 +119,7 @@ PLAIN = NAT.replace("COMMIT", '-A OUTPUT -m comment --comment "a b" -j ACCEPT\nC
 
 def lines_of(content: bytes) -> list[str]:
     """The lines of a file."""
-    return list(decoded(io.BytesIO(content).readline))
+    return list(decode_lines(io.BytesIO(content).readline))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_large_file_takes_no_more_than_five_times_its_size(counters: str) -> N
     text = "\n".join([*heads, *rules, "COMMIT", ""]).encode()
     tracemalloc.start()
     try:
-        (found,) = read(decoded(io.BytesIO(text).readline))
+        (found,) = read(decode_lines(io.BytesIO(text).readline))
         assert not diff_rulesets((found,), (), lambda _: Owned())
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -17,7 +17,7 @@ from istio_iptables.netfilter.model import (
     Target,
     Term,
     is_built_in,
-    quoted,
+    quote,
 )
 from istio_iptables.netfilter.plan import Plan, PolicyRoute
 from istio_iptables.netfilter.savefile import parse_rule
@@ -105,7 +105,7 @@ class TestEquality:
 )
 def test_quoted(word: str, text: str) -> None:
     """A word is in double quotes where it could be read as something else without."""
-    assert quoted(word) == text
+    assert quote(word) == text
 
 
 def test_lookups() -> None:

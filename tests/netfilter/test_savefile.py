@@ -96,8 +96,8 @@ def test_what_a_save_text_says() -> None:
 
 def test_comments_inside_a_table_are_passed_over() -> None:
     """Annotated text reads as the rules it annotates."""
-    annotated = SAVED.replace("-A MINE -m", "# why\n\n-A MINE -m")
-    assert parse(annotated, Family.IPV4) == parse(SAVED, Family.IPV4)
+    annotate = SAVED.replace("-A MINE -m", "# why\n\n-A MINE -m")
+    assert parse(annotate, Family.IPV4) == parse(SAVED, Family.IPV4)
 
 
 def test_empty_text() -> None:

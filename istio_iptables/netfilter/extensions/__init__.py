@@ -25,8 +25,8 @@ __all__ = [
     "Next",
     "Situation",
     "TargetExtension",
+    "in_order",
     "match_extension",
-    "ordered",
     "target_extension",
 ]
 
@@ -141,6 +141,6 @@ def _module(name: str) -> ModuleType | None:
         return None
 
 
-def ordered(options: Iterable[Option], order: Mapping[str, int]) -> tuple[Option, ...]:
+def in_order(options: Iterable[Option], order: Mapping[str, int]) -> tuple[Option, ...]:
     """The options in the order in which iptables-save prints them; unknown ones at the end."""
     return tuple(sorted(options, key=lambda option: order.get(option.name, len(order))))

@@ -11,7 +11,13 @@ from istio_iptables.netfilter.extensions import (
     TargetExtension,
     match_extension,
 )
-from istio_iptables.netfilter.extensions.mark import has_mark, mark_text, mixed, spell_xmark, xmark
+from istio_iptables.netfilter.extensions.mark import (
+    has_mark,
+    mark_text,
+    mix_mark,
+    spell_xmark,
+    xmark,
+)
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, option_number
 from istio_iptables.netfilter.model import Family, Match, Option, Target
 from istio_iptables.netfilter.parts import known, part
@@ -64,21 +70,23 @@ def _effect(target: Target, situation: Situation) -> Effect:
     if not packet.early_state and {each.name for each in target.options} <= _COPIES.keys() | _MASKS:
         masks = _masks(target)
     if target.option("--restore-mark"):
-        mark = None if masks is None else _copied(packet.connmark, masks[1], packet.mark, masks[0])
+        mark = (
+            None if masks is None else _copy_mark(packet.connmark, masks[1], packet.mark, masks[0])
+        )
         return Effect(Next.CONTINUE, packet._replace(mark=mark), f"mark {mark_text(mark)}")
     if packet.early_state:
         return Effect(Next.CONTINUE, packet, "no connection yet, so no mark of it")
     connmark = None
     if target.option("--save-mark") is None:
         read = xmark(target)
-        connmark = None if read is None else mixed(packet.connmark, *read)
+        connmark = None if read is None else mix_mark(packet.connmark, *read)
     elif masks is not None:
-        connmark = _copied(packet.mark, masks[0], packet.connmark, masks[1])
+        connmark = _copy_mark(packet.mark, masks[0], packet.connmark, masks[1])
     changed = packet._replace(connmark=connmark)
     return Effect(Next.CONTINUE, changed, f"connection mark {mark_text(connmark)}")
 
 
-def _copied(source: int | None, mask: int, old: int | None, replaced: int) -> int | None:
+def _copy_mark(source: int | None, mask: int, old: int | None, replaced: int) -> int | None:
     if source is None:
         return None
     if replaced == WHOLE_MARK:

@@ -11,18 +11,18 @@ from istio_iptables.netfilter.extensions import (
     Situation,
     TargetExtension,
 )
-from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, masked
+from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, read_masked
 from istio_iptables.netfilter.model import Family, Match, Option, Target
 from istio_iptables.netfilter.parts import known, only, part
 
-__all__ = ["MATCHES", "TARGETS", "has_mark", "mark_text", "mixed", "spell_xmark", "xmark"]
+__all__ = ["MATCHES", "TARGETS", "has_mark", "mark_text", "mix_mark", "spell_xmark", "xmark"]
 
 
 def _spell_match(match: Match) -> Match:
     """``--mark 1337`` is ``--mark 0x539``; a whole mask is not printed."""
     options = []
     for option in match.options:
-        read = masked(option.value) if option.name == "--mark" else None
+        read = read_masked(option.value) if option.name == "--mark" else None
         if read is not None:
             value, mask = read
             text = f"{value:#x}" if mask == WHOLE_MARK else f"{value:#x}/{mask:#x}"
@@ -33,7 +33,7 @@ def _spell_match(match: Match) -> Match:
 
 def has_mark(option: Option, mark: int | None) -> bool | None:
     """Whether *mark* is the one that an option ``--mark`` asks for."""
-    read = masked(option.value) if option.name == "--mark" else None
+    read = read_masked(option.value) if option.name == "--mark" else None
     if read is None or mark is None:
         return None
     value, mask = read
@@ -47,14 +47,14 @@ def mark_text(mark: int | None) -> str:
 
 def _encode_match(match: Match) -> bytes:
     option = only(match, "--mark")
-    data = struct.pack("=IIBxxx", *known(masked(option.value)), option.negated)
+    data = struct.pack("=IIBxxx", *known(read_masked(option.value)), option.negated)
     return part(match.name, 1, data)
 
 
 def xmark(target: Target) -> tuple[int, int] | None:
     """The value and the mask of ``--set-xmark``, from any spelling."""
     option = target.options[0] if len(target.options) == 1 else None
-    read = masked(option.value) if option else None
+    read = read_masked(option.value) if option else None
     if option is None or read is None:
         return None
     value, mask = read
@@ -75,7 +75,7 @@ def spell_xmark(target: Target, _: Family) -> Target:
     return Target(target.name, (Option("--set-xmark", (f"{read[0]:#x}/{read[1]:#x}",)),))
 
 
-def mixed(old: int | None, value: int, mask: int) -> int | None:
+def mix_mark(old: int | None, value: int, mask: int) -> int | None:
     """What ``--set-xmark value/mask`` makes of a mark."""
     if mask == WHOLE_MARK:
         return value
@@ -85,7 +85,7 @@ def mixed(old: int | None, value: int, mask: int) -> int | None:
 def _set_mark(target: Target, situation: Situation) -> Effect:
     packet = situation.packet
     read = xmark(target)
-    mark = None if read is None else mixed(packet.mark, *read)
+    mark = None if read is None else mix_mark(packet.mark, *read)
     return Effect(Next.CONTINUE, packet._replace(mark=mark), f"mark {mark_text(mark)}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from istio_iptables.netfilter.extensions import MatchExtension, Situation, ordered
+from istio_iptables.netfilter.extensions import MatchExtension, Situation, in_order
 from istio_iptables.netfilter.fieldvalues import number_range
 from istio_iptables.netfilter.model import Match, Option
 from istio_iptables.netfilter.parts import known, part
@@ -26,7 +26,7 @@ def _spell(match: Match) -> Match:
     for option in match.options:
         ids = number_range(option.value) if option.name in _IDS else None
         options.append(option if ids is None else option._replace(values=(ids.spelt("-"),)))
-    return Match(match.name, ordered(options, _ORDER))
+    return Match(match.name, in_order(options, _ORDER))
 
 
 def _holds(option: Option, situation: Situation, _: Match) -> bool | None:

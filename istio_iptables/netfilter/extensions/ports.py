@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from istio_iptables.netfilter.extensions import MatchExtension, Situation, ordered
+from istio_iptables.netfilter.extensions import MatchExtension, Situation, in_order
 from istio_iptables.netfilter.fieldvalues import MAX_PORT, PROTOCOLS, port_range
 from istio_iptables.netfilter.model import Match, Option
-from istio_iptables.netfilter.parts import aligned
+from istio_iptables.netfilter.parts import align_size
 
 if TYPE_CHECKING:
     from istio_iptables.netfilter.packet import Packet
@@ -38,7 +38,7 @@ def _spell(match: Match) -> Match | None:
             options.append(option._replace(values=tuple(map(_spell_flags, option.values))))
         else:
             options.append(option)
-    return Match(match.name, ordered(options, _ORDER)) if options else None
+    return Match(match.name, in_order(options, _ORDER)) if options else None
 
 
 def _spell_flags(text: str) -> str:
@@ -89,7 +89,7 @@ def ports_text(packet: Packet) -> str:
 
 #: Whole parts, since a list of ports may be long: tcp has an option and two bytes of flags between
 #: the ports and the inversion.
-_SIZE = aligned(44)
+_SIZE = align_size(44)
 _TCP_PART = struct.Struct(f"=H29sBHHHH3xB{_SIZE - 44}x")
 _UDP_PART = struct.Struct(f"=H29sBHHHHB{_SIZE - 41}x")
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import struct
 
 from istio_iptables.netfilter.extensions import Effect, Next, Situation, TargetExtension
-from istio_iptables.netfilter.extensions.mark import mark_text, mixed
-from istio_iptables.netfilter.fieldvalues import MAX_PORT, address_number, masked, option_number
+from istio_iptables.netfilter.extensions.mark import mark_text, mix_mark
+from istio_iptables.netfilter.fieldvalues import (
+    MAX_PORT,
+    address_number,
+    option_number,
+    read_masked,
+)
 from istio_iptables.netfilter.model import Family, Option, Target
 from istio_iptables.netfilter.parts import known, part
 
@@ -18,7 +23,7 @@ _NAMES = frozenset({"--on-port", "--on-ip", "--tproxy-mark"})
 def _mark(target: Target) -> tuple[int, int] | None:
     """The value and the mask that it gives the packet's mark."""
     option = target.option("--tproxy-mark")
-    return masked(option.value) if option else (0, 0)
+    return read_masked(option.value) if option else (0, 0)
 
 
 def _address(target: Target, family: Family) -> str:
@@ -50,7 +55,7 @@ def _effect(target: Target, situation: Situation) -> Effect | None:
     if read is None or port is None or port > MAX_PORT:
         return None
     port = port or packet.destination_port
-    mark = mixed(packet.mark, *read)
+    mark = mix_mark(packet.mark, *read)
     changed = packet._replace(mark=mark)
     change = f"to the listener on port {port}, mark {mark_text(mark)}"
     return Effect(Next.ACCEPT, changed, change, takes=True, to_port=port)
