@@ -46,7 +46,10 @@ class TableChange(NamedTuple):
 
     def differences(self) -> Iterator[Difference]:
         """What ``diff`` reports of the table, but for rules of others."""
-        from istio_iptables.differences.rulesets import ChangeKind, diff_tables  # as in compare_table
+        from istio_iptables.differences.rulesets import (
+            ChangeKind,
+            diff_tables,
+        )  # as in compare_table
 
         live = self.live or Table(self.name)
         for difference in diff_tables(self.family, live, self.wanted, self.owned):

@@ -89,11 +89,17 @@ def test_own_ports() -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--path", "nowhere"], "--path: 'nowhere': the scenario sidecar has client-app, "),
-        (["--without", "nat ISTIO_OUTPUT 99"], "--without: 'nat ISTIO_OUTPUT 99': there is no"),
-        (["--without", "all"], "--without: 'all': there is no such rule: TABLE CHAIN NUMBER"),
+        (
+            ["--path", "nowhere"],
+            "--path: there is no path 'nowhere' in the scenario sidecar: it has client-app, ",
+        ),
+        (["--without", "nat ISTIO_OUTPUT 99"], "--without: 'nat ISTIO_OUTPUT 99': the plan has no"),
+        (
+            ["--without", "all"],
+            "--without: 'all': the plan has no such rule (write TABLE CHAIN NUMBER)",
+        ),
         (["--mode", "tproxy"], "--istio-inbound-interception-mode (-m): 'tproxy'"),
-        (["--dry-run"], "--dry-run: there is no such option"),
+        (["--dry-run"], "--dry-run: this is an option of istio-iptables itself, not of lab"),
         (["--scenario", "nothing"], "--scenario: 'nothing' is not one of sidecar, "),
     ],
 )

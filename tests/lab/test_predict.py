@@ -66,7 +66,7 @@ def test_nobody_is_predicted_too() -> None:
 @pytest.mark.parametrize("place", ["nat ISTIO_OUTPUT 0", "nat NOWHERE 1", "nat", "a b c", ""])
 def test_a_rule_to_leave_out_has_to_be_there(place: str) -> None:
     """Places without a rule are refused by name."""
-    with pytest.raises(UsageProblems, match="there is no such rule"):
+    with pytest.raises(UsageProblems, match="the plan has no such rule"):
         left_out(plan_of(), [place])
 
 
