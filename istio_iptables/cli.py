@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from istio_iptables import interrupts
-from istio_iptables.commands.apply import apply
+from istio_iptables.commands.apply import CLEAN_SETTINGS, apply, clean_up
 from istio_iptables.commands.flags import read_flags
 from istio_iptables.commands.load import PROGRAM, load_plan, tell
 from istio_iptables.errors import ExitStatus, IstioIptablesError, UsageProblems
@@ -52,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: list[str]) -> int | None:
     """Do what the arguments say; returns the exit status, None for 0."""
+    if given[:1] == ["clean"]:
+        flags = read_flags(given[1:], CLEAN_SETTINGS)
+        if flags.complete:
+            return clean_up(flags.texts, [])
     flags = read_flags(given)
     if flags.complete:
         try:

@@ -1,22 +1,30 @@
-"""A plan of the command line printed or applied: what the program does when no command is given."""
+"""A plan of the command line printed or applied, and ours removed: what needs no click to be asked for."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from istio_iptables.api.rendering import render
 from istio_iptables.commands.load import tell, warn
-from istio_iptables.errors import ExitStatus
+from istio_iptables.errors import ExitStatus, UsageProblems
+from istio_iptables.kernel.host import Host
 from istio_iptables.netfilter.model import Family
+from istio_iptables.settings.converters import Names
+from istio_iptables.settings.declarations import setting
+from istio_iptables.settings.sources import convert, gather
 from istio_iptables.text import write_exactly
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.netfilter.model import Ruleset
 
-__all__ = ["apply"]
+__all__ = ["CLEAN_SETTINGS", "apply", "clean_up"]
+
+#: The settings that a clean-up goes by.
+CLEAN_SETTINGS = tuple(map(setting, ("network_namespace", "cni_mode", "force_iptables_binary")))
 
 
 def apply(plan: Plan) -> ExitStatus:
@@ -27,6 +35,24 @@ def apply(plan: Plan) -> ExitStatus:
         write_exactly(render(plan, config.format, family=only))
     else:
         _apply(plan)
+    return ExitStatus.DONE
+
+
+def clean_up(flags: Mapping[str, str], extra: list[str]) -> ExitStatus:
+    """Remove our rules as *flags* and the environment say; *extra* are problems found before."""
+    values, warnings = gather(flags, os.environ, CLEAN_SETTINGS)
+    fields, problems = convert(values, Names(Host().uid, Host().gid))
+    if extra or problems:
+        raise UsageProblems([*extra, *problems])
+    tell("warning", warnings)
+    from istio_iptables.api.installing import clean
+
+    clean(
+        namespace=str(fields["network_namespace"]),
+        backend=str(fields["force_iptables_binary"]),
+        pod_lock=bool(fields["cni_mode"]),
+        tell=_note,
+    )
     return ExitStatus.DONE
 
 
@@ -42,6 +68,7 @@ class _Surveyor:
         self._looked = False
 
     def __call__(self, rulesets: Sequence[Ruleset]) -> None:
+        from istio_iptables.istio.ownership import has_foreign
         from istio_iptables.kernel.node import signs
 
         if self._looked:
@@ -56,7 +83,8 @@ class _Surveyor:
                 f"{where} looks like a machine's own and no pod's ({found}): with these rules all of"
                 " the machine's traffic goes to Envoy"
             )
-        if any(ruleset.rule_count for ruleset in rulesets):
+        if any(has_foreign(table) for ruleset in rulesets for table in ruleset.tables):
+            # What compares takes 5 ms to load, which few pods need.
             from istio_iptables.api.comparing import foreign_first
 
             lines += foreign_first(self._plan, rulesets)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.model import Chain, Rule, Table
 
-__all__ = ["OWNERSHIP", "find_owned"]
+__all__ = ["OWNERSHIP", "find_owned", "has_foreign"]
 
 
 def find_owned(table: Table) -> Owned:
@@ -55,6 +55,16 @@ def find_owned(table: Table) -> Owned:
         if table.name == "nat":
             _add_virtual(table, shared)
     return Owned(own, {chain: dict(sorted(rules.items())) for chain, rules in shared.items()})
+
+
+def has_foreign(table: Table) -> bool:
+    """Whether a built-in chain of *table* has a rule that is not ours, or a policy that drops."""
+    shared = find_owned(table).shared
+    return any(
+        len(chain.rules) > len(shared.get(chain.name, ())) or chain.policy == "DROP"
+        for chain in table.chains
+        if is_built_in(table.name, chain.name)
+    )
 
 
 def _is_own_chain(name: str) -> bool:
