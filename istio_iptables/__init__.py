@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_iptables.errors import IstioIptablesError
+from istio_iptables.errors import (
+    CannotTell,
+    Differs,
+    IstioIptablesError,
+    KernelRefused,
+    UsageProblems,
+)
 
 if TYPE_CHECKING:
     from istio_iptables.api.capture import Capture, Plan, plan
@@ -23,12 +29,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LIVE",
+    "CannotTell",
     "Capture",
     "Differences",
+    "Differs",
     "Explanation",
     "IstioIptablesError",
+    "KernelRefused",
     "Live",
     "Plan",
+    "UsageProblems",
     "__version__",
     "clean",
     "diff",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +48,9 @@ class UsageProblems(IstioIptablesError):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__(*problems)
 
+    def __reduce__(self) -> tuple[type[Self], tuple[tuple[str, ...]]]:
+        return type(self), (self.lines,)
+
 
 class KernelRefused(IstioIptablesError):
     """The machine can't or won't do what was asked; nothing is left half done."""
@@ -79,3 +82,6 @@ class SaveFileError(IstioIptablesError):
         super().__init__(f"line {line}: {reason}")
         self.line = line
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[Self], tuple[int, str]]:
+        return type(self), (self.line, self.reason)

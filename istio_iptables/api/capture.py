@@ -5,27 +5,35 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from istio_iptables.api.values import Unusable, text_of
+from istio_iptables.errors import UsageProblems
 from istio_iptables.istio.escapes import plan_warnings
 from istio_iptables.istio.plan import build
 from istio_iptables.kernel.host import Host
 from istio_iptables.settings.config import configure, typed_fields
-from istio_iptables.settings.declarations import APPLYING, PRINTING, SETTINGS, VALIDATION
+from istio_iptables.settings.declarations import (
+    APPLYING,
+    PRINTING,
+    SETTINGS,
+    VALIDATION,
+    setting,
+)
 from istio_iptables.settings.sources import Origin, gather
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
+    from istio_iptables.api.values import SettingValue
     from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.netfilter.plan import InterfaceAddress, PolicyRoute
     from istio_iptables.netfilter.plan import Plan as State
     from istio_iptables.settings.config import Config
     from istio_iptables.settings.sources import Value
 
-    #: One item, or a list of them; text is as on the command line.
-    SettingValue = str | int | float | bool | Iterable[str | int]
-
 __all__ = ["CAPTURE_NAMES", "Capture", "Plan", "Purpose", "plan"]
 
+#: Whose uid is the proxy's by default, if there is such a user.
+_ENVOY_USER = "istio-proxy"
 #: The keywords of Capture: the settings that decide about the rules and where they are.
 CAPTURE_NAMES = tuple(
     each.name
@@ -40,7 +48,7 @@ class Capture:
     The keywords are the names of the flags with underscores (``istio_service_cidr="*"``), and of
     the environment variables that have no flag, in small letters
     (``istio_outbound_owner_groups``). A value is text as on the command line, or a number, a
-    bool, or a list of items. Environment variables are not read; ``from_environment`` reads them.
+    bool, an address or network of ``ipaddress``, or a list of items. Environment variables are not read; ``from_environment`` reads them.
 
     Raises TypeError for an unknown keyword, and UsageProblems, an IstioIptablesError whose
     ``lines`` holds each problem, for values that can't be used.
@@ -66,13 +74,23 @@ class Capture:
         return capture
 
     def _take(self, settings: Mapping[str, SettingValue], environ: Mapping[str, str]) -> None:
-        for name in settings:
-            if name not in CAPTURE_NAMES:
-                message = f"Capture() has no setting {name!r}"
-                raise TypeError(message)
-        texts = {name: _text(value) for name, value in settings.items()}
+        unknown = [name for name in settings if name not in CAPTURE_NAMES]
+        if unknown:
+            message = f"Capture() has no setting {', '.join(map(repr, unknown))}"
+            raise TypeError(message)
+        texts, problems = {}, []
+        for name, value in settings.items():
+            try:
+                texts[name] = text_of(setting(name).kind, value)
+            except Unusable as error:
+                problems.append(f"{name}: {error}")
         self._gather(texts, environ, Origin.KEYWORD)
-        typed_fields(self.values, Host())
+        try:
+            typed_fields(self.values, Host())
+        except UsageProblems as error:
+            problems += error.lines
+        if problems:
+            raise UsageProblems(problems)
 
     def _gather(self, texts: Mapping[str, str], environ: Mapping[str, str], origin: Origin) -> None:
         if origin is Origin.KEYWORD:
@@ -80,23 +98,25 @@ class Capture:
             environ = {name: text for name, text in environ.items() if name not in _HOW}
             texts = {**texts, "dry_run": "true"}
         self.values, self.warnings = gather(texts, environ, origin=origin)
-        self.envoy_user = environ.get("ENVOY_USER") or "istio-proxy"
+        self.envoy_user = environ.get("ENVOY_USER") or _ENVOY_USER
 
     def __repr__(self) -> str:
-        given = (
+        given = [
             f"{name}={value.text!r}"
             for name, value in self.values.items()
             if value.given and name in CAPTURE_NAMES
-        )
+        ]
+        if self.envoy_user != _ENVOY_USER:
+            given.append(f"ENVOY_USER={self.envoy_user!r}")
         return f"Capture({', '.join(given)})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Capture):
             return NotImplemented
-        return self.texts == other.texts
+        return (self.texts, self.envoy_user) == (other.texts, other.envoy_user)
 
     def __hash__(self) -> int:
-        return hash(tuple(self.texts.items()))
+        return hash((*self.texts.items(), self.envoy_user))
 
     @property
     def texts(self) -> dict[str, str]:
@@ -108,17 +128,6 @@ class Capture:
 _HOW = frozenset(
     variable for each in SETTINGS if each.name not in CAPTURE_NAMES for variable in each.environment
 )
-
-
-def _text(value: SettingValue) -> str:
-    """A value as the command line has it."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return str(value)
-    return ",".join(map(str, value))
 
 
 class Purpose(NamedTuple):

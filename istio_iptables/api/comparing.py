@@ -58,7 +58,7 @@ def diff(
     plan: Plan,
     against: Source = LIVE,
     *,
-    family: Family | None = None,
+    family: Family | str | None = None,
     name: str = "the text",
 ) -> Differences:
     """What differs between *plan* and the rules that it is held *against*.
@@ -69,7 +69,7 @@ def diff(
     call it. Foreign rules count where they decide before ours. Raises CannotTell for a text that is
     none of iptables-save, and where the kernel's rules can't be read.
     """
-    found = rules_of(against, family, name)
+    found = rules_of(against, Family(family) if family else None, name)
     if isinstance(found, Live):
         return _with_live(plan, *found.of(plan))
     families = tuple(each.family for each in found)
@@ -80,6 +80,10 @@ def diff(
     )
     ours = [each.family for each in found if holds_ours([each])]
     warnings = []
+    missing_families = [each.family for each in plan.rulesets if each.family not in families]
+    if isinstance(against, str) and missing_families:
+        titles = " and ".join(each.title for each in missing_families)
+        warnings.append(f"{name} has no {titles} rules: those of the plan are not compared")
     if len(ours) == 1 < len(families) and len(wanted) > 1:
         hint = f"if no others are wanted, give --ip-family {ours[0].value}"
         warnings.append(f"rules of ours are in {name} for {ours[0].title} alone: {hint}")

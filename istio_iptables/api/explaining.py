@@ -9,7 +9,7 @@ from istio_iptables.api.explanation import Answer, Explanation
 from istio_iptables.api.packets import complete_packet
 from istio_iptables.api.rules import Live, rules_of
 from istio_iptables.api.unseen import chains_on_way, unseen_chains
-from istio_iptables.errors import CannotTell, KernelRefused
+from istio_iptables.errors import CannotTell, KernelRefused, UsageProblems
 from istio_iptables.istio.checks import escape, findings, left_out_live, with_proxies_of
 from istio_iptables.istio.escapes import APPLICATIONS
 from istio_iptables.netfilter.model import Family, Ruleset
@@ -69,7 +69,7 @@ def explain(  # noqa: PLR0913 - a packet has so many fields
     mark: str | int | None = None,
     connmark: str | int | None = None,
     ctstate: str | None = None,
-    family: Family | None = None,
+    family: Family | str | None = None,
     near: bool = False,
     name: str = "the text",
 ) -> Explanation:
@@ -83,7 +83,8 @@ def explain(  # noqa: PLR0913 - a packet has so many fields
 
     Raises UsageProblems for a packet that can't be, CannotTell for rules that can't be read.
     """
-    subject = _subject(plan, rules, family, name)
+    wanted = Family(family) if family else None
+    subject = _subject(plan, rules, wanted, name)
     fields = {
         "proto": proto,
         "src": src,
@@ -97,7 +98,7 @@ def explain(  # noqa: PLR0913 - a packet has so many fields
     }
     texts = {key: None if value is None else str(value) for key, value in fields.items()}
     with subject.routing or nullcontext():
-        return _follow(plan, subject, texts, family, incoming=incoming, near=near)
+        return _follow(plan, subject, texts, wanted, incoming=incoming, near=near)
 
 
 def _follow(  # noqa: PLR0913 - what was asked, part by part
@@ -109,11 +110,12 @@ def _follow(  # noqa: PLR0913 - what was asked, part by part
     incoming: bool,
     near: bool,
 ) -> Explanation:
-    if family is None and len(subject.rulesets) == 1:
-        family = subject.rulesets[0].family
+    only = subject.rulesets[0].family if len(subject.rulesets) == 1 else None
     world = subject.world
-    about = complete_packet(texts, incoming=incoming, world=world, family=family)
+    about = complete_packet(texts, incoming=incoming, world=world, family=family or only)
     packet = about.packet
+    if family not in {None, packet.family}:
+        raise UsageProblems([f"--family: the addresses are those of {packet.family.title}"])
     notes = tuple(_impossible(about, subject))
     if subject.routing is None or _is_unlinked(packet, subject):
         world = world._replace(here=_own_addresses(packet), routing=None)

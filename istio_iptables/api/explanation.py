@@ -77,6 +77,9 @@ class Explanation:
         self.notes = tuple(dict.fromkeys((*why, *answer.remarks)))
         self._reasons: dict[tuple[str, str, str], str] | None = None
 
+    def __repr__(self) -> str:
+        return f"<Explanation: {self.verdict}>"
+
     @property
     def _verdict(self) -> Verdict:
         """The verdict, if all ways that the packet can take come to the same."""
@@ -105,7 +108,7 @@ class Explanation:
 
     @property
     def path(self) -> tuple[Step, ...]:
-        """The rules that matched, in order; those of all ways that the packet can take."""
+        """The steps that all outcomes share, from the first on: all there are if there is one."""
         return _shared_steps(self._trace.outcomes)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from istio_iptables.errors import KernelRefused
@@ -22,7 +23,7 @@ __all__ = ["clean", "install"]
 def install(  # noqa: PLR0913 - where and how
     plan: Plan,
     *,
-    namespace: str | None = None,
+    namespace: str | os.PathLike[str] | None = None,
     backend: str | None = None,
     pod_lock: bool | None = None,
     reconcile: bool = False,
@@ -44,7 +45,7 @@ def install(  # noqa: PLR0913 - where and how
     """
     config = plan.config
     where = InstallOptions(
-        config.network_namespace if namespace is None else namespace,
+        config.network_namespace if namespace is None else os.fspath(namespace),
         config.backend if backend is None else backend,
         config.cni_mode if pod_lock is None else pod_lock,
     )
@@ -56,7 +57,7 @@ def install(  # noqa: PLR0913 - where and how
 
 def clean(
     *,
-    namespace: str = "",
+    namespace: str | os.PathLike[str] = "",
     backend: str = "",
     pod_lock: bool = False,
     tell: Callable[[str], None] | None = None,
@@ -68,7 +69,7 @@ def clean(
     KernelRefused when the machine can't or won't, with everything as it was before.
     """
     said, hear = _hearing(tell)
-    kernel_clean(OWNERSHIP, hear, InstallOptions(namespace, backend, pod_lock))
+    kernel_clean(OWNERSHIP, hear, InstallOptions(os.fspath(namespace), backend, pod_lock))
     return tuple(said)
 
 

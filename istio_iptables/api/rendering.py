@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_iptables.netfilter import formats
+from istio_iptables.netfilter.model import Family
 
 if TYPE_CHECKING:
     from istio_iptables.api.capture import Plan
-    from istio_iptables.netfilter.model import Family
     from istio_iptables.settings.config import Config
     from istio_iptables.settings.sources import Value
 
@@ -23,14 +23,14 @@ _TEXTS = {
 FORMATS = (*_TEXTS, "json")
 
 
-def render(plan: Plan, format: str = "save", *, family: Family | None = None) -> str:  # noqa: A002 - as the flag
+def render(plan: Plan, format: str = "save", *, family: Family | str | None = None) -> str:  # noqa: A002 - as the flag
     """The text of *plan*, or of one address family of it.
 
     *format* is ``save`` (what iptables-save says once it is installed, and what a dry run prints),
     ``restore`` (for iptables-restore --noflush), ``commands`` (for a shell), ``annotate`` (as
     save, with the reason of each rule) or ``json`` (docs/json.md). Raises ValueError for another.
     """
-    state = plan.state if family is None else plan.state.only(family)
+    state = plan.state if family is None else plan.state.only(Family(family))
     if format == "json":
         import json  # no other format needs it
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from istio_iptables.api.capture import Plan
     from istio_iptables.netfilter.model import Family, Ruleset
 
-__all__ = ["LIVE", "Live", "Source", "rules_of"]
+__all__ = ["LIVE", "Live", "Source", "require_tables", "rules_of"]
 
 
 class Live(NamedTuple):
@@ -42,6 +42,22 @@ LIVE = Live()
 Source: TypeAlias = "str | Live | Sequence[Ruleset]"
 
 
+#: Of a file's encoding, which Python leaves in a text that it reads as UTF-8.
+_MARK = "\ufeff"
+
+
+def require_tables(found: tuple[Ruleset, ...], name: str) -> tuple[Ruleset, ...]:
+    """*found*, if there is a table in it: what could not be read is not taken for no rules."""
+    if not any(ruleset.tables for ruleset in found):
+        message = (
+            f"{name}: holds no table of iptables-save, which prints none where it lacks"
+            " NET_ADMIN, and none of the rules that the other backend has: try"
+            " iptables-legacy-save and iptables-nft-save"
+        )
+        raise CannotTell(message)
+    return found
+
+
 def rules_of(source: Source, family: Family | None, name: str) -> tuple[Ruleset, ...] | Live:
     """The rulesets of *source*, or where in the kernel they are.
 
@@ -55,7 +71,7 @@ def rules_of(source: Source, family: Family | None, name: str) -> tuple[Ruleset,
     if source == "live":
         return LIVE
     try:
-        return rulesets(source, family)
+        return require_tables(rulesets(source.removeprefix(_MARK), family), name)
     except SaveFileError as error:
         message = f"{name}: {error.lines[0]}"
         raise CannotTell(message) from error

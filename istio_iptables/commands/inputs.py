@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from istio_iptables.api.rules import require_tables
 from istio_iptables.commands.load import Purpose, load_plan, tell
 from istio_iptables.commands.options import flags_given, split_extra
 from istio_iptables.errors import CannotTell, KernelRefused, SaveFileError
@@ -111,14 +112,7 @@ def read_rules(path: str, family: str | None) -> tuple[Ruleset, ...]:
         except SaveFileError as error:
             message = f"{_name(path)}: {error.lines[0]}"
             raise CannotTell(message) from error
-    if not any(ruleset.tables for ruleset in found):
-        message = (
-            f"{_name(path)}: holds no table of iptables-save, which prints none where it lacks"
-            " NET_ADMIN, and none of the rules that the other backend has: try"
-            " iptables-legacy-save and iptables-nft-save"
-        )
-        raise CannotTell(message)
-    return found
+    return require_tables(found, _name(path))
 
 
 def _name(path: str) -> str:

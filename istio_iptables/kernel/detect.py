@@ -86,6 +86,9 @@ def _look(name: str, ownership: Ownership) -> Contents:
         from istio_iptables.kernel.legacy import Legacy
 
         backend = Legacy(ownership)
+    elif name != "nft":
+        message = f"there is no backend {name!r}: there are legacy and nft"
+        raise ValueError(message)
     else:
         from istio_iptables.kernel.nft import Nft
 

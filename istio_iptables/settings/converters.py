@@ -15,7 +15,7 @@ from istio_iptables.settings.types import ALL, IPV4, IPV6, IdRange, Mode, Networ
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FALSE", "MAX_ID", "TRUE", "Names", "Problem", "parse"]
+__all__ = ["FALSE", "LISTS", "MAX_ID", "TRUE", "Names", "Problem", "parse"]
 
 #: The spellings of booleans that Go's strconv.ParseBool knows, and so Istio.
 TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
@@ -322,6 +322,9 @@ _ITEM: dict[ValueKind, Callable[[str, Names], object]] = {
     ValueKind.GIDS_OR_ALL: _gid,
     ValueKind.INTERFACES: _interface,
 }
+
+#: The kinds of settings that take a list of items.
+LISTS = frozenset(_ITEM)
 
 _SINGLE: dict[ValueKind, Callable[[str, Names], object]] = {
     ValueKind.FLAG: _flag,

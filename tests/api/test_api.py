@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
+from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import istio_iptables
-from istio_iptables import Capture, IstioIptablesError, diff, explain, plan, render
+from istio_iptables import (
+    CannotTell,
+    Capture,
+    IstioIptablesError,
+    UsageProblems,
+    diff,
+    explain,
+    plan,
+    render,
+)
 from istio_iptables.api.capture import CAPTURE_NAMES
 from istio_iptables.api.rendering import FORMATS
-from istio_iptables.errors import UsageProblems
+from istio_iptables.errors import SaveFileError
 from istio_iptables.settings.declarations import setting
 from tests.program import run
 from tests.strategies import given_settings
@@ -77,12 +89,70 @@ def test_keywords_are_flags(texts: dict[str, str], data: st.DataObject) -> None:
         ("istio_local_exclude_ports", [15090, "15021:15025"], "15090,15021:15025"),
         ("istio_exclude_interfaces", ("eth0", "br+"), "eth0,br+"),
         ("istio_service_exclude_cidr", (), ""),
+        ("istio_service_cidr", ip_network("10.0.0.0/8"), "10.0.0.0/8"),
+        ("istio_service_cidr", [ip_network("10.0.0.0/30"), "fd00::/8"], "10.0.0.0/30,fd00::/8"),
+        ("proxy_uid", range(5, 7), "5,6"),
+        ("resolv_conf", Path("/dev/null"), "/dev/null"),
     ],
 )
 def test_python_values(name: str, value: Any, text: str) -> None:
     """Numbers, booleans and lists are the texts that a user would write."""
     assert Capture(**{name: value}).texts[name] == text
     assert Capture(**{name: value}) == Capture(**{name: text})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("istio_inbound_ports", b"80", "a bytes is no value of this setting"),
+        ("istio_inbound_ports", [True], "a bool is no value of this setting"),
+        ("istio_inbound_ports", None, "a NoneType is no value of this setting"),
+        ("istio_inbound_ports", [["80"]], "a list is no value of this setting"),
+        pytest.param("istio_inbound_ports", 10**5000, "the number is too large", id="large"),
+        ("resolv_conf", True, "True is a boolean, which only a switch can be"),
+        ("network_namespace", [], "a list is no value of this setting"),
+        ("envoy_port", {15001}, "a set is no value of this setting"),
+    ],
+)
+def test_values_that_no_setting_has(name: str, value: Any, reason: str) -> None:
+    """They are problems as bad texts are, told with these."""
+    with pytest.raises(UsageProblems) as caught:
+        Capture(**{name: value, "inbound_capture_port": "x"})
+    assert caught.value.lines[0] == f"{name}: {reason}"
+    assert caught.value.lines[1].startswith("inbound_capture_port: 'x'")
+
+
+def test_errors_go_to_other_processes() -> None:
+    """As a pool of processes sends them."""
+    for error in (UsageProblems(["a", "b"]), SaveFileError(3, "no"), IstioIptablesError("x")):
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+        assert (type(again), again.lines) == (type(error), error.lines)
+
+
+def test_whose_envoy_runs_is_part_of_a_capture() -> None:
+    """Two captures that make different plans are not equal."""
+    as_root = Capture.from_environment({"ENVOY_USER": "root"})
+    assert as_root != Capture()
+    assert repr(as_root) == "Capture(ENVOY_USER='root')"
+
+
+def test_a_text_without_tables_is_not_no_rules() -> None:
+    """It is what iptables-save prints without the privilege."""
+    wanted = plan(DOCUMENTED)
+    for ask in (lambda: diff(wanted, ""), lambda: explain(wanted, "", dst="1.2.3.4:80")):
+        with pytest.raises(CannotTell, match="the text: holds no table of iptables-save"):
+            ask()
+    assert diff(wanted, "\ufeff" + render(wanted)) == []
+
+
+def test_families_that_are_not_compared_are_told() -> None:
+    """An IPv4 text says nothing about the plan's IPv6 rules."""
+    both = plan(Capture(istio_service_cidr="*", ip_family="dual"))
+    found = diff(both, render(both, family="ipv4"))
+    assert found == []
+    assert found.warnings == ("the text has no IPv6 rules: those of the plan are not compared",)
+    with pytest.raises(UsageProblems, match="--family: the addresses are those of IPv4"):
+        explain(both, dst="1.2.3.4:80", family="ipv6")
 
 
 def test_unknown_keywords() -> None:

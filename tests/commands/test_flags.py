@@ -91,7 +91,7 @@ def test_with_click_and_without_it_is_the_same(words: list[str]) -> None:
 #: What a dry run of the documented arguments may load beside Python's own start.
 LIGHT = frozenset(
     {
-        *("api", "api.capture", "api.rendering", "cli", "commands", "commands.apply"),
+        *("api", "api.capture", "api.rendering", "api.values", "cli", "commands", "commands.apply"),
         *("commands.flags", "commands.load", "errors", "interrupts", "istio", "istio.escapes"),
         *("istio.plan", "istio.rules", "kernel", "kernel.host", "netfilter", "netfilter.edits"),
         *("netfilter.fieldvalues", "netfilter.formats", "netfilter.model", "netfilter.plan"),
