@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.api.values import SettingValue
     from istio_iptables.netfilter.model import Ruleset
-    from istio_iptables.netfilter.plan import InterfaceAddress, PolicyRoute
-    from istio_iptables.netfilter.plan import Plan as State
+    from istio_iptables.netfilter.plan import DesiredState, InterfaceAddress, PolicyRoute
     from istio_iptables.settings.config import Config
     from istio_iptables.settings.sources import Value
 
@@ -149,7 +148,7 @@ class Plan(NamedTuple):
     """What a namespace is to hold for a capture: immutable, and the same whoever uses it."""
 
     #: Rules, policy routes and addresses.
-    state: State
+    state: DesiredState
     #: The settings that they were made from, typed and complete.
     config: Config
     #: The settings as they were given, by name.

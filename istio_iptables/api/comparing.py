@@ -16,7 +16,7 @@ from istio_iptables.errors import CannotTell, KernelRefused
 from istio_iptables.istio.ownership import OWNERSHIP, find_owned
 from istio_iptables.netfilter.edits import apply, edits
 from istio_iptables.netfilter.model import Family
-from istio_iptables.netfilter.plan import Plan as State
+from istio_iptables.netfilter.plan import DesiredState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -104,7 +104,7 @@ def _with_live(plan: Plan, namespace: str, backend: str) -> Differences:
     # In both backends: the kernel asks the tables of the other one at the same hooks.
     for each in (state.rulesets, state.other_rulesets):
         found += preceding(each, plan.rulesets, find_owned, _marks(plan))
-    there = State((), state.routes, state.addresses)
+    there = DesiredState((), state.routes, state.addresses)
     found += (each for each in diff_network(there, plan.state) if each.text not in state.half_there)
     found += _elsewhere(state.other_rulesets, "nft" if state.backend == "legacy" else "legacy")
     warnings = list(state.warnings)

@@ -116,8 +116,8 @@ def _follow(  # noqa: PLR0913 - what was asked, part by part
     packet = about.packet
     if family not in {None, packet.family}:
         raise UsageProblems([f"--family: the addresses are those of {packet.family.title}"])
-    notes = tuple(_impossible(about, subject))
-    if subject.routing is None or _is_unlinked(packet, subject):
+    notes = tuple(_contradictions(about, subject))
+    if subject.routing is None or _lacks_interface_or_route(packet, subject):
         world = world._replace(here=_own_addresses(packet), routing=None)
     warnings = list(subject.warnings)
     ruleset = next((each for each in subject.rulesets if each.family is packet.family), None)
@@ -170,7 +170,7 @@ def _native_chains(found: Trace, subject: _Subject) -> list[str]:
     return [f"the kernel asks chains as well that are not followed: {chains}"] if native else []
 
 
-def _impossible(about: PacketQuery, subject: _Subject) -> Iterator[str]:
+def _contradictions(about: PacketQuery, subject: _Subject) -> Iterator[str]:
     """What about the packet can't be so in this namespace; live rules only."""
     if subject.routing is None:
         return
@@ -192,8 +192,8 @@ def _impossible(about: PacketQuery, subject: _Subject) -> Iterator[str]:
         yield f"{packet.source}{assumed} is no address of this namespace, which can't send from it"
 
 
-def _is_unlinked(packet: Packet, subject: _Subject) -> bool:
-    """Whether the namespace lacks the interface or the route for the packet: it is said, no more."""
+def _lacks_interface_or_route(packet: Packet, subject: _Subject) -> bool:
+    """Whether the namespace lacks the interface or the route for the packet; only a note says so."""
     if packet.in_interface:
         return subject.routing is None or packet.in_interface not in subject.routing.interfaces
     route = subject.world.route(packet)

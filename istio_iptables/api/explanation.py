@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from istio_iptables.istio.checks import Finding
     from istio_iptables.netfilter.model import Family, Rule, Ruleset
     from istio_iptables.netfilter.packet import Packet
-    from istio_iptables.netfilter.plan import Plan
+    from istio_iptables.netfilter.plan import DesiredState
     from istio_iptables.settings.config import Config
     from istio_iptables.trace.hooks import Outcome, Step, Trace
     from istio_iptables.trace.table import Assumption, Miss
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
     question: PacketQuery
     trace: Trace
     config: Config
-    plan: Plan
+    plan: DesiredState
     #: Of the packet's family, and of the other one.
     ruleset: Ruleset
     others: tuple[Ruleset, ...] = ()

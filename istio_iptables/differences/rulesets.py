@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from istio_iptables.netfilter.model import Chain
-    from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
+    from istio_iptables.netfilter.plan import DesiredState, InterfaceAddress, PolicyRoute
 
 __all__ = [
     "ChangeKind",
@@ -292,19 +292,19 @@ def _text(chain: str, rule: Rule | None) -> str:
     return f"-A {chain} {text}" if text else f"-A {chain}"
 
 
-def diff_network(live: Plan, wanted: Plan) -> tuple[Difference, ...]:
+def diff_network(live: DesiredState, wanted: DesiredState) -> tuple[Difference, ...]:
     """The differences of routes and addresses: what stands beside the rules."""
     return tuple(
         difference
         for kind, items in (
-            (ChangeKind.MISSING, wanted.beside_without(live)),
-            (ChangeKind.EXTRA, live.beside_without(wanted)),
+            (ChangeKind.MISSING, wanted.network_without(live)),
+            (ChangeKind.EXTRA, live.network_without(wanted)),
         )
-        for item in items.beside
-        for difference in _beside(kind, item)
+        for item in items.network
+        for difference in _network(kind, item)
     )
 
 
-def _beside(kind: ChangeKind, item: PolicyRoute | InterfaceAddress) -> Iterator[Difference]:
+def _network(kind: ChangeKind, item: PolicyRoute | InterfaceAddress) -> Iterator[Difference]:
     for command in item.commands:
         yield Difference(kind, item.family, "", "", " ".join(command), reason=item.reason)

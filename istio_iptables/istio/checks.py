@@ -1,4 +1,4 @@
-"""The two things that break a mesh in silence, found by following example packets.
+"""Misconfigurations that produce no error, found by following example packets.
 
 Envoy's own traffic that is sent back to Envoy, and an application that runs as the proxy's user
 or group and so is never captured.

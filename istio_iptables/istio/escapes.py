@@ -15,7 +15,7 @@ from istio_iptables.settings.types import ALL, IPV4, IPV6, Mode
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from istio_iptables.netfilter.plan import Plan
+    from istio_iptables.netfilter.plan import DesiredState
     from istio_iptables.settings.config import Config
     from istio_iptables.settings.sources import Value
     from istio_iptables.settings.types import IdRange, PortRange
@@ -29,7 +29,12 @@ _LAST_PORT = 65535
 
 
 def plan_warnings(
-    plan: Plan, config: Config, values: Mapping[str, Value], ways: Collection[str], *, follow: bool
+    plan: DesiredState,
+    config: Config,
+    values: Mapping[str, Value],
+    ways: Collection[str],
+    *,
+    follow: bool,
 ) -> list[str]:
     """What *plan* leaves uncaptured in the directions *ways*, and what it sends back to Envoy.
 

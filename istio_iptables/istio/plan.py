@@ -17,7 +17,7 @@ from istio_iptables.netfilter.model import (
     Term,
     is_built_in,
 )
-from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
+from istio_iptables.netfilter.plan import DesiredState, InterfaceAddress, PolicyRoute
 from istio_iptables.netfilter.savefile import parse_rule
 from istio_iptables.settings.types import Mode
 
@@ -37,7 +37,7 @@ _TABLE_ORDER = ("raw", "mangle", "nat")
 _NO_CONDITION = frozenset({"0.0.0.0/0", "::/0", "+", "0:65535"})
 
 
-def build(config: Config) -> Plan:
+def build(config: Config) -> DesiredState:
     """The rules, routes and addresses that *config* asks for.
 
     Every ruleset is in the canonical order and spelling, so its text is what the kernel says
@@ -45,7 +45,7 @@ def build(config: Config) -> Plan:
     """
     families = (Family.IPV4, Family.IPV6) if config.ipv6 else (Family.IPV4,)
     routed = families if config.mode is Mode.TPROXY and config.inbound_ports else ()
-    return Plan(
+    return DesiredState(
         rulesets=tuple(_ruleset(config, family) for family in families),
         routes=tuple(
             PolicyRoute(

@@ -21,7 +21,7 @@ from istio_iptables.kernel.steps import Step, carry_out
 from istio_iptables.kernel.tablechange import TableChange, compare_table
 from istio_iptables.kernel.usernamespace import require_plan_mapped
 from istio_iptables.netfilter.model import TABLES, Family
-from istio_iptables.netfilter.plan import Plan
+from istio_iptables.netfilter.plan import DesiredState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -49,11 +49,11 @@ class InstallOptions(NamedTuple):
 
 
 _HERE = InstallOptions()
-_EMPTY = Plan(())
+_EMPTY = DesiredState(())
 
 
 def install(  # noqa: PLR0913 - what, whose, to whom, where and how
-    plan: Plan,
+    plan: DesiredState,
     ownership: Ownership,
     tell: Callable[[str], None],
     where: InstallOptions = _HERE,
@@ -81,7 +81,7 @@ def install(  # noqa: PLR0913 - what, whose, to whom, where and how
             return
         if difference.replaces and not replace:
             raise Differs(*_refusal(difference))
-        _make(difference, detected, plan, ownership, tell)
+        _carry_out(difference, detected, plan, ownership, tell)
         _tell_lost(difference, tell)
         count = sum(ruleset.rule_count for ruleset in plan.rulesets)
         families = " and ".join(ruleset.family.title for ruleset in plan.rulesets)
@@ -103,7 +103,7 @@ def clean(ownership: Ownership, tell: Callable[[str], None], where: InstallOptio
         detected = detect(where.backend, ownership)
         difference = _difference(detected, _EMPTY, ownership)
         # Also without rules: a run that was killed may have left a table that it had only just made.
-        _make(difference, detected, _EMPTY, ownership, tell)
+        _carry_out(difference, detected, _EMPTY, ownership, tell)
         _tell_lost(difference, tell)
         count = len(difference.changes)
         if count:
@@ -145,16 +145,16 @@ class _Difference(NamedTuple):
     #: The tables of the other backend; none of ours are wanted there.
     elsewhere: tuple[TableChange, ...]
     #: The routes and addresses of ours that are to go, and those that are to come.
-    old: Plan
-    new: Plan
+    old: DesiredState
+    new: DesiredState
 
     @property
     def changes(self) -> tuple[TableChange, ...]:
         """The tables that have to change."""
-        return tuple(table for table in (*self.tables, *self.elsewhere) if table.steps)
+        return tuple(table for table in (*self.tables, *self.elsewhere) if table.edits)
 
     def __bool__(self) -> bool:
-        return bool(self.changes or self.old.beside or self.new.beside)
+        return bool(self.changes or self.old.network or self.new.network)
 
     @property
     def any_owned(self) -> bool:
@@ -167,11 +167,11 @@ class _Difference(NamedTuple):
     @property
     def replaces(self) -> bool:
         """Whether anything of ours has to go."""
-        return self.any_owned or bool(self.old.beside)
+        return self.any_owned or bool(self.old.network)
 
 
 def _difference(
-    detected: Detected, plan: Plan, ownership: Ownership, look: Look | None = None
+    detected: Detected, plan: DesiredState, ownership: Ownership, look: Look | None = None
 ) -> _Difference:
     """How what was *detected* differs from *plan*, shown to *look* first.
 
@@ -184,12 +184,12 @@ def _difference(
         look([reading.ruleset for _, readings in detected.contents for reading in readings])
     tables = tuple(_compare_tables(detected.backend, detected.readings, plan, ownership))
     elsewhere = tuple(_compare_tables(*detected.other, _EMPTY, ownership)) if detected.other else ()
-    old = _left((*tables, *elsewhere), plan, ownership).beside_without(plan)
-    return _Difference(tables, elsewhere, old, plan.beside_without(_there(plan)))
+    old = _read_our_network((*tables, *elsewhere), plan, ownership).network_without(plan)
+    return _Difference(tables, elsewhere, old, plan.network_without(_read_planned_network(plan)))
 
 
 def _compare_tables(
-    backend: Backend, readings: Sequence[Reading], plan: Plan, ownership: Ownership
+    backend: Backend, readings: Sequence[Reading], plan: DesiredState, ownership: Ownership
 ) -> Iterator[TableChange]:
     """Each table that is there or in *plan*, with what has to change in it."""
     planned = {ruleset.family: ruleset for ruleset in plan.rulesets}
@@ -204,19 +204,21 @@ def _compare_tables(
                 )
 
 
-def _left(tables: Sequence[TableChange], plan: Plan, ownership: Ownership) -> Plan:
+def _read_our_network(
+    tables: Sequence[TableChange], plan: DesiredState, ownership: Ownership
+) -> DesiredState:
     """The routes and addresses that go with our rules in *tables*, as far as they are there."""
     owned = [(table.family, table.live) for table in tables if table.owned and table.live]
     marks = [mark for _, live in owned for mark in ownership.route_marks(live)]
     address = ownership.address
     left = any(family is address.family for family, _ in owned) and routes.has_address(address)
     emptied = {ownership.route_table, *(route.table for route in plan.routes)}
-    return Plan((), routes.left_routes(marks, emptied), (address,) if left else ())
+    return DesiredState((), routes.left_routes(marks, emptied), (address,) if left else ())
 
 
-def _there(plan: Plan) -> Plan:
+def _read_planned_network(plan: DesiredState) -> DesiredState:
     """The routes and addresses of *plan* that are there."""
-    return Plan(
+    return DesiredState(
         (),
         tuple(filter(routes.has_route, plan.routes)),
         tuple(filter(routes.has_address, plan.addresses)),
@@ -229,13 +231,13 @@ _LISTED = 20
 
 def _refusal(difference: _Difference) -> list[str]:
     """What to do, and one line for each difference."""
-    from istio_iptables.differences.rulesets import diff_network  # as in compare_table
+    from istio_iptables.differences.rulesets import diff_network  # loaded where something differs
 
     # Where the chosen backend has nothing of ours, all of the plan is missing: no need to list it.
     listed = difference.tables if any(table.owned for table in difference.tables) else ()
     lines = [each.line for table in listed for each in table.differences()]
     lines += (each.line for each in diff_network(difference.old, difference.new))
-    elsewhere = [table for table in difference.elsewhere if table.steps]
+    elsewhere = [table for table in difference.elsewhere if table.edits]
     if elsewhere:
         tables = (table.title for table in elsewhere)
         lines.append(in_other_backend(elsewhere[0].backend.name, tables))
@@ -248,10 +250,10 @@ def _refusal(difference: _Difference) -> list[str]:
     ]
 
 
-def _make(
+def _carry_out(
     difference: _Difference,
     detected: Detected,
-    plan: Plan,
+    plan: DesiredState,
     ownership: Ownership,
     tell: Callable[[str], None],
 ) -> None:
@@ -262,22 +264,22 @@ def _make(
             [
                 *_additions(difference.new, link),
                 *_table_steps(difference, plan, link, stack),
-                *_forgetting(detected, plan, ownership, tell),
+                *_empty_table_steps(detected, plan, ownership, tell),
             ]
         )
 
 
-def _additions(new: Plan, link: routes.Link) -> Iterator[Step]:
-    yield from (_beside_step(link.add_address(each)) for each in new.addresses)
-    yield from (_beside_step(link.add_route(each)) for each in new.routes)
+def _additions(new: DesiredState, link: routes.Link) -> Iterator[Step]:
+    yield from (_network_step(link.add_address(each)) for each in new.addresses)
+    yield from (_network_step(link.add_route(each)) for each in new.routes)
 
 
-def _beside_step(change: routes.Change) -> Step:
+def _network_step(change: routes.Change) -> Step:
     return Step(change.what, change.do, change.back)
 
 
 def _table_steps(
-    difference: _Difference, plan: Plan, link: routes.Link, stack: ExitStack
+    difference: _Difference, plan: DesiredState, link: routes.Link, stack: ExitStack
 ) -> Iterator[Step]:
     """A step for each table, each transaction prepared, and for what goes beside them.
 
@@ -285,12 +287,12 @@ def _table_steps(
     killed can be run again.
     """
     removals = {
-        "mangle": [_beside_step(link.remove_route(each)) for each in difference.old.routes],
-        "nat": [_beside_step(link.remove_address(each)) for each in difference.old.addresses],
+        "mangle": [_network_step(link.remove_route(each)) for each in difference.old.routes],
+        "nat": [_network_step(link.remove_address(each)) for each in difference.old.addresses],
     }
     # A single change that fails leaves nothing to put back, so its commit is its trial.
     check = len(difference.changes) > 1 or any(removals.values())
-    # The table that captures inbound traffic from now on comes before the one that did.
+    # The table with the new inbound capture is committed first.
     nat_first = bool(plan.rulesets) and not plan.routes
     for table in _in_order(difference.tables, nat_first=nat_first):
         yield from removals.pop(table.name, ())
@@ -305,13 +307,13 @@ def _in_order(tables: Sequence[TableChange], *, nat_first: bool) -> list[TableCh
     """Those that change, in the order in which they do; others than ours come last."""
     order = ("raw", "nat", "mangle") if nat_first else ("raw", "mangle", "nat")
     return sorted(
-        (table for table in tables if table.steps),
+        (table for table in tables if table.edits),
         key=lambda table: (*order, table.name).index(table.name),
     )
 
 
-def _forgetting(
-    detected: Detected, plan: Plan, ownership: Ownership, tell: Callable[[str], None]
+def _empty_table_steps(
+    detected: Detected, plan: DesiredState, ownership: Ownership, tell: Callable[[str], None]
 ) -> Iterator[Step]:
     """Steps that take away our tables that are left empty, where the backend has a way to."""
     planned = {(family, table) for family in Family for table in plan.table_names(family)}
@@ -320,7 +322,7 @@ def _forgetting(
             for table in ownership.tables:
                 if backend is not detected.backend or (family, table) not in planned:
                     remove = partial(_remove_empty, backend, family, table, tell)
-                    # With its rules' own step comes back the table.
+                    # Rolling back its rules makes the table again.
                     yield Step(f"{family.title} table {table}", remove, _nothing)
 
 

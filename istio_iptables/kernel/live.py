@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.kernel.backend import UnusableTable
     from istio_iptables.netfilter.ownership import Ownership
-    from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
+    from istio_iptables.netfilter.plan import DesiredState, InterfaceAddress, PolicyRoute
 
 __all__ = ["LiveState", "NativeChain", "read"]
 
@@ -56,7 +56,9 @@ class LiveState(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def read(plan: Plan, ownership: Ownership, *, namespace: str = "", backend: str = "") -> LiveState:
+def read(
+    plan: DesiredState, ownership: Ownership, *, namespace: str = "", backend: str = ""
+) -> LiveState:
     """The state of *namespace* ("" is the current one), without changing or loading anything.
 
     Raises KernelRefused when what *plan* is about can't be read: a table of ours, or one that the
@@ -66,7 +68,7 @@ def read(plan: Plan, ownership: Ownership, *, namespace: str = "", backend: str 
         return retrying(lambda: _read(plan, ownership, backend))
 
 
-def _read(plan: Plan, ownership: Ownership, forced: str) -> LiveState:
+def _read(plan: DesiredState, ownership: Ownership, forced: str) -> LiveState:
     detected = detect(forced, ownership)
     chosen = detected.readings
     _, others = detected.other or (None, ())

@@ -42,7 +42,7 @@ def carry_out(steps: Sequence[Step]) -> None:
                 if len(begun) > 1 and not failed:
                     lines.append("everything that was changed before was put back")
                 refused = KernelRefused(*lines)
-                # Begun anew, a half that could not be put back would pass for the old state.
+                # Not to be tried again after a failed roll-back: the half would pass for the old state.
                 refused.busy = error.busy and not failed
                 raise refused from error
             if failed:

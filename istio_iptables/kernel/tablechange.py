@@ -36,8 +36,8 @@ class TableChange(NamedTuple):
     find: Callable[[Table], Owned]
     #: Our part of the live table.
     owned: Owned = Owned()
-    #: The edits that make our part as wanted; none where nothing differs.
-    steps: tuple[Edit, ...] = ()
+    #: What makes our part as wanted; none where nothing differs.
+    edits: tuple[Edit, ...] = ()
 
     @property
     def title(self) -> str:
@@ -49,7 +49,7 @@ class TableChange(NamedTuple):
         from istio_iptables.differences.rulesets import (
             ChangeKind,
             diff_tables,
-        )  # as in compare_table
+        )  # loaded where something differs
 
         live = self.live or Table(self.name)
         for difference in diff_tables(self.family, live, self.wanted, self.owned):
@@ -58,14 +58,14 @@ class TableChange(NamedTuple):
 
     def lost(self) -> Iterator[tuple[str, Rule]]:
         """The rules of foreign chains that the change takes away, with their chains."""
-        for step in self.steps:
+        for step in self.edits:
             own = step.chain in self.owned.own_chains or is_built_in(self.name, step.chain)
             if step.action is Action.DELETE and not own:
                 yield step.chain, step.rule
 
     def prepare(self, stack: ExitStack, *, check: bool) -> Step:
         """The change as a step, its transaction prepared; *stack* closes that."""
-        transaction = self.backend.prepare(self.family, self.name, self.steps, check=check)
+        transaction = self.backend.prepare(self.family, self.name, self.edits, check=check)
         stack.callback(transaction.close)
         return Step(
             f"{self.family.title} table {self.name} ({self.backend.name})",
@@ -99,8 +99,8 @@ class TableChange(NamedTuple):
         live = self.live
         if live and _rules(now) == _rules(live):
             return ()
-        if live and _rules(now) == _rules(apply(live, self.steps)):
-            return undo(live, self.steps)
+        if live and _rules(now) == _rules(apply(live, self.edits)):
+            return undo(live, self.edits)
         # Somebody else has changed the table too: only our part of it goes back.
         return self._steps_from(now, self.owned.part_of(live) if live and self.owned else None)
 
@@ -129,4 +129,4 @@ def compare_table(table: TableChange) -> TableChange:
         owned = find_respelled(table.family, live, table.find)
         differs = any(True for _ in table._replace(owned=owned).differences())
         steps = edits(table.name, live, table.wanted, owned) if differs else ()
-    return table._replace(owned=owned, steps=steps)
+    return table._replace(owned=owned, edits=steps)

@@ -9,14 +9,14 @@ from istio_iptables.errors import KernelRefused
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from istio_iptables.netfilter.plan import Plan
+    from istio_iptables.netfilter.plan import DesiredState
 
 __all__ = ["require_mapped", "require_plan_mapped"]
 
 _MAPS = {"uid": "/proc/self/uid_map", "gid": "/proc/self/gid_map"}
 
 
-def require_plan_mapped(plan: Plan) -> None:
+def require_plan_mapped(plan: DesiredState) -> None:
     """Raise KernelRefused with a line for each uid and gid in the plan's rules that is not mapped.
 
     The kernel's own answer to a rule with such an id is "Invalid argument".
@@ -52,7 +52,7 @@ def _mapped(path: str) -> list[range] | None:
     return None if range(0xFFFFFFFF) in found else found
 
 
-def _ids(plan: Plan, name: str) -> Iterator[int]:
+def _ids(plan: DesiredState, name: str) -> Iterator[int]:
     for ruleset in plan.rulesets:
         for table in ruleset.tables:
             for chain in table.chains:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from istio_iptables.lab.nodes import Listener, Node
     from istio_iptables.lab.processes import Identity
     from istio_iptables.netfilter.model import Family
-    from istio_iptables.netfilter.plan import Plan
+    from istio_iptables.netfilter.plan import DesiredState
 
 __all__ = ["Leg", "Prediction", "RuleAddress", "predict"]
 
@@ -110,7 +110,7 @@ class _Start(NamedTuple):
 
 
 def predict(
-    nodes: Mapping[str, Node], plan: Plan, node: str, identity: Identity, request: Request
+    nodes: Mapping[str, Node], plan: DesiredState, node: str, identity: Identity, request: Request
 ) -> Prediction:
     """What *request*, sent once on *node* by a process of *identity*, will meet."""
     wires = _Wires(nodes, plan)
@@ -216,7 +216,7 @@ def _zone(outcome: Outcome) -> str:
 class _Wires:
     """What carries a connection: the wires between nodes, and the rules at their ends."""
 
-    def __init__(self, nodes: Mapping[str, Node], plan: Plan) -> None:
+    def __init__(self, nodes: Mapping[str, Node], plan: DesiredState) -> None:
         self._nodes, self._plan = nodes, plan
 
     def carry(self, start: _Start, protocol: int) -> _Arrival:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from istio_iptables.lab.predict import Leg, RuleAddress
     from istio_iptables.lab.runner import LabOutcome, Up
     from istio_iptables.netfilter.model import Rule
-    from istio_iptables.netfilter.plan import Plan
+    from istio_iptables.netfilter.plan import DesiredState
 
 __all__ = ["as_json", "kept", "text"]
 
@@ -90,7 +90,7 @@ def _answer(result: PathResult) -> str:
     return f"{seen.server} saw {seen.peer}{hops}{path}{many}"
 
 
-def as_json(outcome: LabOutcome, plan: Plan) -> dict[str, Any]:
+def as_json(outcome: LabOutcome, plan: DesiredState) -> dict[str, Any]:
     """The report for programs."""
     return {
         "version": 1,
@@ -103,7 +103,7 @@ def as_json(outcome: LabOutcome, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _path_json(result: PathResult, plan: Plan) -> dict[str, Any]:
+def _path_json(result: PathResult, plan: DesiredState) -> dict[str, Any]:
     path, expected = result.path, result.expected
     request = path.request
     places = dict.fromkeys([*expected.rules, *sorted(result.counts.rules, key=str)])
@@ -170,7 +170,7 @@ def _place_json(place: RuleAddress) -> dict[str, Any]:
     }
 
 
-def _leg_json(leg: Leg, plan: Plan) -> dict[str, Any]:
+def _leg_json(leg: Leg, plan: DesiredState) -> dict[str, Any]:
     return {
         "from": leg.origin,
         "source": leg.source,
@@ -184,12 +184,12 @@ def _leg_json(leg: Leg, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _rule_json(place: RuleAddress, plan: Plan) -> dict[str, str]:
+def _rule_json(place: RuleAddress, plan: DesiredState) -> dict[str, str]:
     rule = _rule(place, plan)
     return {"text": f"-A {place.chain} {rule.text}", "reason": rule.reason}
 
 
-def _rule(place: RuleAddress, plan: Plan) -> Rule:
+def _rule(place: RuleAddress, plan: DesiredState) -> Rule:
     (ruleset,) = (each for each in plan.rulesets if each.family is place.family)
     table = ruleset.table(place.table)
     chain = table.chain(place.chain) if table else None

@@ -23,7 +23,7 @@ from istio_iptables.lab.processes import ROOT, call, start
 from istio_iptables.lab.sandbox import in_sandbox, make_network, on_network
 from istio_iptables.lab.servers import serve
 from istio_iptables.lab.without import without
-from istio_iptables.netfilter.plan import Plan
+from istio_iptables.netfilter.plan import DesiredState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,10 +38,10 @@ __all__ = ["Installer", "LabOutcome", "Up", "run"]
 
 
 #: Puts a plan's rules in place, in the backend of that name.
-Installer = Callable[[Plan, str], None]
+Installer = Callable[[DesiredState, str], None]
 
 
-def _install(ownership: Ownership, plan: Plan, backend: str) -> None:
+def _install(ownership: Ownership, plan: DesiredState, backend: str) -> None:
     install(plan, ownership, lambda _line: None, InstallOptions(backend=backend))
 
 
@@ -72,7 +72,7 @@ class Up(NamedTuple):
 
 def run(  # noqa: PLR0913 - the lab's parts
     scenario: Scenario,
-    plan: Plan,
+    plan: DesiredState,
     ownership: Ownership,
     *,
     mode: str,
@@ -123,7 +123,7 @@ class _Lab:
         self._watch: Watch | None = None
         self.sockets: dict[str, str] = {}
 
-    def build(self, plan: Plan, backend: str, left: Left) -> str:
+    def build(self, plan: DesiredState, backend: str, left: Left) -> str:
         """Start and connect everything; returns the name of the backend that has the rules."""
         binary = envoy.show(self._binary)
         # Envoy takes longest to start; the rest is built meanwhile.
@@ -162,7 +162,9 @@ class _Lab:
             for identity in dict.fromkeys(each.identity for each in servers)
         ]
 
-    def _wire_and_install(self, plan: Plan, backend: str, captured: Mapping[str, int]) -> str:
+    def _wire_and_install(
+        self, plan: DesiredState, backend: str, captured: Mapping[str, int]
+    ) -> str:
         connect(tuple(self._nodes.values()), self._networks, self._switch)
         name = backend
         for network in captured.values():
@@ -171,7 +173,7 @@ class _Lab:
                 self._installer(plan, backend)
         return name
 
-    def walk(self, path: TrafficPath, plan: Plan) -> PathResult:
+    def walk(self, path: TrafficPath, plan: DesiredState) -> PathResult:
         """Send what *path* says, and compare what happens with what was to be expected."""
         if self._watch is None:
             message = "the lab is not built yet"

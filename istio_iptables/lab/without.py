@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from istio_iptables.netfilter.model import Chain, Table
-    from istio_iptables.netfilter.plan import Plan
+    from istio_iptables.netfilter.plan import DesiredState
 
 __all__ = ["Left", "left_out", "without"]
 
@@ -22,7 +22,7 @@ Left = frozenset[tuple[str, str, int]]
 _MOST_DIGITS = 9
 
 
-def left_out(plan: Plan, texts: Sequence[str]) -> Left:
+def left_out(plan: DesiredState, texts: Sequence[str]) -> Left:
     """The table, chain and number of each rule that *texts* name, as ``nat ISTIO_OUTPUT 3``.
 
     Raises UsageProblems for each text that names no rule of *plan*.
@@ -43,7 +43,7 @@ def left_out(plan: Plan, texts: Sequence[str]) -> Left:
     return frozenset(left)
 
 
-def without(plan: Plan, left: Left) -> Plan:
+def without(plan: DesiredState, left: Left) -> DesiredState:
     """*plan* without the rules *left* out, in every family; numbers are those of *plan*."""
     return plan._replace(
         rulesets=tuple(
@@ -60,7 +60,7 @@ def _well_formed(words: Sequence[str]) -> bool:
     )
 
 
-def _is_there(plan: Plan, place: tuple[str, str, int]) -> bool:
+def _is_there(plan: DesiredState, place: tuple[str, str, int]) -> bool:
     table_name, chain_name, number = place
     return any(
         table.name == table_name and chain.name == chain_name and 1 <= number <= len(chain.rules)

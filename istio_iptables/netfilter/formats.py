@@ -12,24 +12,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from istio_iptables.netfilter.model import Match, Option, Rule, Table, Target, Term
-    from istio_iptables.netfilter.plan import Plan
+    from istio_iptables.netfilter.plan import DesiredState
 
 __all__ = ["annotate", "as_json", "commands", "restore", "save"]
 
 
-def save(plan: Plan) -> str:
+def save(plan: DesiredState) -> str:
     """What iptables-save says once *plan* is installed: one document a family, counters zero.
 
     Each document starts with a comment that starts with the family's name; routes and
     addresses follow as comments.
     """
     return "".join(
-        f"# {ruleset.family.title}\n{savefile.render(ruleset)}{_beside(plan, ruleset.family)}"
+        f"# {ruleset.family.title}\n{savefile.render(ruleset)}{_network(plan, ruleset.family)}"
         for ruleset in plan.rulesets
     )
 
 
-def annotate(plan: Plan) -> str:
+def annotate(plan: DesiredState) -> str:
     """The text of ``save`` with each rule's reason as a comment above it.
 
     The comments are where iptables-restore allows them, so this text loads like the other.
@@ -44,11 +44,11 @@ def annotate(plan: Plan) -> str:
                 for rule in chain.rules:
                     lines += (f"# {rule.reason}", f"-A {chain.name} {rule.text}")
             lines.append("COMMIT")
-        lines += _beside(plan, ruleset.family, reasons=True).splitlines()
+        lines += _network(plan, ruleset.family, reasons=True).splitlines()
     return "".join(f"{line}\n" for line in lines)
 
 
-def restore(plan: Plan) -> str:
+def restore(plan: DesiredState) -> str:
     """What to feed to iptables-restore --noflush, one document a family.
 
     Existing rules of others stay; our chains are made, or emptied if they are there.
@@ -59,11 +59,11 @@ def restore(plan: Plan) -> str:
         for table in ruleset.tables:
             lines += restore_lines(table.name, edits(table.name, None, table))
         documents += [f"{line}\n" for line in lines]
-        documents.append(_beside(plan, ruleset.family))
+        documents.append(_network(plan, ruleset.family))
     return "".join(documents)
 
 
-def commands(plan: Plan) -> str:
+def commands(plan: DesiredState) -> str:
     """The iptables and ip commands that make *plan*, a line each, quoted for a shell."""
     from shlex import join  # no other format needs it
 
@@ -80,12 +80,12 @@ def commands(plan: Plan) -> str:
                 else:
                     lines.append(f"{prefix} -A {step.chain} {_shell(step.rule)}")
         lines += (
-            join(command) for item in plan.only(ruleset.family).beside for command in item.commands
+            join(command) for item in plan.only(ruleset.family).network for command in item.commands
         )
     return "".join(f"{line}\n" for line in lines)
 
 
-def as_json(plan: Plan) -> dict[str, object]:
+def as_json(plan: DesiredState) -> dict[str, object]:
     """The plan as plain data; the README describes it, and it only ever grows."""
     return {
         "families": [
@@ -122,10 +122,10 @@ def _program(family: Family) -> str:
     return "iptables" if family is Family.IPV4 else "ip6tables"
 
 
-def _beside(plan: Plan, family: Family, *, reasons: bool = False) -> str:
+def _network(plan: DesiredState, family: Family, *, reasons: bool = False) -> str:
     """Routes and addresses of one family as comment lines."""
     lines = []
-    for item in plan.only(family).beside:
+    for item in plan.only(family).network:
         if reasons:
             lines.append(f"# {item.reason}")
         lines += (f"# {' '.join(command)}" for command in item.commands)

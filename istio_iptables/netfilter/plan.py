@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from istio_iptables.netfilter.model import Family, Ruleset
 
-__all__ = ["InterfaceAddress", "Plan", "PolicyRoute"]
+__all__ = ["DesiredState", "InterfaceAddress", "PolicyRoute"]
 
 
 class PolicyRoute(NamedTuple):
@@ -44,7 +44,7 @@ class InterfaceAddress(NamedTuple):
         return ((*ip, "addr", "add", f"{self.address}/{self.prefix}", "dev", self.interface),)
 
 
-class Plan(NamedTuple):
+class DesiredState(NamedTuple):
     """The whole of it: a ruleset for each address family in use, routes and addresses."""
 
     rulesets: tuple[Ruleset, ...]
@@ -52,14 +52,14 @@ class Plan(NamedTuple):
     addresses: tuple[InterfaceAddress, ...] = ()
 
     @property
-    def beside(self) -> tuple[InterfaceAddress | PolicyRoute, ...]:
+    def network(self) -> tuple[InterfaceAddress | PolicyRoute, ...]:
         """What the rules lean on, in the order in which it is made: addresses, then routes."""
         return (*self.addresses, *self.routes)
 
-    def beside_without(self, other: Plan) -> Plan:
+    def network_without(self, other: DesiredState) -> DesiredState:
         """The routes and addresses that *other* lacks, whatever the reasons for them."""
-        there = {each._replace(reason="") for each in other.beside}
-        return Plan(
+        there = {each._replace(reason="") for each in other.network}
+        return DesiredState(
             (),
             tuple(each for each in self.routes if each._replace(reason="") not in there),
             tuple(each for each in self.addresses if each._replace(reason="") not in there),
@@ -74,9 +74,9 @@ class Plan(NamedTuple):
             for table in ruleset.tables
         )
 
-    def only(self, family: Family) -> Plan:
+    def only(self, family: Family) -> DesiredState:
         """The part of the plan that concerns one address family."""
-        return Plan(
+        return DesiredState(
             tuple(ruleset for ruleset in self.rulesets if ruleset.family is family),
             tuple(route for route in self.routes if route.family is family),
             tuple(address for address in self.addresses if address.family is family),

@@ -14,7 +14,7 @@ from istio_iptables.differences.rulesets import ChangeKind, Difference, diff_net
 from istio_iptables.istio.ownership import find_owned
 from istio_iptables.istio.plan import build
 from istio_iptables.netfilter.model import Chain, Family, Rule, Ruleset, Table, is_built_in
-from istio_iptables.netfilter.plan import InterfaceAddress, Plan, PolicyRoute
+from istio_iptables.netfilter.plan import DesiredState, InterfaceAddress, PolicyRoute
 from istio_iptables.netfilter.savefile import parse, parse_rule, render
 from tests.strategies import configs, rulesets
 
@@ -192,13 +192,15 @@ def test_routes_and_addresses_are_compared_too() -> None:
     """They belong to the plan like the rules."""
     route = PolicyRoute(Family.IPV4, 1337, 133, "Because.")
     address = InterfaceAddress(Family.IPV6, "::6", 128, "lo")
-    found = diff_network(Plan((), (route,)), Plan((), (), (address,)))
+    found = diff_network(DesiredState((), (route,)), DesiredState((), (), (address,)))
     assert [each.line for each in found] == [
         "missing: IPv6: ip -6 addr add ::6/128 dev lo",
         "extra: IPv4: ip -4 rule add fwmark 0x539 lookup 133",
         "extra: IPv4: ip -4 route add local default dev lo table 133",
     ]
-    assert not diff_network(Plan((), (route,), (address,)), Plan((), (route,), (address,)))
+    assert not diff_network(
+        DesiredState((), (route,), (address,)), DesiredState((), (route,), (address,))
+    )
 
 
 @given(rulesets())

@@ -16,7 +16,7 @@ from tests.program import run as run_here
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from istio_iptables.netfilter.plan import Plan
+    from istio_iptables.netfilter.plan import DesiredState
 
 pytestmark = [pytest.mark.kernel, pytest.mark.image]
 
@@ -155,7 +155,7 @@ def test_traffic_passes(root: Path, backend: str) -> None:
     """Run as the pod's init container, the image makes all of the lab's traffic pass."""
     container = Container(root, capabilities=CAPABILITIES)
 
-    def install(_plan: Plan, backend: str) -> None:
+    def install(_plan: DesiredState, backend: str) -> None:
         words = ["pilot-agent", "istio-iptables", *ARTICLE]
         done = inside(container, words, {"FORCE_IPTABLES_BINARY": backend})
         assert done.status == 0, done.err

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from istio_iptables.netfilter.model import Chain, Rule, Ruleset
-    from istio_iptables.netfilter.plan import Plan
+    from istio_iptables.netfilter.plan import DesiredState
 
 VERDICTS = {"ACCEPT", "DROP", "RETURN", "REDIRECT", "TPROXY", "MARK", "CONNMARK", "CT"}
 
@@ -30,14 +30,14 @@ VERDICTS = {"ACCEPT", "DROP", "RETURN", "REDIRECT", "TPROXY", "MARK", "CONNMARK"
 EVERY_PACKET = re.compile(r" (?:-[sd] (?:0\.0\.0\.0|::)/0|-[io] \+|--[sd]port 0:65535)(?= )")
 
 
-def plan_of(machine: FixedMachine | None = None, **texts: str) -> Plan:
+def plan_of(machine: FixedMachine | None = None, **texts: str) -> DesiredState:
     """The plan that the settings of these names make; uid and gid are 1337."""
     ids = {"dry_run": "true", "proxy_uid": "1337"}
     values, _ = gather(ids | texts, {})
     return build(configure(values, machine or FixedMachine())[0])
 
 
-def chain_of(plan: Plan, table: str, chain: str, family: Family = Family.IPV4) -> list[str]:
+def chain_of(plan: DesiredState, table: str, chain: str, family: Family = Family.IPV4) -> list[str]:
     """The texts of the rules in a chain."""
     (ruleset,) = (each for each in plan.rulesets if each.family is family)
     found = ruleset.table(table)
@@ -45,7 +45,7 @@ def chain_of(plan: Plan, table: str, chain: str, family: Family = Family.IPV4) -
     return [rule.text for rule in there.rules] if there else []
 
 
-def every_rule(plan: Plan) -> Iterator[tuple[Ruleset, Chain, Rule]]:
+def every_rule(plan: DesiredState) -> Iterator[tuple[Ruleset, Chain, Rule]]:
     """Each rule of the plan, with where it stands."""
     for ruleset in plan.rulesets:
         for table in ruleset.tables:

@@ -25,7 +25,7 @@ from istio_iptables.kernel.xt_abi import UnknownPartError, encode
 from istio_iptables.netfilter import formats
 from istio_iptables.netfilter.edits import Action, Edit
 from istio_iptables.netfilter.model import Family, Rule, Ruleset, Table, is_built_in
-from istio_iptables.netfilter.plan import Plan
+from istio_iptables.netfilter.plan import DesiredState
 from istio_iptables.netfilter.savefile import parse_rule, render
 from tests.kernel.sandbox import load, save, tables
 from tests.namespaces import sandbox
@@ -265,7 +265,7 @@ def test_every_plan_by_iptables_is_the_same_bytes(config: Config) -> None:
     for ruleset in build(config).rulesets:
         names = [table.name for table in ruleset.tables]
         with sandbox():
-            load("legacy", ruleset.family, formats.restore(Plan((ruleset,))))
+            load("legacy", ruleset.family, formats.restore(DesiredState((ruleset,))))
             theirs = [kernel_bytes(ruleset.family, name) for name in names]
         with sandbox():
             _put_in_all(ruleset)

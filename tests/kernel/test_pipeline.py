@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
+from istio_iptables.kernel.steps import Step, carry_out
 
 import istio_iptables
 from istio_iptables.errors import KernelRefused
 from istio_iptables.istio.ownership import OWNERSHIP, find_owned
 from istio_iptables.kernel.backend import Reading
 from istio_iptables.kernel.detect import prefer
-from istio_iptables.kernel.steps import Step, carry_out
 from istio_iptables.kernel.tablechange import TableChange, compare_table
 from istio_iptables.netfilter.edits import Action, apply
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Chain, Family, Ruleset, Table
@@ -120,7 +120,7 @@ def test_a_table_that_is_not_there_is_made() -> None:
     found = change(None, wanted)
     assert not found.owned
     empty = Table("mangle", tuple(map(Chain, BUILT_IN_CHAINS["mangle"])))
-    assert find_owned(apply(empty, found.steps)) == find_owned(wanted)
+    assert find_owned(apply(empty, found.edits)) == find_owned(wanted)
     assert {each.kind.value for each in found.differences()} == {"missing"}
 
 
@@ -137,7 +137,7 @@ def test_a_table_that_is_not_there_is_made() -> None:
 def test_nothing_changes_where_nothing_differs(old: str, new: str) -> None:
     """Other spellings, and rules of others, are no difference."""
     found = change(table(MANGLE.replace(old, new) if old else MANGLE), table(MANGLE))
-    assert (found.steps, list(found.differences())) == ((), [])
+    assert (found.edits, list(found.differences())) == ((), [])
     assert found.owned
 
 
@@ -149,7 +149,7 @@ def test_an_older_spelling_is_replaced_as_ours() -> None:
         )
     )
     found = change(live, table(MANGLE))
-    after = apply(live, found.steps)
+    after = apply(live, found.edits)
     for name in ("PREROUTING", "OUTPUT", "ISTIO_DIVERT"):
         before, now = table(MANGLE).chain(name), after.chain(name)
         assert before is not None
@@ -163,10 +163,10 @@ def test_without_a_plan_all_of_ours_goes() -> None:
     live = table(MANGLE.replace("COMMIT", f"{foreign}\nCOMMIT"))
     found = change(live, None)
     assert {each.kind.value for each in found.differences()} == {"extra"}
-    after = apply(live, found.steps)
+    after = apply(live, found.edits)
     rules = [f"-A {chain.name} {rule.text}" for chain in after.chains for rule in chain.rules]
     assert (rules, find_owned(after).own_chains) == ([foreign], ())
-    assert found.steps[-1].action is Action.DELETE_CHAIN
+    assert found.edits[-1].action is Action.DELETE_CHAIN
 
 
 def test_the_marks_of_policy_routes() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Chain, Family, Rule, Ruleset, Table
 from istio_iptables.netfilter.packet import Packet, Surroundings
-from istio_iptables.netfilter.plan import Plan, PolicyRoute
+from istio_iptables.netfilter.plan import DesiredState, PolicyRoute
 from istio_iptables.netfilter.savefile import parse, parse_rule, render
 from istio_iptables.trace.hooks import Outcome, trace
 from tests.kernel.test_trace_kernel import asked, completed, received, sent, told
@@ -209,7 +209,7 @@ def test_any_rules_are_followed_as_the_kernel_follows_them(backend: str) -> None
             ),
         )
         def compare(texts: tuple[str, ...], drawn: list[Packet]) -> None:
-            plan = Plan(tuple(map(parse, texts, Family)), routes)
+            plan = DesiredState(tuple(map(parse, texts, Family)), routes)
             packets = [
                 completed(
                     each._replace(state=each.state.replace("ESTABLISHED", "NEW")),

@@ -29,7 +29,7 @@ from tests.strategies import FixedMachine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from istio_iptables.netfilter.plan import Plan
+    from istio_iptables.netfilter.plan import DesiredState
 
 pytestmark = pytest.mark.kernel
 
@@ -62,7 +62,7 @@ TEXTS = {
 }
 
 
-def plan_of(texts: dict[str, str]) -> Plan:
+def plan_of(texts: dict[str, str]) -> DesiredState:
     """The plan that these settings make on the pod of the tests."""
     values, _ = gather({"dry_run": "true", "ip_family": "dual"} | texts, {})
     return build(configure(values, FixedMachine(servers=SERVERS))[0])
@@ -238,7 +238,7 @@ def _dotless(packet: Packet) -> str:
     return f":{packet.destination}".replace(".", ":")
 
 
-def second(packet: Packet, plan: Plan, world: Surroundings) -> Packet:
+def second(packet: Packet, plan: DesiredState, world: Surroundings) -> Packet:
     """A packet of a connection that was made, with the marks that its first packet left.
 
     Where nobody listens there is none: the first one is asked again.

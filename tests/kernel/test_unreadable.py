@@ -15,7 +15,7 @@ from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.kernel import nftables
 from istio_iptables.kernel.live import NativeChain, read
 from istio_iptables.netfilter.model import Family
-from istio_iptables.netfilter.plan import Plan
+from istio_iptables.netfilter.plan import DesiredState
 from tests.kernel.configurations import DUAL
 from tests.kernel.sandbox import CLI, Finished, command, install, load, needs, process, run, state
 from tests.namespaces import BACKENDS, mount
@@ -174,7 +174,7 @@ def test_tables_that_nobody_asked_about() -> None:
         assert run(*DUAL, *forced).status == 0
         assert run("diff", *DUAL, *forced).status == 0
         assert run("diff", *DUAL).status == 0
-        assert read(Plan(()), OWNERSHIP).unreadable == ("IPv4 filter (nft)",)
+        assert read(DesiredState(()), OWNERSHIP).unreadable == ("IPv4 filter (nft)",)
         assert run("explain", "--live", "--dst", "192.0.2.1:80").status == 0
         assert run("clean", *forced).status == 0
     assert "ct state vmap" in command("nft", "list", "ruleset")
@@ -264,7 +264,7 @@ def test_rules_that_iptables_shows_wrongly(rule: str) -> None:
     install("nft", *DUAL)
     command("nft", f"insert rule ip nat OUTPUT {rule}")
     matches, target = UNSHOWN[rule]
-    found = read(Plan(()), OWNERSHIP).rulesets[0].table("nat")
+    found = read(DesiredState(()), OWNERSHIP).rulesets[0].table("nat")
     chain = found.chain("OUTPUT") if found else None
     text = chain.rules[0].text if chain else ""
     assert ("-m native-nftables" in text, "-j native-nftables" in text) == (not matches, not target)
@@ -338,7 +338,7 @@ def test_chains_that_iptables_does_not_show() -> None:
         'table netdev n { chain i { type filter hook ingress device "lo" priority 1; accept; }; };'
         "table bridge b { chain i { type filter hook input priority 1; accept; }; }",
     )
-    assert set(read(Plan(()), OWNERSHIP).native_chains) == {
+    assert set(read(DesiredState(()), OWNERSHIP).native_chains) == {
         NativeChain("inet", "x", "o", "nat", "OUTPUT", -150),
         NativeChain("inet", "x", "p", "filter", "INPUT", 5),
         NativeChain("ip", "nat", "own", "nat", "PREROUTING", -101),
@@ -388,7 +388,7 @@ def test_names_and_comments_of_any_bytes() -> None:
     assert run("diff", *DUAL, "-u", "7").status == 1
     assert run("explain", "--live", "--dst", "192.0.2.1:80").status == 0
     assert run("clean").status == 0
-    table = read(Plan(()), OWNERSHIP).rulesets[0].table("nat")
+    table = read(DesiredState(()), OWNERSHIP).rulesets[0].table("nat")
     assert table is not None
     mine = [chain.name for chain in table.chains if chain.name.startswith("ISTIO")]
     chain = table.chain(os.fsdecode(NAMES[0]))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from istio_iptables.netfilter.packet import Packet
-    from istio_iptables.netfilter.plan import Plan
+    from istio_iptables.netfilter.plan import DesiredState
     from istio_iptables.trace.hooks import Outcome
 
 __all__ = ["ADDRESSES", "FIRST_PORT", "Kernel", "Position", "Said", "predicted"]
@@ -107,7 +107,7 @@ class Kernel:
         self._process.stdout.close()
         self._process.wait(10)
 
-    def send(self, plan: Plan, packets: Iterable[Packet]) -> Said:
+    def send(self, plan: DesiredState, packets: Iterable[Packet]) -> Said:
         """Load the plan's rules in place of all others, send the packets, one after the other."""
         packets = tuple(packets)
         rules = {each.family: _traced(each) for each in plan.rulesets}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from istio_iptables.lab.compare import PathResult
     from istio_iptables.lab.runner import Installer, LabOutcome, Up
     from istio_iptables.netfilter.model import Family
-    from istio_iptables.netfilter.plan import Plan
+    from istio_iptables.netfilter.plan import DesiredState
 
 __all__ = ["BACKENDS", "MODES", "Inputs", "places", "plan_of", "ran", "result", "run"]
 
@@ -38,7 +38,7 @@ def run(  # noqa: PLR0913 - what differs between labs
     asked: Inputs,
     flags: Mapping[str, str] | None = None,
     *,
-    left: Callable[[Plan], Sequence[str]] | None = None,
+    left: Callable[[DesiredState], Sequence[str]] | None = None,
     only: Sequence[str] = (),
     installer: Installer | None = None,
     keep: Callable[[Up], None] | None = None,
@@ -77,13 +77,13 @@ def result(outcome: LabOutcome, name: str, family: Family) -> PathResult:
     return found
 
 
-def plan_of(mode: str = "REDIRECT") -> Plan:
+def plan_of(mode: str = "REDIRECT") -> DesiredState:
     """The plan of the lab's own settings."""
     config, _ = lab_config({"istio_inbound_interception_mode": mode}, {})
     return build(config)
 
 
-def places(plan: Plan, *endings: str) -> list[str]:
+def places(plan: DesiredState, *endings: str) -> list[str]:
     """The places of the IPv4 rules whose text ends so, such as ``nat ISTIO_OUTPUT 3``."""
     found = [
         f"{table.name} {chain.name} {number}"

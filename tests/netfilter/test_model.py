@@ -19,7 +19,7 @@ from istio_iptables.netfilter.model import (
     is_built_in,
     quote,
 )
-from istio_iptables.netfilter.plan import Plan, PolicyRoute
+from istio_iptables.netfilter.plan import DesiredState, PolicyRoute
 from istio_iptables.netfilter.savefile import parse_rule
 from tests.strategies import rules
 
@@ -147,8 +147,8 @@ def test_one_family_of_a_plan() -> None:
     """A plan's part for a family has its rules and routes only."""
     rulesets = tuple(map(Ruleset, Family))
     routes = tuple(PolicyRoute(family, 1337, 133) for family in Family)
-    part = Plan(rulesets, routes).only(Family.IPV4)
-    assert part == Plan(rulesets[:1], routes[:1])
+    part = DesiredState(rulesets, routes).only(Family.IPV4)
+    assert part == DesiredState(rulesets[:1], routes[:1])
     assert part.routes[0].commands == (
         ("ip", "-4", "rule", "add", "fwmark", "0x539", "lookup", "133"),
         ("ip", "-4", "route", "add", "local", "default", "dev", "lo", "table", "133"),

@@ -72,9 +72,9 @@ class Effect(NamedTuple):
 
 
 class MatchExtension(NamedTuple):
-    """What is known about a match; None is what is not."""
+    """What is known about a match; a field is None where nothing is."""
 
-    #: It as iptables-save prints it; None instead of a match means that it asks for nothing.
+    #: Returns the match in iptables-save's spelling; None if it has no condition.
     spell: Callable[[Match], Match | None] | None = None
     #: Of a match that only looks at the packet, so that its place makes no difference: where it
     #: stands among others of its kind. The order is the one in which the documented rules have them.
@@ -83,16 +83,16 @@ class MatchExtension(NamedTuple):
     protocol: int | None = None
     #: Whether one of its options holds; None if that can't be known from here.
     holds: Callable[[Option, Situation, Match], bool | None] | None = None
-    #: What to say a packet has instead.
+    #: Describes what the packet has, for a rule that nearly matched.
     has: Callable[[Packet], str] | None = None
     #: Its bytes; ValueError, KeyError or IndexError say that they are not known.
     encode: Callable[[Match], bytes] | None = None
 
 
 class TargetExtension(NamedTuple):
-    """What is known about a target; None is what is not."""
+    """What is known about a target; a field is None where nothing is."""
 
-    #: It as iptables-save prints it.
+    #: Returns the target in iptables-save's spelling.
     spell: Callable[[Target, Family], Target] | None = None
     #: What it does to a packet, but for the verdict's name; None if that can't be known from here.
     effect: Callable[[Target, Situation], Effect | None] | None = None
