@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from istio_iptables.api.comparing import Differences, diff
     from istio_iptables.api.explaining import explain
     from istio_iptables.api.explanation import Explanation
-    from istio_iptables.api.installing import clean, install
+    from istio_iptables.api.installing import Installed, clean, install
     from istio_iptables.api.rendering import render
     from istio_iptables.api.rules import LIVE, Live
 
@@ -34,6 +34,7 @@ __all__ = [
     "Differences",
     "Differs",
     "Explanation",
+    "Installed",
     "IstioIptablesError",
     "KernelRefused",
     "Live",
@@ -53,6 +54,7 @@ _PLACES = {
     "Capture": "capture",
     "Differences": "comparing",
     "Explanation": "explanation",
+    "Installed": "installing",
     "LIVE": "rules",
     "Live": "rules",
     "Plan": "capture",

@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from istio_iptables import interrupts
-from istio_iptables.commands.apply import CLEAN_SETTINGS, apply, clean_up
+from istio_iptables.commands.apply import CLEAN_SETTINGS, clean_ready, ready
 from istio_iptables.commands.flags import read_flags
-from istio_iptables.commands.load import PROGRAM, load_plan, tell
+from istio_iptables.commands.load import PROGRAM, tell
 from istio_iptables.errors import ExitStatus, IstioIptablesError, UsageProblems
 from istio_iptables.interrupts import TRACEBACK, Interrupted
 from istio_iptables.streams import OutputFailed, standard_streams
@@ -53,18 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: list[str]) -> int | None:
     """Do what the arguments say; returns the exit status, None for 0."""
     if given[:1] == ["clean"]:
-        flags = read_flags(given[1:], CLEAN_SETTINGS)
-        if flags.complete:
-            return clean_up(flags.texts, [])
-    flags = read_flags(given)
+        flags, prepare = read_flags(given[1:], CLEAN_SETTINGS), clean_ready
+    else:
+        flags, prepare = read_flags(given), ready
     if flags.complete:
         try:
-            plan = load_plan(flags.texts, [], os.environ)
+            act = prepare(flags, [])
         except UsageProblems:
             # The other way to the same line knows the mistakes that everybody makes.
             pass
         else:
-            return apply(plan)
+            return act()
     from istio_iptables.commands.root import run
 
     return run(given)

@@ -709,7 +709,7 @@ def test_what_nobody_has_foreseen(line: str, monkeypatch: pytest.MonkeyPatch) ->
     def failing(*_: object) -> None:
         raise UNFORESEEN[line]
 
-    monkeypatch.setattr(cli, "load_plan", failing)
+    monkeypatch.setattr(cli, "ready", failing)
     result = run([*DRY, *IDS, "--ip-family=ipv4"])
     assert (result.status, result.out) == (1, "")
     assert result.err == f"istio-iptables: error: {line}\n"

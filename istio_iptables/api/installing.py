@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.istio.ownership import OWNERSHIP
@@ -12,24 +12,62 @@ from istio_iptables.kernel.install import clean as kernel_clean
 from istio_iptables.kernel.install import install as kernel_install
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.netfilter.model import Ruleset
 
-__all__ = ["clean", "install"]
+__all__ = ["Installed", "clean", "install"]
+
+
+class Installed(NamedTuple):
+    """What became of one network namespace."""
+
+    namespace: str
+    #: What was done, a line each.
+    lines: tuple[str, ...] = ()
+    #: What kept it from being done, with the namespace as it was before; None if nothing did.
+    error: Exception | None = None
+
+
+@overload
+def install(
+    plan: Plan,
+    *,
+    namespace: str | os.PathLike[str] | None = None,
+    namespaces: None = None,
+    backend: str | None = None,
+    pod_lock: bool | None = None,
+    reconcile: bool = False,
+    tell: Callable[[str], object] | None = None,
+    look: Callable[[Sequence[Ruleset]], None] | None = None,
+) -> tuple[str, ...]: ...
+
+
+@overload
+def install(
+    plan: Plan,
+    *,
+    namespaces: Iterable[str | os.PathLike[str]],
+    backend: str | None = None,
+    pod_lock: bool | None = None,
+    reconcile: bool = False,
+    tell: Callable[[str], object] | None = None,
+    look: Callable[[Sequence[Ruleset]], None] | None = None,
+) -> list[Installed]: ...
 
 
 def install(  # noqa: PLR0913 - where and how
     plan: Plan,
     *,
     namespace: str | os.PathLike[str] | None = None,
+    namespaces: Iterable[str | os.PathLike[str]] | None = None,
     backend: str | None = None,
     pod_lock: bool | None = None,
     reconcile: bool = False,
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[str], object] | None = None,
     look: Callable[[Sequence[Ruleset]], None] | None = None,
-) -> tuple[str, ...]:
+) -> tuple[str, ...] | list[Installed]:
     """Make a network namespace hold exactly *plan*, as far as our rules go; all or nothing.
 
     *namespace* (a name under /run/netns, or a path; "" is the current one), *backend* (``legacy``
@@ -42,7 +80,34 @@ def install(  # noqa: PLR0913 - where and how
     ``lines`` list the differences, where other rules of ours are there, unless *reconcile* is true,
     which replaces them; KernelRefused when the machine can't or won't. Then everything is as it was
     before, or ``lines`` say what could not be put back.
+
+    With *namespaces* this is done in each of them, and the list of what became of each is returned,
+    in their order: a failure is the ``error`` of its namespace and stops none of the others.
     """
+    if namespaces is None:
+        return _install(plan, namespace, backend, pod_lock, tell, look, reconcile=reconcile)
+    results = []
+    for each in namespaces:
+        name = os.fspath(each)
+        try:
+            lines = _install(plan, name, backend, pod_lock, tell, look, reconcile=reconcile)
+        except Exception as error:  # noqa: BLE001 - the others are to have their turn all the same
+            results.append(Installed(name, error=error))
+        else:
+            results.append(Installed(name, lines))
+    return results
+
+
+def _install(  # noqa: PLR0913, PLR0917 - as above
+    plan: Plan,
+    namespace: str | os.PathLike[str] | None,
+    backend: str | None,
+    pod_lock: bool | None,  # noqa: FBT001 - as above
+    tell: Callable[[str], object] | None,
+    look: Callable[[Sequence[Ruleset]], None] | None,
+    *,
+    reconcile: bool,
+) -> tuple[str, ...]:
     config = plan.config
     where = InstallOptions(
         config.network_namespace if namespace is None else os.fspath(namespace),
@@ -60,7 +125,7 @@ def clean(
     namespace: str | os.PathLike[str] = "",
     backend: str = "",
     pod_lock: bool = False,
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> tuple[str, ...]:
     """Remove our rules of both backends and families, their policy routes and their address.
 
@@ -73,7 +138,7 @@ def clean(
     return tuple(said)
 
 
-def _hearing(tell: Callable[[str], None] | None) -> tuple[list[str], Callable[[str], None]]:
+def _hearing(tell: Callable[[str], object] | None) -> tuple[list[str], Callable[[str], None]]:
     said: list[str] = []
 
     def hear(line: str) -> None:

@@ -5,40 +5,46 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from istio_iptables.api.capture import Capture
 from istio_iptables.api.rendering import render
-from istio_iptables.commands.load import tell, warn
+from istio_iptables.commands.load import load_plan, tell, warn
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.kernel.host import Host
 from istio_iptables.netfilter.model import Family
-from istio_iptables.settings.converters import Names
+from istio_iptables.settings.config import typed_fields
+from istio_iptables.settings.converters import TRUE, Names
 from istio_iptables.settings.declarations import setting
 from istio_iptables.settings.sources import convert, gather
 from istio_iptables.text import write_exactly
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from istio_iptables.api.capture import Plan
+    from istio_iptables.commands.flags import Flags
+    from istio_iptables.commands.load import Tell
     from istio_iptables.netfilter.model import Ruleset
 
-__all__ = ["CLEAN_SETTINGS", "apply", "clean_up"]
+__all__ = ["CLEAN_SETTINGS", "apply", "clean_ready", "clean_up", "ready"]
 
 #: The settings that a clean-up goes by.
-CLEAN_SETTINGS = tuple(map(setting, ("network_namespace", "cni_mode", "force_iptables_binary")))
+CLEAN_SETTINGS = tuple(
+    map(setting, ("network_namespace", "cni_mode", "force_iptables_binary", "json"))
+)
 
 
-def apply(plan: Plan) -> ExitStatus:
+def apply(plan: Plan, tell: Tell = tell) -> ExitStatus:
     """Print *plan* for a dry run, else install, clean up and validate as its settings say."""
     config = plan.config
     if config.dry_run:
         only = Family(config.only) if config.only else None
         write_exactly(render(plan, config.format, family=only))
     else:
-        _apply(plan)
+        _apply(plan, tell)
     return ExitStatus.DONE
 
 
-def clean_up(flags: Mapping[str, str], extra: list[str]) -> ExitStatus:
+def clean_up(flags: Mapping[str, str], extra: list[str], tell: Tell = tell) -> ExitStatus:
     """Remove our rules as *flags* and the environment say; *extra* are problems found before."""
     values, warnings = gather(flags, os.environ, CLEAN_SETTINGS)
     fields, problems = convert(values, Names(Host().uid, Host().gid))
@@ -51,20 +57,68 @@ def clean_up(flags: Mapping[str, str], extra: list[str]) -> ExitStatus:
         namespace=str(fields["network_namespace"]),
         backend=str(fields["force_iptables_binary"]),
         pod_lock=bool(fields["cni_mode"]),
-        tell=_note,
+        tell=lambda line: tell("info", (line,)),
     )
     return ExitStatus.DONE
 
 
-def _note(line: str) -> None:
-    tell("info", (line,))
+def ready(flags: Flags, extra: list[str]) -> Callable[[], ExitStatus]:
+    """What does as *flags* say, once it is called: print, or install in one namespace or in many.
+
+    *extra* are problems that were found before. Raises UsageProblems for settings that can't be
+    used; the warnings are told.
+    """
+    if len(flags.namespaces) > 1 or "json" in flags.texts:
+        return _ready_for_each(flags, extra)
+    plan = load_plan(flags.texts, extra, os.environ)
+    return lambda: apply(plan)
+
+
+def _ready_for_each(flags: Flags, extra: list[str]) -> Callable[[], ExitStatus]:
+    from istio_iptables.commands.each import in_each
+
+    try:
+        fields = typed_fields(Capture.from_texts(flags.texts, os.environ).values, Host())
+    except UsageProblems as error:
+        raise UsageProblems([*extra, *error.lines]) from None
+    if fields["dry_run"] and fields["json"]:
+        extra = [*extra, "--json: says what was done: for a dry run, give --format json"]
+    elif fields["dry_run"]:
+        extra = [*extra, "--network-namespace: a dry run prints for one: give one of them"]
+    if extra:
+        raise UsageProblems(extra)
+
+    def act(namespace: str, tell: Tell) -> None:
+        here = {**flags.texts, "network_namespace": namespace}
+        apply(load_plan(here, [], os.environ, tell=tell), tell)
+
+    namespaces = flags.namespaces or (str(fields["network_namespace"]),)
+    return lambda: in_each(namespaces, act, as_json=bool(fields["json"]))
+
+
+def clean_ready(flags: Flags, extra: list[str]) -> Callable[[], ExitStatus]:
+    """What removes our rules as *flags* say, from one namespace or from many, once it is called."""
+    if len(flags.namespaces) <= 1 and "json" not in flags.texts:
+        return lambda: clean_up(flags.texts, extra)
+    from istio_iptables.commands.each import in_each
+
+    if extra:
+        raise UsageProblems(extra)
+
+    def act(namespace: str, tell: Tell) -> None:
+        clean_up({**flags.texts, "network_namespace": namespace}, [], tell)
+
+    namespaces = flags.namespaces or (os.environ.get("NETWORK_NAMESPACE", ""),)
+    as_json = flags.texts.get("json") in TRUE
+    return lambda: in_each(namespaces, act, as_json=as_json)
 
 
 class _Surveyor:
     """Warns, once, of a node's network namespace, and of foreign rules that decide before ours."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, tell: Tell) -> None:
         self._plan = plan
+        self._tell = tell
         self._looked = False
 
     def __call__(self, rulesets: Sequence[Ruleset]) -> None:
@@ -88,26 +142,30 @@ class _Surveyor:
             from istio_iptables.api.comparing import foreign_first
 
             lines += foreign_first(self._plan, rulesets)
-        warn(lines, strict=config.strict)
+        warn(lines, strict=config.strict, tell=self._tell)
 
 
-def _apply(plan: Plan) -> None:
+def _apply(plan: Plan, tell: Tell) -> None:
     from istio_iptables.api.installing import clean, install  # a dry run needs none of it
 
     config = plan.config
+
+    def note(line: str) -> None:
+        tell("info", (line,))
+
     if config.cleanup_only:
         clean(
             namespace=config.network_namespace,
             backend=config.backend,
             pod_lock=config.cni_mode,
-            tell=_note,
+            tell=note,
         )
     elif not config.skip_rule_apply:
         install(
             plan,
             reconcile=config.reconcile or config.force_apply,
-            tell=_note,
-            look=_Surveyor(plan),
+            tell=note,
+            look=_Surveyor(plan, tell),
         )
     if config.run_validation:
         from istio_iptables.kernel.probe import Probe, validate
@@ -122,6 +180,6 @@ def _apply(plan: Plan) -> None:
                 config.probe_timeout,
                 plan.routes,
             ),
-            _note,
+            note,
             namespace=config.network_namespace,
         )

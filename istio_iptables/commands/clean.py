@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from istio_iptables.commands.apply import CLEAN_SETTINGS, clean_up
-from istio_iptables.commands.options import SettingsCommand, flags_given, split_extra
+from istio_iptables.commands.apply import CLEAN_SETTINGS, clean_ready
+from istio_iptables.commands.options import SettingsCommand, split_extra
 
 if TYPE_CHECKING:
     from istio_iptables.errors import ExitStatus
@@ -17,7 +17,7 @@ __all__ = ["command"]
 
 @click.pass_context
 def _run(ctx: click.Context, /, **_: object) -> ExitStatus:
-    return clean_up(flags_given(ctx), split_extra(ctx))
+    return clean_ready(ctx.obj, split_extra(ctx))()
 
 
 command = SettingsCommand(

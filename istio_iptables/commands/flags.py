@@ -41,6 +41,8 @@ class Flags(NamedTuple):
 
     #: The texts that were given, by setting name; the last one counts.
     texts: dict[str, str]
+    #: The namespaces that were named, in order; ``texts`` has the last of them.
+    namespaces: tuple[str, ...]
     #: The line as click reads it: each setting with a value by its long option, booleans and log
     #: flags left out.
     arguments: list[str]
@@ -57,7 +59,8 @@ def read_flags(args: Sequence[str], settings: Iterable[Setting] = SETTINGS) -> F
     """
     reader = _Reader(args, settings)
     complete = reader.read()
-    return Flags(reader.texts, reader.arguments, complete)
+    namespaces = tuple(dict.fromkeys(reader.namespaces))
+    return Flags(reader.texts, namespaces, reader.arguments, complete)
 
 
 class _Reader:
@@ -68,6 +71,7 @@ class _Reader:
         self._known |= {f"-{each.short}": each for each in self._known.values() if each.short}
         self._rest = iter(args)
         self.texts: dict[str, str] = {}
+        self.namespaces: list[str] = []
         self.arguments: list[str] = []
 
     def read(self) -> bool:
@@ -99,6 +103,8 @@ class _Reader:
             raise UsageProblems([f"{name}: the value is missing"])
         if setting is not None and text is not None:
             self.texts[setting.name] = text
+            if setting.name == "network_namespace":
+                self.namespaces.append(text)
             self.arguments += (setting.flag, text)
         return text is not None
 

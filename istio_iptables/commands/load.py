@@ -11,7 +11,10 @@ from istio_iptables.errors import UsageProblems
 from istio_iptables.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
+
+    #: Tells lines of one kind: ``info``, ``warning``, ``error``, ``setting``.
+    Tell = Callable[[str, Iterable[str]], object]
 
 __all__ = ["PROGRAM", "Purpose", "load_plan", "tell", "warn"]
 
@@ -24,7 +27,7 @@ def tell(kind: str, lines: Iterable[str]) -> None:
         print(f"{PROGRAM}: {kind}: {printable(line)}", file=sys.stderr)
 
 
-def warn(lines: Collection[str], *, strict: bool) -> None:
+def warn(lines: Collection[str], *, strict: bool, tell: Tell = tell) -> None:
     """Tell warnings; with *strict* they are raised as UsageProblems."""
     if strict and lines:
         raise UsageProblems([f"{line} (--strict)" for line in lines])
@@ -39,6 +42,8 @@ def load_plan(
     extra: list[str],
     environ: Mapping[str, str],
     purpose: Purpose = _ITSELF,
+    *,
+    tell: Tell = tell,
 ) -> Plan:
     """The plan of the settings; all problems raised together, the warnings told."""
     try:
@@ -47,7 +52,7 @@ def load_plan(
         raise UsageProblems([*extra, *error.lines]) from None
     if extra:
         raise UsageProblems(extra)
-    warn(found.warnings, strict=found.config.strict)
+    warn(found.warnings, strict=found.config.strict, tell=tell)
     if found.config.verbose:
         tell(
             "setting",

@@ -17,6 +17,8 @@ from istio_iptables.settings.declarations import GROUPS, SETTINGS, Setting, Valu
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from istio_iptables.commands.flags import Flags
+
 __all__ = ["SettingsCommand", "Subcommand", "flags_given", "split_extra"]
 
 #: What is no command here, but can only mean an option.
@@ -73,8 +75,8 @@ class Subcommand(NamedTuple):
 class SettingsCommand(click.Group):
     """A command whose options are settings, grouped in its help; subcommands come first.
 
-    ``ctx.obj`` holds the texts of the settings that were given, by name (see ``flags``); click
-    itself reads what else is on the line.
+    ``ctx.obj`` holds the settings that were given (see ``flags``); click itself reads what else is on
+    the line.
     """
 
     def __init__(
@@ -141,7 +143,7 @@ class SettingsCommand(click.Group):
             return super().parse_args(ctx, args)
         ctx.allow_interspersed_args = True
         flags = read_flags(args, self.settings)
-        ctx.obj = flags.texts
+        ctx.obj = flags
         try:
             rest = click.Command.parse_args(self, ctx, flags.arguments)
         except click.UsageError as error:
@@ -254,8 +256,8 @@ def _records(options: Iterable[click.Parameter], ctx: click.Context) -> list[tup
 
 def flags_given(ctx: click.Context) -> Mapping[str, str]:
     """The texts given on the command line, by setting name."""
-    given: Mapping[str, str] = ctx.obj or {}
-    return given
+    flags: Flags | None = ctx.obj
+    return flags.texts if flags else {}
 
 
 def split_extra(ctx: click.Context) -> list[str]:

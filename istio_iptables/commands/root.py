@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import click
 
 from istio_iptables import __version__
-from istio_iptables.commands.apply import apply
-from istio_iptables.commands.load import PROGRAM, load_plan
-from istio_iptables.commands.options import SettingsCommand, Subcommand, flags_given, split_extra
+from istio_iptables.commands.apply import ready
+from istio_iptables.commands.load import PROGRAM
+from istio_iptables.commands.options import SettingsCommand, Subcommand, split_extra
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.interrupts import Interrupted
 
@@ -35,7 +34,7 @@ def run(args: list[str]) -> int | None:
 def _run(ctx: click.Context, /, **_: object) -> ExitStatus | None:
     if ctx.invoked_subcommand is not None:
         return None
-    return apply(load_plan(flags_given(ctx), split_extra(ctx), os.environ))
+    return ready(ctx.obj, split_extra(ctx))()
 
 
 def _show_version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click calls it so

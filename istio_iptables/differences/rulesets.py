@@ -6,6 +6,7 @@ their meaning (``canonical``), so a text from another backend or an older iptabl
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +17,7 @@ from istio_iptables.netfilter.model import TABLES, Family, Rule, Ruleset, Table,
 from istio_iptables.netfilter.ownership import Owned, Position
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from istio_iptables.netfilter.model import Chain
     from istio_iptables.netfilter.plan import DesiredState, InterfaceAddress, PolicyRoute
@@ -203,18 +204,26 @@ class _Comparison:
         live, wanted = self._live.get(name), self._wanted.get(name)
         rules = live.rules if live else ()
         wanted_rules = wanted.rules if wanted else ()
-        numbers = {*self._owned.shared.get(name, ()), *self._as_wanted(rules, wanted_rules)}
+        owned = self._owned.shared.get(name, ())
+        numbers = {*owned, *self._as_wanted(rules, wanted_rules, owned)}
         yield from self._rules(name, rules, sorted(numbers), wanted_rules)
         if live is not None and wanted is not None and wanted_rules and numbers:
             yield from self._before_ours(live, wanted, sorted(numbers))
 
-    def _as_wanted(self, rules: tuple[Rule, ...], wanted: tuple[Rule, ...]) -> Iterator[int]:
-        """The numbers of the rules that are wanted ones, whoever made them."""
-        keys = {self._key(rule) for rule in wanted}
+    def _as_wanted(
+        self, rules: tuple[Rule, ...], wanted: tuple[Rule, ...], owned: Collection[int]
+    ) -> Iterator[int]:
+        """The numbers of others' rules that are wanted ones, as far as ours are not there."""
+        lacking = Counter(map(self._key, wanted))
+        lacking -= Counter(self._key(rules[number]) for number in (owned if wanted else ()))
         # Only rules with the same target can be the same: the others need not be read.
         targets = {rule.target.name if rule.target else "" for rule in wanted}
-        for number, rule in enumerate(rules if wanted else ()):
-            if any(name in rule.text for name in targets) and self._key(rule) in keys:
+        for number, rule in enumerate(rules if lacking else ()):
+            if number in owned or not any(name in rule.text for name in targets):
+                continue
+            key = self._key(rule)
+            if lacking[key] > 0:
+                lacking[key] -= 1
                 yield number
 
     def _before_ours(self, live: Chain, wanted: Chain, numbers: list[int]) -> Iterator[Difference]:

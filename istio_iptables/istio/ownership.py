@@ -115,25 +115,27 @@ def _add_marks(table: Table, shared: dict[str, dict[int, Position]]) -> None:
     restored = _numbers_by_mark(output.rules, "connmark", "CONNMARK", "--restore-mark")
     saved = _numbers_by_mark(prerouting.rules, "mark", "CONNMARK", "--save-mark")
     for mark in saved.keys() & kept.keys() & restored.keys():
-        first, last = kept[mark], restored[mark]
-        between = range(first + 1, last)
+        ends = (*kept[mark], *restored[mark])
+        between = range(min(ends), max(ends))
         calls = (number for number in between if _is_outbound_mark(output.rules[number]))
-        shared.setdefault("PREROUTING", {})[saved[mark]] = Position.TAIL
-        shared.setdefault("OUTPUT", {}).update(dict.fromkeys((first, *calls, last), Position.TAIL))
+        shared.setdefault("PREROUTING", {}).update(dict.fromkeys(saved[mark], Position.TAIL))
+        shared.setdefault("OUTPUT", {}).update(dict.fromkeys((*ends, *calls), Position.TAIL))
 
 
 def _numbers_by_mark(
     rules: tuple[Rule, ...], match: str, target: str, *options: str
-) -> dict[str, int]:
-    """The last rule for each mark that asks for it with *match* and ends at *target*."""
-    return {
-        mark: number
-        for number, rule in enumerate(rules)
-        if rule.target is not None
-        and rule.target.name == target
-        and all(rule.target.option(option) for option in options)
-        and (mark := _mark(rule, match)) is not None
-    }
+) -> dict[str, list[int]]:
+    """For each mark the rules that ask for it with *match* and end at *target*."""
+    found: dict[str, list[int]] = {}
+    for number, rule in enumerate(rules):
+        if (
+            rule.target is not None
+            and rule.target.name == target
+            and all(rule.target.option(option) for option in options)
+            and (mark := _mark(rule, match)) is not None
+        ):
+            found.setdefault(mark, []).append(number)
+    return found
 
 
 def _is_outbound_mark(rule: Rule) -> bool:

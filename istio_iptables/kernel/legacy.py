@@ -14,7 +14,7 @@ from istio_iptables.errors import KernelRefused, SaveFileError
 from istio_iptables.kernel.backend import Reading, UnusableTable
 from istio_iptables.kernel.programs import run, run_all
 from istio_iptables.kernel.tablenames import hidden_legacy_tables, legacy_tables
-from istio_iptables.netfilter.model import Family, Ruleset
+from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Family, Ruleset
 from istio_iptables.netfilter.savefile import parse
 
 if TYPE_CHECKING:
@@ -96,11 +96,9 @@ class Legacy:
         for name in names:
             try:
                 # All at once it fails for one of them.
-                table = found.table(name) or _save(family, name)
+                tables.append(_if_whole(found.table(name)) or _save(family, name))
             except KernelRefused as error:
                 faults.append(self._unreadable(family, name, error))
-            else:
-                tables += (table,) if table else ()
         faults += (_hidden(family, name) for name in hidden)
         ruleset = Ruleset(family, tuple(tables))
         ours = any(fault.ours for fault in faults) or any(map(self._holds_ours, tables))
@@ -111,7 +109,7 @@ class Legacy:
 
     def _unreadable(self, family: Family, name: str, error: KernelRefused) -> UnusableTable:
         """The table *name* that can't be read because of *error*, its chains known by name alone."""
-        from istio_iptables.kernel.libiptc import Handle  # as above
+        from istio_iptables.kernel.libiptc import Handle  # ctypes, see prepare
 
         handle = Handle(family, name)
         try:
@@ -142,11 +140,23 @@ def _whole(family: Family, printed: str | KernelRefused) -> Ruleset:
         return Ruleset(family)
 
 
-def _save(family: Family, name: str) -> Table | None:
+def _save(family: Family, name: str) -> Table:
     """One table as iptables-legacy-save prints it."""
     program = _program(family)
     try:
-        return parse(run([program, "-t", name]), family).table(name)
+        found = parse(run([program, "-t", name]), family).table(name)
     except SaveFileError as error:
         message = f"can't understand what {program} says: {error}"
         raise KernelRefused(message) from error
+    whole = _if_whole(found)
+    if whole is None:
+        message = f"{program} does not show {'all of it' if found else 'it'}"
+        raise KernelRefused(message)
+    return whole
+
+
+def _if_whole(table: Table | None) -> Table | None:
+    """*table*, if it has its built-in chains: what could not be written is missing without an error."""
+    if table is None or not {*BUILT_IN_CHAINS[table.name]} <= {each.name for each in table.chains}:
+        return None
+    return table

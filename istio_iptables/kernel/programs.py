@@ -161,7 +161,7 @@ def _path(program: str) -> str:
     folders = dict.fromkeys((*filter(None, os.get_exec_path()), *_FOLDERS))
     for folder in folders:
         path = os.path.join(folder, program)  # noqa: PTH118 - pathlib costs 5 ms
-        if os.access(path, os.X_OK):
+        if os.access(path, os.X_OK) and not os.path.isdir(path):  # noqa: PTH112 - see above
             return path
     package = " (is the package iptables installed?)" if "tables" in program else ""
     message = f"can't run {program}: No such file in {', '.join(folders)}{package}"

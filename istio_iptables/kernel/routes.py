@@ -136,6 +136,7 @@ def left_routes(marks: Iterable[int], tables: Collection[int]) -> tuple[PolicyRo
                 ours = netlink.is_local_default(family.number, rule.table)
                 if ours or (ours is None and rule.table in tables):
                     found.append(PolicyRoute(family, rule.mark, rule.table))
+        found += _without_rule(family, min(wanted), tables)
     return tuple(found)
 
 
@@ -150,6 +151,16 @@ def delivering_routes() -> tuple[PolicyRoute, ...]:
         and priority < _MAIN_PRIORITY
         and netlink.is_local_default(family.number, rule.table)
     )
+
+
+def _without_rule(family: Family, mark: int, tables: Collection[int]) -> list[PolicyRoute]:
+    """Our tables that hold our route and that no policy rule leads to any more."""
+    led_to = {rule.table for rule, _ in netlink.policy_rules(family.number) if rule}
+    return [
+        PolicyRoute(family, mark, table)
+        for table in tables
+        if table not in led_to and netlink.is_local_default(family.number, table)
+    ]
 
 
 class _Message(NamedTuple):

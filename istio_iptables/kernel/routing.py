@@ -105,7 +105,9 @@ class Routing:
             packet.uid,
         )
         route = self._ask(question)
-        if route.refused and not question.in_interface and question.source is not None:
+        source = question.source
+        sent = not question.in_interface and source is not None
+        if route.refused and sent and not self.is_local(source or "", question.family):
             # What can't be sent from here may have been given that source by a rule.
             return self._ask(question._replace(source=None))
         return route

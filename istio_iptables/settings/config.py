@@ -134,7 +134,7 @@ _FIELDS = {
 }
 
 #: Settings that only help to find others and are no part of Config.
-_HELPERS = frozenset({"resolv_conf", "ip_family"})
+_HELPERS = frozenset({"resolv_conf", "ip_family", "json"})
 
 
 def configure(

@@ -350,6 +350,13 @@ SETTINGS: tuple[Setting, ...] = (
         environment=("CLEANUP_ONLY",),
     ),
     Setting(
+        "json",
+        APPLYING,
+        ValueKind.FLAG,
+        "Print what was done in each of several namespaces as JSON.",
+        default="false",
+    ),
+    Setting(
         "native_nftables",
         APPLYING,
         ValueKind.FLAG,

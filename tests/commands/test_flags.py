@@ -57,7 +57,13 @@ def test_all_of_pflags_spellings(words: list[str], texts: dict[str, str]) -> Non
 )
 def test_what_is_left_for_click(words: list[str], arguments: list[str]) -> None:
     """Words and options that are no settings, and a setting that lacks its value."""
-    assert read_flags(words)[1:] == Flags({}, arguments, complete=False)[1:]
+    assert read_flags(words)[2:] == Flags({}, (), arguments, complete=False)[2:]
+
+
+def test_every_namespace_is_kept() -> None:
+    """Once, in the order of the line."""
+    words = ["--network-namespace=b", "--network-namespace", "a", "--network-namespace=b"]
+    assert read_flags(words).namespaces == ("b", "a")
 
 
 def test_a_log_flag_needs_its_value() -> None:

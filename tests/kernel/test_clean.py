@@ -131,3 +131,25 @@ def test_foreign_policy_rules_that_are_like_ours(words: str) -> None:
     assert len(re.findall(r"lookup (133|500)", state().rules[0])) == 2
     assert run("--cleanup-only").status == 0
     assert state() == before
+
+
+def test_a_policy_route_whose_rule_is_lost_goes_as_well() -> None:
+    """The route in our table is ours while our rules are there."""
+    before = state()
+    install("legacy", *TPROXY)
+    command("ip", "rule", "del", "fwmark", "1337", "lookup", "133")
+    assert run("--cleanup-only").status == 0
+    assert state() == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rules_that_were_loaded_twice_go_all(backend: str) -> None:
+    """As iptables-restore --noflush does when it is run again."""
+    before = state(backends=(backend,))
+    text = run(*TPROXY, "--dry-run", "--format", "restore", "--only", "ipv4").out
+    for _ in range(2):
+        load(backend, Family.IPV4, text)
+    assert install(backend, *TPROXY, "--ip-family", "ipv4", "--reconcile").status == 0
+    assert run("diff", *TPROXY, "--ip-family", "ipv4").status == 0
+    assert run("clean").status == 0
+    assert state(backends=(backend,)) == before

@@ -155,3 +155,14 @@ def test_half_a_policy_route_is_one_difference(gone: str, missing: str) -> None:
     lines = run("diff", *tproxy).out.splitlines()
     assert lines[0] == f"missing: IPv4: ip -4 {missing}"
     assert lines[-1].endswith("1 difference")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_foreign_rule_with_our_words_is_foreign(backend: str) -> None:
+    """It is no second one of ours: an install has nothing to do, and diff calls it foreign."""
+    words = ("-i", "*", "-b", "*", "-c", "eth9", "--ip-family", "ipv4")
+    load(backend, Family.IPV4, "*nat\n-A OUTPUT -o eth9 -j RETURN\n-A OUTPUT -j ACCEPT\nCOMMIT\n")
+    install(backend, *words)
+    found = json.loads(run("diff", *words, "--json").out)["differences"]
+    assert {each["kind"] for each in found} == {"stranger"}
+    assert "nothing to do" in install(backend, *words).err

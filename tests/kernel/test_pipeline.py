@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
-from istio_iptables.kernel.steps import Step, carry_out
 
 import istio_iptables
 from istio_iptables.errors import KernelRefused
 from istio_iptables.istio.ownership import OWNERSHIP, find_owned
 from istio_iptables.kernel.backend import Reading
 from istio_iptables.kernel.detect import prefer
+from istio_iptables.kernel.steps import Step, carry_out
 from istio_iptables.kernel.tablechange import TableChange, compare_table
 from istio_iptables.netfilter.edits import Action, apply
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Chain, Family, Ruleset, Table

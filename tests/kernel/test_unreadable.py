@@ -443,3 +443,27 @@ def test_the_dns_servers_of_the_process_s_own_file() -> None:
         assert "the DNS servers are those of /etc/resolv.conf" in told
         assert "DNS servers" not in run("explain", "-i", "*").err
         pod.kill()
+
+
+#: An iptables-legacy-save that could not write its output, and did not look.
+_SAVES = {
+    "nothing": "#!/bin/sh\nexit 0\n",
+    "a part": '#!/bin/sh\nprintf "*nat\\nCOMMIT\\n"\n',
+}
+
+
+@pytest.mark.parametrize("text", _SAVES.values(), ids=_SAVES)
+def test_a_table_that_is_not_printed_is_not_absent(text: str, tmp_path: Path) -> None:
+    """The kernel has named it: an empty text is no answer, whatever the exit status."""
+    words = (*DUAL, "--force-iptables-binary", "legacy")
+    assert run(*words).status == 0
+    before = state()
+    fake = tmp_path / "iptables-legacy-save"
+    fake.write_text(text)
+    fake.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin"}
+    for command_words, status in ((("diff", *words), 2), (words, 1), (("clean",), 1)):
+        done = process(CLI, *command_words, environment=path)
+        assert done.status == status, done
+        assert "iptables-legacy-save does not show " in done.err
+    assert state() == before
