@@ -8,12 +8,23 @@ from typing import Self
 
 from istio_iptables.errors import KernelRefused
 
-__all__ = ["Reserve"]
+__all__ = ["Reserve", "require_space"]
 
 #: The files of a child, those of a table's transaction, and a connection to the kernel.
 _DESCRIPTORS = 10
 #: Address space, of which no page is touched: to read a large table and to write it again.
 _BYTES = 8 << 20
+
+
+def require_space(size: int) -> None:
+    """Raise MemoryError where there are not *size* bytes of address space any more.
+
+    Before a large import: short of memory in the middle of one, Python 3.11 may go round for ever.
+    """
+    try:
+        mmap.mmap(-1, size).close()
+    except OSError as error:
+        raise MemoryError from error
 
 
 class Reserve:
