@@ -182,7 +182,7 @@ def _contradictions(about: PacketQuery, subject: _Subject) -> Iterator[str]:
         return
     route = world.route(packet)
     if route is not None and route.missing:
-        yield f"{route.refused} here: nothing is sent until one does, which is taken for granted"
+        yield f"{route.refused} here, so that nothing is sent; the rules are followed as if one did"
     elif route is not None and route.interface not in {"", name}:
         yield f"the kernel sends it by {route.interface}, not by {name} (--iface)"
     if world.is_local(packet.source, packet.family) is False:
