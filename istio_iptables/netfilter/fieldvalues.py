@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.netfilter.model import Family
@@ -142,6 +143,8 @@ def read_masked(text: str) -> tuple[int, int] | None:
     return value, mask
 
 
+# A packet is held against a million rules: its own address is read once.
+@lru_cache(maxsize=64)
 def address_number(text: str, family: Family) -> int | None:
     """The address as a number, or None if *text* is no address of this family."""
     if family is Family.IPV4:
