@@ -166,7 +166,7 @@ def configure(
         plan_counts = not (fields["cleanup_only"] or fields["skip_rule_apply"])
         live = plan_counts
     addresses = _complete_families(fields, values, machine, warnings, live=live)
-    if plan_counts and not fields["ipv6"]:
+    if plan_counts and not fields["ipv6"] and not fields["native_nftables"]:
         auto = fields["ip_family"] == "auto"
         warnings += uncaptured_ipv6(addresses, "--dual-stack" if auto else "--ip-family dual")
     _complete_dns(fields, values, machine, warnings)
@@ -203,10 +203,10 @@ def _wrong_together(fields: Mapping[str, object], values: Mapping[str, Value]) -
             f"{values['istio_outbound_owner_groups'].label}: {len(groups)} groups are more than"
             f" one rule can carry: at most {MAX_OWNER_GROUPS}"
         )
-    if fields["native_nftables"]:
+    if fields["native_nftables"] and not fields["dry_run"]:
         problems.append(
-            f"{values['native_nftables'].label}: native nftables rules are not implemented; iptables"
-            " rules are, and the nft backend keeps them in nf_tables"
+            f"{values['native_nftables'].label}: native nftables rules are printed, not installed:"
+            " add --dry-run; iptables rules are installed, and the nft backend keeps them in nf_tables"
         )
     if not fields["dry_run"]:
         problems += (
