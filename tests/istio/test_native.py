@@ -139,6 +139,14 @@ def test_installing_is_refused(words: list[str]) -> None:
     assert line.startswith("--native-nftables: native nftables rules are printed, not installed")
 
 
+def test_a_name_that_nft_can_not_take_is_refused() -> None:
+    """Its parser counts 16 bytes."""
+    done = run([*NATIVE, "-c", "abcdefghijklmn*,abcdefghijklm*,abcdefghijklmn+"])
+    assert (done.status, done.out) == (2, "")
+    (line,) = done.errors
+    assert "'abcdefghijklmn*' is too long for nft" in line
+
+
 @pytest.mark.parametrize("words", [["explain"], ["diff", "--golden", "/dev/null"]])
 def test_diff_and_explain_refuse_it(words: list[str]) -> None:
     """From the command line as any option that is not theirs, and from the environment."""
