@@ -40,6 +40,12 @@ DRY_RUN = {
     "routes": "field of a route",
     "addresses": "field of an address",
 }
+NATIVE = {name: DRY_RUN[name] for name in ("settings", "routes", "addresses")} | {
+    "nftables": "field of a native table",
+    "chains": "field of a native chain",
+    "hook": "field of a hook",
+    "rules": "field of a native rule",
+}
 DIFF = {"differences": "field of a difference"}
 EXPLAIN = {
     "packet": "field of a packet",
@@ -122,6 +128,19 @@ def test_dry_run() -> None:
         "field",
         DRY_RUN,
         loaded(["-n", "--format", "json", *arguments]),
+    )
+
+
+def test_native_dry_run() -> None:
+    """Settings, native tables, routes and addresses."""
+    arguments = ["-i", "*", "-b", "*", "-m", "TPROXY", "--ip-family", "dual"]
+    document = loaded(["-n", "--native-nftables", "--format", "json", *arguments])
+    assert document["families"] == []
+    check(
+        "The rules: `--dry-run --format json`",
+        "field with `--native-nftables`",
+        NATIVE,
+        document,
     )
 
 

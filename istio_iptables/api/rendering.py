@@ -28,29 +28,40 @@ def render(plan: Plan, format: str = "save", *, family: Family | str | None = No
 
     *format* is ``save`` (what iptables-save says once it is installed, and what a dry run prints),
     ``restore`` (for iptables-restore --noflush), ``commands`` (for a shell), ``annotate`` (as
-    save, with the reason of each rule) or ``json`` (docs/json.md). Raises ValueError for another.
+    save, with the reason of each rule) or ``json`` (docs/json.md); with native nftables, the same
+    for nft. Raises ValueError for another.
     """
-    state = plan.state if family is None else plan.state.only(Family(family))
-    if format == "json":
-        import json  # no other format needs it
-
-        document = {
-            "version": 1,
-            "settings": {
-                name: {
-                    "value": effective_text(value, plan.config),
-                    "source": value.origin.value,
-                    "variable": value.variable or None,
-                }
-                for name, value in plan.values.items()
-            },
-            **formats.as_json(state),
-        }
-        return json.dumps(document, indent=2) + "\n"
-    if format not in _TEXTS:
+    if format not in FORMATS:
         message = f"no format {format!r}: there are {', '.join(FORMATS)}"
         raise ValueError(message)
-    return _TEXTS[format](state)
+    state = plan.state if family is None else plan.state.only(Family(family))
+    if plan.config.native_nftables:
+        from istio_iptables.istio.native import build_native
+        from istio_iptables.netfilter import native
+
+        made = build_native(plan.config, state)
+        if format == "json":
+            return _json(plan, native.as_json(made))
+        return native.text(made, format)
+    return _json(plan, formats.as_json(state)) if format == "json" else _TEXTS[format](state)
+
+
+def _json(plan: Plan, state: dict[str, object]) -> str:
+    import json  # no other format needs it
+
+    document = {
+        "version": 1,
+        "settings": {
+            name: {
+                "value": effective_text(value, plan.config),
+                "source": value.origin.value,
+                "variable": value.variable or None,
+            }
+            for name, value in plan.values.items()
+        },
+        **state,
+    }
+    return json.dumps(document, indent=2) + "\n"
 
 
 def effective_text(value: Value, config: Config) -> str:

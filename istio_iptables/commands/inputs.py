@@ -13,6 +13,7 @@ from istio_iptables.commands.options import flags_given, split_extra
 from istio_iptables.errors import CannotTell, KernelRefused, SaveFileError
 from istio_iptables.netfilter.documents import decode_lines, read
 from istio_iptables.netfilter.model import Family
+from istio_iptables.settings.converters import TRUE
 from istio_iptables.settings.declarations import (
     DNS,
     FAMILIES,
@@ -63,13 +64,25 @@ def read_inputs(ctx: click.Context, *, either_family: bool, purpose: Purpose | N
     # Nothing is installed here, so what is unknown about the machine is assumed, and said.
     flags["dry_run"] = "true"
     try:
-        plan = load_plan(flags, split_extra(ctx), os.environ, purpose or Purpose())
+        extra = [*split_extra(ctx), *_native_refused()]
+        plan = load_plan(flags, extra, os.environ, purpose or Purpose())
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     file = plan.config.dns_servers_file
     if file:
         tell("info", (f"the DNS servers are those of {file} (--resolv-conf)",))
     return plan
+
+
+def _native_refused() -> Iterator[str]:
+    """A line if the environment asks for native rules, which are printed by a dry run alone."""
+    values, _ = gather({}, os.environ, (setting("native_nftables"),))
+    native = values["native_nftables"]
+    if native.text in TRUE:
+        yield (
+            f"{native.label}: native nftables rules are only printed: diff and explain are about"
+            " rules of iptables"
+        )
 
 
 def require_namespace(ctx: click.Context) -> None:

@@ -13,7 +13,7 @@ from istio_iptables.settings.converters import MAX_ID
 from istio_iptables.settings.types import ALL, IPV4, IPV6, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from istio_iptables.netfilter.plan import DesiredState
     from istio_iptables.settings.config import Config
@@ -38,15 +38,45 @@ def plan_warnings(
 ) -> list[str]:
     """What *plan* leaves uncaptured in the directions *ways*, and what it sends back to Envoy.
 
+    With native nftables rules also what they do otherwise.
+
     The latter only with *follow*, and so for applications that pass for Envoy.
     """
     lines = _nothing_captured(config, values, ways)
+    if config.native_nftables:
+        lines += _otherwise_natively(config, values)
     if follow and worth_following(config):
         from istio_iptables.istio.checks import findings
 
         found = findings(plan.rulesets, plan.routes, config, APPLICATIONS)
         lines += (finding.line for finding in found)
     return lines
+
+
+def _otherwise_natively(config: Config, values: Mapping[str, Value]) -> Iterator[str]:
+    """What Istio's native nftables rules do otherwise than its rules for iptables."""
+    redirects = (
+        (config.inbound_ports and config.mode is Mode.REDIRECT)
+        or config.outbound_cidrs is ALL
+        or config.outbound_ports
+        or (config.redirect_dns and config.capture_all_dns)
+    )
+    if redirects and not config.ipv6:
+        yield (
+            "IPv6 is off, and is captured all the same: native nftables rules that name no address"
+            " hold for both families, and the exceptions for ::1 and ::6 are missing"
+        )
+    if config.inbound_ports and config.mode is Mode.TPROXY:
+        yield (
+            f"{values['istio_inbound_interception_mode'].label}: while Envoy does not listen on port"
+            f" {config.inbound_capture_port}, native nftables rules let new inbound connections"
+            " through to the application; those of iptables drop them"
+        )
+    if config.drop_invalid:
+        yield (
+            f"{values['drop_invalid'].label}: native nftables rules drop invalid packets of TCP"
+            " alone; those of iptables drop invalid packets of every protocol"
+        )
 
 
 def worth_following(config: Config) -> bool:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     #: Fills in the names in one part of a rule.
     _Fill = Callable[[Any, Mapping[str, str]], object]
 
-__all__ = ["build", "build_address"]
+__all__ = ["Common", "Template", "build", "build_address", "template"]
 
 _TABLE_ORDER = ("raw", "mangle", "nat")
 
@@ -75,15 +75,15 @@ def build_address() -> InterfaceAddress:
 
 def _ruleset(config: Config, family: Family) -> Ruleset:
     """The rules of one address family, each put into what the ones before it have left."""
-    common = _Common(common_values(config, family))
+    common = Common(common_values(config, family))
     tables: dict[str, dict[str, list[Rule]]] = {}
     # Thousands of ports have one text, which is read once.
-    templates: dict[str, _Template] = {}
+    templates: dict[str, Template] = {}
     for text, reason, values in rules(config, family):
-        template = templates.get(text)
-        if template is None:
-            template = templates[text] = _template(text.format_map(common), tables)
-        template.add(reason, values)
+        known = templates.get(text)
+        if known is None:
+            known = templates[text] = template(text.format_map(common), tables)
+        known.add(reason, values)
     return Ruleset(
         family, tuple(_table(name, tables[name]) for name in _TABLE_ORDER if name in tables)
     )
@@ -97,14 +97,14 @@ def _table(name: str, chains: Mapping[str, list[Rule]]) -> Table:
     return Table(name, (*built_in, *(Chain(each, None, tuple(chains[each])) for each in own)))
 
 
-class _Common(dict[str, object]):
+class Common(dict[str, object]):
     """Values for the ``{names}`` in a text; a name that is not among them stays as it is."""
 
     def __missing__(self, name: str) -> str:
         return f"{{{name}}}"
 
 
-class _Template(NamedTuple):
+class Template(NamedTuple):
     """A rule with ``{names}`` in it, and its place."""
 
     #: The rules of its chain, and where it goes among them; None is the end.
@@ -114,13 +114,17 @@ class _Template(NamedTuple):
     fields: list[Any]
     varying: tuple[tuple[int, _Fill], ...]
 
-    def add(self, reason: str, values: Mapping[str, str]) -> None:
-        """Put the rule into its chain, with its reason, and with *values* for the names."""
+    def rule(self, reason: str, values: Mapping[str, str]) -> Rule:
+        """The rule with its reason, and with *values* for the names."""
         fields = self.fields.copy()
         for number, fill in self.varying:
             fields[number] = fill(fields[number], values)
         fields[_REASON] = reason
-        rule = Rule._make(fields)
+        return Rule._make(fields)
+
+    def add(self, reason: str, values: Mapping[str, str]) -> None:
+        """Put that rule into its chain."""
+        rule = self.rule(reason, values)
         if self.position is None:
             self.chain.append(rule)
         else:
@@ -130,7 +134,7 @@ class _Template(NamedTuple):
 _REASON = Rule._fields.index("reason")
 
 
-def _template(text: str, tables: dict[str, dict[str, list[Rule]]]) -> _Template:
+def template(text: str, tables: dict[str, dict[str, list[Rule]]]) -> Template:
     """The template of ``-t TABLE``, ``-A CHAIN`` or ``-I CHAIN [NUMBER]``, then a rule.
 
     The chain, and the one that the rule jumps to, are made in *tables* if they are not there.
@@ -151,7 +155,7 @@ def _template(text: str, tables: dict[str, dict[str, list[Rule]]]) -> _Template:
         for number, field in enumerate(Rule._fields)
         if "{" in str(rule[number])
     )
-    return _Template(
+    return Template(
         chains.setdefault(chain, []), position, list(rule), tuple(varying) if "{" in rest else ()
     )
 

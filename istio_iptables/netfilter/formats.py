@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Match, Option, Rule, Table, Target, Term
     from istio_iptables.netfilter.plan import DesiredState
 
-__all__ = ["annotate", "as_json", "commands", "restore", "save"]
+__all__ = ["annotate", "as_json", "commands", "network", "network_json", "restore", "save"]
 
 
 def save(plan: DesiredState) -> str:
@@ -24,7 +24,7 @@ def save(plan: DesiredState) -> str:
     addresses follow as comments.
     """
     return "".join(
-        f"# {ruleset.family.title}\n{savefile.render(ruleset)}{_network(plan, ruleset.family)}"
+        f"# {ruleset.family.title}\n{savefile.render(ruleset)}{network(plan, ruleset.family)}"
         for ruleset in plan.rulesets
     )
 
@@ -44,7 +44,7 @@ def annotate(plan: DesiredState) -> str:
                 for rule in chain.rules:
                     lines += (f"# {rule.reason}", f"-A {chain.name} {rule.text}")
             lines.append("COMMIT")
-        lines += _network(plan, ruleset.family, reasons=True).splitlines()
+        lines += network(plan, ruleset.family, reasons=True).splitlines()
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -59,7 +59,7 @@ def restore(plan: DesiredState) -> str:
         for table in ruleset.tables:
             lines += restore_lines(table.name, edits(table.name, None, table))
         documents += [f"{line}\n" for line in lines]
-        documents.append(_network(plan, ruleset.family))
+        documents.append(network(plan, ruleset.family))
     return "".join(documents)
 
 
@@ -95,6 +95,13 @@ def as_json(plan: DesiredState) -> dict[str, object]:
             }
             for ruleset in plan.rulesets
         ],
+        **network_json(plan),
+    }
+
+
+def network_json(plan: DesiredState) -> dict[str, object]:
+    """The routes and addresses of the plan as plain data."""
+    return {
         "routes": [
             {
                 "family": route.family.value,
@@ -122,7 +129,7 @@ def _program(family: Family) -> str:
     return "iptables" if family is Family.IPV4 else "ip6tables"
 
 
-def _network(plan: DesiredState, family: Family, *, reasons: bool = False) -> str:
+def network(plan: DesiredState, family: Family, *, reasons: bool = False) -> str:
     """Routes and addresses of one family as comment lines."""
     lines = []
     for item in plan.only(family).network:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from istio_iptables.errors import KernelRefused, UsageProblems
-from istio_iptables.settings.converters import Names
+from istio_iptables.settings.converters import MAX_INTERFACE_BYTES, Names
 from istio_iptables.settings.sources import convert
 from istio_iptables.settings.types import ALL, IPV6, IdRange, Mode, Network, PortRange, Wildcard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from istio_iptables.settings.sources import Value
 
@@ -166,7 +166,7 @@ def configure(
         plan_counts = not (fields["cleanup_only"] or fields["skip_rule_apply"])
         live = plan_counts
     addresses = _complete_families(fields, values, machine, warnings, live=live)
-    if plan_counts and not fields["ipv6"]:
+    if plan_counts and not fields["ipv6"] and not fields["native_nftables"]:
         auto = fields["ip_family"] == "auto"
         warnings += uncaptured_ipv6(addresses, "--dual-stack" if auto else "--ip-family dual")
     _complete_dns(fields, values, machine, warnings)
@@ -204,10 +204,7 @@ def _wrong_together(fields: Mapping[str, object], values: Mapping[str, Value]) -
             f" one rule can carry: at most {MAX_OWNER_GROUPS}"
         )
     if fields["native_nftables"]:
-        problems.append(
-            f"{values['native_nftables'].label}: native nftables rules are not implemented; iptables"
-            " rules are, and the nft backend keeps them in nf_tables"
-        )
+        problems += _not_natively(fields, values)
     if not fields["dry_run"]:
         problems += (
             f"{values[name].label}: says how to print, and only a dry run prints: add --dry-run"
@@ -215,6 +212,26 @@ def _wrong_together(fields: Mapping[str, object], values: Mapping[str, Value]) -
             if values[name].given
         )
     return problems
+
+
+def _not_natively(fields: Mapping[str, object], values: Mapping[str, Value]) -> Iterator[str]:
+    """What native nftables rules can't do."""
+    if not fields["dry_run"]:
+        yield (
+            f"{values['native_nftables'].label}: native nftables rules are printed, not installed:"
+            " add --dry-run; iptables rules are installed, and the nft backend keeps them in nf_tables"
+        )
+    for field, name in (
+        ("exclude_interfaces", "istio_exclude_interfaces"),
+        ("virtual_interfaces", "kube_virt_interfaces"),
+    ):
+        for each in cast("tuple[str, ...]", fields[field]):
+            # nft counts the backslash that keeps a * at the end from being a wildcard.
+            if (
+                each.endswith("*")
+                and len(each.encode(errors="surrogateescape")) == MAX_INTERFACE_BYTES
+            ):
+                yield f"{values[name].label}: {each!r} is too long for nft, since it ends in *"
 
 
 def _complete_families(

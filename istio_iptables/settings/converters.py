@@ -15,7 +15,16 @@ from istio_iptables.settings.types import ALL, IPV4, IPV6, IdRange, Mode, Networ
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FALSE", "LISTS", "MAX_ID", "TRUE", "Names", "Problem", "parse"]
+__all__ = [
+    "FALSE",
+    "LISTS",
+    "MAX_ID",
+    "MAX_INTERFACE_BYTES",
+    "TRUE",
+    "Names",
+    "Problem",
+    "parse",
+]
 
 #: The spellings of booleans that Go's strconv.ParseBool knows, and so Istio.
 TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
@@ -23,9 +32,10 @@ FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 #: The largest uid or gid that an owner match takes: the kernel keeps 4294967295 for "none".
 MAX_ID = 2**32 - 2
+#: The kernel's IFNAMSIZ, without the byte that ends a name.
+MAX_INTERFACE_BYTES = 15
 
 _MAX_PORT = 65535
-_MAX_INTERFACE_BYTES = 15
 _MAX_NUMBER = 2**32 - 1
 #: No number that is accepted has as many digits, or is as large.
 _MOST_DIGITS = 19
@@ -236,8 +246,8 @@ def _id(text: str, lookup: Callable[[str], int | None], what: str) -> IdRange:
 
 def _interface(text: str, _: Names) -> str:
     _refuse_option(text)
-    if len(text.encode(errors="surrogateescape")) > _MAX_INTERFACE_BYTES:
-        reason = f"is not an interface name: longer than {_MAX_INTERFACE_BYTES} bytes"
+    if len(text.encode(errors="surrogateescape")) > MAX_INTERFACE_BYTES:
+        reason = f"is not an interface name: longer than {MAX_INTERFACE_BYTES} bytes"
         raise _Refused(reason)
     if text[0] in "-!" or text in {".", ".."}:
         reason = "is not an interface name: it can't be '.', '..' or start with '-' or '!'"

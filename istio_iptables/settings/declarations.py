@@ -360,7 +360,7 @@ SETTINGS: tuple[Setting, ...] = (
         "native_nftables",
         APPLYING,
         ValueKind.FLAG,
-        "Native nftables rules; not implemented yet.",
+        "Native nftables rules, as nft lists them; only printed so far: with --dry-run.",
         default="false",
         environment=("NATIVE_NFTABLES",),
     ),

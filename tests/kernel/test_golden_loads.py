@@ -10,7 +10,10 @@ from tests.namespaces import BACKENDS, Step, inside, program, rules_of
 
 pytestmark = pytest.mark.kernel
 
-SAVED = [case for case in cases() if case.format == "save"]
+#: tests/kernel/test_native.py has the others.
+SAVED = [
+    case for case in cases() if case.format == "save" and "--native-nftables" not in case.arguments
+]
 
 
 def by_family(text: str) -> dict[Family, str]:

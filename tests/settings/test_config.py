@@ -259,10 +259,11 @@ def test_only_a_dry_run_prints(name: str) -> None:
         configured(dry_run="false", **{name: text})
 
 
-def test_native_nftables_is_refused() -> None:
-    """What is not made here yet is refused and not left out."""
-    with pytest.raises(UsageProblems, match="--native-nftables: native nftables rules"):
-        configured(native_nftables="true")
+def test_native_nftables_is_only_printed() -> None:
+    """What is not installed here yet is refused and not left out."""
+    assert configured(native_nftables="true")[0].native_nftables
+    with pytest.raises(UsageProblems, match="printed, not installed: add --dry-run"):
+        configured(native_nftables="true", dry_run="false")
 
 
 def test_a_clean_up_asks_nobody() -> None:
