@@ -41,6 +41,7 @@ def render(plan: Plan, format: str = "save", *, family: Family | str | None = No
                     "value": effective_text(value, plan.config),
                     "source": value.origin.value,
                     "variable": value.variable or None,
+                    "place": value.place or None,
                 }
                 for name, value in plan.values.items()
             },
