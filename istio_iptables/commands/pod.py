@@ -11,10 +11,12 @@ from istio_iptables.commands.flags import read_flags
 from istio_iptables.commands.inputs import read_text
 from istio_iptables.commands.load import Given
 from istio_iptables.errors import UsageProblems
+from istio_iptables.settings.declarations import SETTINGS
 from istio_iptables.settings.sources import Origin, gather
+from istio_iptables.text import excerpt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from istio_iptables.kubernetes.values import Installation
 
@@ -104,12 +106,9 @@ def read_pod(options: Mapping[str, Any]) -> Given | None:
     texts: dict[str, str] = {}
     places: dict[str, str] = {}
     for words, place in start.arguments:
-        read = read_flags(words)
-        unknown = read.arguments[:1] if not read.complete else ()
-        if unknown:
-            raise UsageProblems(_unknown(words, place))
-        texts |= read.texts
-        places |= dict.fromkeys(read.texts, place)
+        read = _read(words, place)
+        texts |= read
+        places |= dict.fromkeys(read, place)
     environ = {name: text for name, (text, _) in start.environment.items()}
     values, warnings = gather(texts, environ)
     own = {
@@ -125,15 +124,19 @@ def read_pod(options: Mapping[str, Any]) -> Given | None:
     return Given(left, own, (*start.warnings, *warnings))
 
 
-def _unknown(words: Iterable[str], place: str) -> list[str]:
-    """Which of *words* is no option, as the first line of a command line would say it."""
-    listed = list(words)
-    for number, word in enumerate(listed):
-        if not read_flags(listed[: number + 1]).complete and (
-            number + 1 == len(listed) or not read_flags(listed[: number + 2]).complete
-        ):
-            return [f"{place}: {word!r} is no option of istio-iptables, or has no value"]
-    return [f"{place}: can't be read"]
+def _read(words: tuple[str, ...], place: str) -> dict[str, str]:
+    """The settings that the words of a container give; raises UsageProblems for other words."""
+    try:
+        flags = read_flags(words)
+    except UsageProblems as error:
+        raise UsageProblems([f"{place}: {line}" for line in error.lines]) from None
+    left = iter(flags.arguments)
+    known = {each.flag for each in SETTINGS}
+    for word in left if not flags.complete else ():
+        if word not in known or next(left, None) is None:
+            message = f"{place}: {excerpt(word)} is no option of istio-iptables, or has no value"
+            raise UsageProblems([message])
+    return flags.texts
 
 
 def _name(path: str) -> str:

@@ -28,7 +28,6 @@ __all__ = [
     "MERGE_METRICS",
     "MODE",
     "NATIVE_SIDECAR",
-    "OVERRIDES",
     "PROXY_CONFIG",
     "PROXY_IMAGE",
     "REROUTE_INTERFACES",
@@ -59,7 +58,6 @@ NATIVE_SIDECAR = "sidecar.istio.io/nativeSidecar"
 REVISION = "istio.io/rev"
 INJECT = "sidecar.istio.io/inject"
 STATUS = "sidecar.istio.io/status"
-OVERRIDES = "proxy.istio.io/overrides"
 TEMPLATES = "inject.istio.io/templates"
 MERGE_METRICS = "prometheus.istio.io/merge-metrics"
 #: What each says about the resources of the containers: requests or limits, and of which.

@@ -9,10 +9,12 @@ from istio_iptables.errors import UsageProblems
 from istio_iptables.kubernetes import annotations as names
 from istio_iptables.kubernetes.annotations import problems
 from istio_iptables.kubernetes.manifest import as_text, mapping
+from istio_iptables.kubernetes.merging import move, overlay
 from istio_iptables.kubernetes.prometheus import prometheus_problem
 from istio_iptables.kubernetes.quantity import canonical
 from istio_iptables.kubernetes.template import (
     ARGUMENTS,
+    CNI,
     INIT_CONTEXT,
     MODE,
     VALIDATION_CONTEXT,
@@ -105,9 +107,12 @@ class Injection:
         self._moves = {"true": True, "false": False}.get(asked or "", native)
 
     @property
-    def mode(self) -> Found:
-        """The interception mode."""
-        return self._look(MODE)
+    def reason_for_none(self) -> str:
+        """Why injection adds no init container; "" if it does."""
+        if not self._has_sidecar:
+            return f"annotation {names.TEMPLATES} asks for another template than sidecar"
+        mode = self._look(MODE)
+        return f"the mode is NONE ({mode.place})" if mode.text == "NONE" else ""
 
     @property
     def _has_sidecar(self) -> bool:
@@ -116,10 +121,10 @@ class Injection:
 
     def init_container(self) -> InitContainer | None:
         """What injection adds; None if the mode NONE or a template without it says so."""
-        if not self._has_sidecar or self.mode.value == "NONE":
+        if self.reason_for_none:
             return None
         installation = self._installation
-        cni = bool(installation.value("pilot.cni.enabled").value)
+        cni = bool(installation.value(CNI).value)
         privileged = installation.value("global.proxy.privileged").value
         context = {
             "allowPrivilegeEscalation": privileged,
@@ -267,12 +272,12 @@ class Injection:
         for key, added in template.items():
             where = [key] if key == "containers" else ["initContainers", "containers"]
             for each in added:
-                _overlay(theirs[key], each)
+                overlay(theirs[key], each)
                 mine = next((c for k in where for c in own[k] if c["name"] == each["name"]), None)
                 if mine is not None and each["name"] not in before[key]:
                     # What the pod says of the container itself stands, but for an image "auto".
                     auto = mine.get("image") == "auto"
-                    _overlay(
+                    overlay(
                         theirs[key], {k: v for k, v in mine.items() if k != "image" or not auto}
                     )
         self._put_uid(theirs["initContainers"])
@@ -293,15 +298,15 @@ class Injection:
             self._installation.setting("defaultConfig.holdApplicationUntilProxyStarts").value
             or self._installation.value("global.proxy.holdApplicationUntilProxyStarts").value
         )
-        _move(theirs["containers"], PROXY, first=hold)
+        move(theirs["containers"], PROXY, first=hold)
         init = theirs["initContainers"]
         if any(each["name"] == PROXY for each in init):
             for name in ("enable-core-dump", PROXY, "istio-validation", "istio-init"):
-                _move(init, name, first=True)
+                move(init, name, first=True)
         else:
-            _move(init, "istio-validation", first=True)
-            _move(init, "istio-init", first=False)
-            _move(init, "enable-core-dump", first=False)
+            move(init, "istio-validation", first=True)
+            move(init, "istio-init", first=False)
+            move(init, "enable-core-dump", first=False)
 
 
 def _with_port(ports: str, port: str) -> str:
@@ -330,44 +335,3 @@ def _injected_before(annotations: Mapping[str, str]) -> dict[str, Sequence[str]]
     found = found if isinstance(found, dict) else {}
     listed = {key: found.get(key) for key in ("containers", "initContainers")}
     return {key: each if isinstance(each, list) else () for key, each in listed.items()}
-
-
-#: The lists of a container whose items are merged, and what tells items of them apart.
-_KEYS = {"env": "name", "volumeMounts": "mountPath", "ports": "containerPort"}
-
-
-def _overlay(containers: list[dict[str, Any]], patch: dict[str, Any]) -> None:
-    """Put *patch* over the container of its name, as Kubernetes' strategic merge does."""
-    for number, each in enumerate(containers):
-        if each["name"] == patch["name"]:
-            containers[number] = _merge(each, patch)
-            return
-    containers.append(patch)
-
-
-def _merge(below: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    found = dict(below)
-    for key, value in over.items():
-        under = found.get(key)
-        if value is None:
-            found.pop(key, None)
-        elif isinstance(value, dict) and isinstance(under, dict):
-            found[key] = _merge(under, value)
-        elif key in _KEYS and isinstance(value, list) and isinstance(under, list):
-            name = _KEYS[key]
-            mine = {as_text(each.get(name)): each for each in value if isinstance(each, dict)}
-            found[key] = [
-                _merge(each, mine.pop(as_text(each.get(name)), {}))
-                for each in under
-                if isinstance(each, dict)
-            ]
-            found[key] += mine.values()
-        else:
-            found[key] = value
-    return found
-
-
-def _move(containers: list[dict[str, Any]], name: str, *, first: bool) -> None:
-    found = [each for each in containers if each["name"] == name][-1:]
-    others = [each for each in containers if each["name"] != name]
-    containers[:] = [*found, *others] if first else [*others, *found]

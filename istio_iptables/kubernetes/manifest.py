@@ -135,6 +135,25 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+# Quoted is what YAML 1.1 or Kubernetes would take for something else than text.
+_Dumper.yaml_implicit_resolvers = {
+    letter: [
+        *_Loader.yaml_implicit_resolvers.get(letter, ()),
+        *yaml.SafeDumper.yaml_implicit_resolvers.get(letter, ()),
+    ]
+    for letter in {*_Loader.yaml_implicit_resolvers, *yaml.SafeDumper.yaml_implicit_resolvers}
+}
+
+
+def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Escape line ends that PyYAML would write as they are, and read as blanks."""
+    style = '"' if {"\x85", "\u2028", "\u2029"} & set(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent)
+
+
 def write_documents(documents: list[Any]) -> str:
     """The YAML of *documents*, keys in their order."""
     return "".join(

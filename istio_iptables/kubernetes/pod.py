@@ -51,8 +51,8 @@ def start_of(text: str, name: str, wanted: str | None, installation: Installatio
     injection = Injection(workload, installation, native=False)
     init = injection.init_container()
     if init is None:
-        where = f"{injection.mode.text} ({injection.mode.place})"
-        raise UsageProblems([f"{workload.title}: gets no init container: the mode is {where}"])
+        reason = injection.reason_for_none
+        raise UsageProblems([f"{workload.title}: gets no init container: {reason}"])
     return Start(init.arguments, {name: (each.text, each.place) for name, each in init.environment})
 
 

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from istio_iptables.kubernetes.annotations import problems
-from istio_iptables.kubernetes.manifest import read_documents
+from istio_iptables.kubernetes.manifest import read_documents, write_documents
 from istio_iptables.kubernetes.quantity import canonical
 from tests.program import run
 
@@ -228,3 +230,94 @@ def test_texts_that_are_no_manifest(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     result = run(["inject", "-f", str(path)])
     assert (result.status, result.out, len(result.err.splitlines())) == (2, "", 1)
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+)
+TREES = st.recursive(
+    SCALARS | st.text(),
+    lambda each: st.lists(each) | st.dictionaries(st.text(), each),
+    max_leaves=8,
+)
+
+
+@given(TREES.filter(lambda tree: tree is not None))
+@example(
+    ["y", "1e3", "1:30", "2024-01-01", "010", "0x1F", "", "~", "<<", "=", ".5", "off", "-.inf"]
+)
+def test_what_is_written_is_read_again(tree: Any) -> None:
+    """No text becomes a number or a boolean on its way through ``inject``."""
+    assert read_documents(write_documents([tree]), "x") == [tree]
+
+
+def test_an_init_container_of_the_pods_own(tmp_path: Path) -> None:
+    """What the pod says of istio-init stands over the template; variables are merged by name."""
+    own = {
+        "name": "istio-init",
+        "image": "auto",
+        "args": ["istio-iptables", "-u", "1"],
+        "env": [{"name": "A", "value": "mine"}, {"name": "B", "value": "b"}],
+        "securityContext": {"privileged": True},
+    }
+    config = 'proxyMetadata: {A: "theirs", C: "c"}'
+    document = pod({"proxy.istio.io/config": config}, initContainers=[own])
+    (init,) = injected(tmp_path, document)["spec"]["initContainers"]
+    assert init["image"].endswith("/proxyv2:latest")
+    assert init["args"] == ["istio-iptables", "-u", "1"]
+    assert {each["name"]: each["value"] for each in init["env"]} == {
+        "A": "mine",
+        "B": "b",
+        "C": "c",
+    }
+    assert (init["securityContext"]["privileged"], init["securityContext"]["runAsUser"]) == (
+        True,
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("annotations", "values", "image"),
+    [
+        ({}, "global.tag=1.2", "registry.istio.io/testing/proxyv2:1.2"),
+        ({"sidecar.istio.io/proxyImage": "r/p:1"}, "global.tag=x", "r/p:1"),
+        (
+            {"sidecar.istio.io/proxyImage": "p"},
+            "global.tag=x",
+            "registry.istio.io/testing/proxyv2:x",
+        ),
+        (
+            {},
+            "global.tag=x-debug,global.variant=distroless",
+            "registry.istio.io/testing/proxyv2:x-distroless",
+        ),
+        (
+            {"sidecar.istio.io/proxyImageType": "default"},
+            "global.tag=x-debug,global.hub=h",
+            "h/proxyv2:x",
+        ),
+    ],
+)
+def test_the_image(tmp_path: Path, annotations: dict[str, str], values: str, image: str) -> None:
+    """Hub, name, tag and variant, or the annotation's."""
+    (init,) = injected(tmp_path, pod(annotations), "--set", values)["spec"]["initContainers"]
+    assert init["image"] == image
+
+
+@pytest.mark.parametrize(
+    ("annotations", "refused"),
+    [
+        ({"prometheus.io/port": "9090"}, False),
+        ({"prometheus.io/port": "15020"}, False),
+        ({"prometheus-io/port": "15090"}, True),
+        ({"prometheus.io/port": "x"}, True),
+        ({"prometheus.io/port": "x", "prometheus.io/scrape": "false"}, False),
+        ({"prometheus.io/port": "x", "prometheus.istio.io/merge-metrics": "false"}, False),
+        ({"prometheus.istio.io/scrape-targets": "80:/m, 15000"}, True),
+    ],
+)
+def test_ports_of_metrics(tmp_path: Path, annotations: dict[str, str], *, refused: bool) -> None:
+    """Ports that can't be merged with Envoy's metrics are refused, as the injector does."""
+    path = tmp_path / "pod.yaml"
+    path.write_text(yaml.safe_dump(pod(annotations)), encoding="utf-8")
+    assert run(["inject", "-f", str(path)]).status == (2 if refused else 0)

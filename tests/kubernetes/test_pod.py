@@ -233,6 +233,7 @@ SEVERAL = (pod(), {**pod(), "metadata": {"name": "q"}}, {"kind": "Service", "api
             [],
             "gets no init container: the mode is NONE (annotation sidecar.istio.io/",
         ),
+        ([pod({"inject.istio.io/templates": "gateway"})], [], "asks for another template"),
         ([pod({f"{TRAFFIC}includeInboundPorts": "80,x"})], [], "item 2: 'x' is no port"),
         ([pod({f"{TRAFFIC}includeOutboundPorts": "x"})], [], "includeOutboundPorts)"),
         ([pod({"inject.istio.io/templates": "mine"})], [], "template 'mine' is not known here"),
@@ -241,6 +242,12 @@ SEVERAL = (pod(), {**pod(), "metadata": {"name": "q"}}, {"kind": "Service", "api
         ([{**pod(), "metadata": {"annotations": [1]}}], [], "annotations is no mapping of texts"),
         ([given_container(command=["sh", "-c", "true"])], [], "starts 'sh' and not istio-iptables"),
         ([given_container(args=["-p"])], [], "args of istio-init: '-p' is no option"),
+        (
+            [given_container(args=["--log_target", "x", "--bogus"])],
+            [],
+            "args of istio-init: '--bogus' is no option",
+        ),
+        ([given_container(args=["--vklog"])], [], "args of istio-init: --vklog: the value is"),
         ([given_container(args=["-p", "x"])], [], "'x' is not a port"),
         ([given_container(args={"a": 1})], [], "args of istio-init is no list of texts"),
         ([given_container(env=["x"])], [], "env of istio-init is no list"),
@@ -352,3 +359,63 @@ def test_junk_anywhere_is_no_accident(
         assert result.status in (0, 2), result.err
         assert result.status == 0 or not result.out
         assert "internal error" not in result.err
+
+
+TEMPLATES = {
+    "Deployment": "apps/v1",
+    "StatefulSet": "apps/v1",
+    "DaemonSet": "apps/v1",
+    "ReplicaSet": "apps/v1",
+    "ReplicationController": "v1",
+    "Job": "batch/v1",
+}
+
+
+@pytest.mark.parametrize("kind", [*TEMPLATES, "CronJob", "List"])
+def test_every_kind_that_has_a_pod(tmp_path: Path, kind: str) -> None:
+    """The pod's own annotations count, wherever the pod is."""
+    inner = pod({f"{TRAFFIC}excludeOutboundPorts": "3306"})
+    template = {"metadata": inner["metadata"], "spec": inner["spec"]}
+    outer: dict[str, Any] = {"kind": kind, "apiVersion": TEMPLATES.get(kind, "v1")}
+    outer["metadata"] = {"name": "p"}
+    if kind == "List":
+        outer["items"] = [inner]
+    elif kind == "CronJob":
+        outer |= {
+            "apiVersion": "batch/v1",
+            "spec": {"jobTemplate": {"spec": {"template": template}}},
+        }
+    else:
+        outer["spec"] = {"template": template}
+    assert run(["--pod", write(tmp_path, outer), *DRY]) == run(
+        ["--pod", write(tmp_path, inner, name="inner.yaml"), *DRY]
+    )
+
+
+def test_what_the_cluster_alone_knows_is_a_warning(tmp_path: Path) -> None:
+    """A variable from elsewhere is named, and left out."""
+    container = given_container(
+        args=["-p", "$$(X)", "-p", "15001"],
+        env=[{"name": "PROXY_GID", "valueFrom": {"fieldRef": {}}}],
+        envFrom=[{"configMapRef": {"name": "x"}}],
+    )
+    result = run(["--pod", write(tmp_path, container), *DRY])
+    assert result.status == 0
+    assert result.warnings[:2] == [
+        "Pod p: env PROXY_GID of istio-init is known to the cluster only",
+        "Pod p: envFrom of istio-init is known to the cluster only",
+    ]
+
+
+def test_helm_values_as_helm_prints_them(tmp_path: Path) -> None:
+    """With its headings, the chart's defaults of --all, and meshConfig; files over each other."""
+    path = write(tmp_path, pod())
+    one, two = (tmp_path / name for name in ("one", "two"))
+    one.write_text(
+        "COMPUTED VALUES:\n_internal_defaults_do_not_set:\n  global:\n    proxy:\n"
+        "      statusPort: 123\n      includeInboundPorts: '80'\nglobal: {hub: x}\n"
+    )
+    two.write_text("meshConfig: {proxyListenPort: 15101}\nglobal: {proxy: {statusPort: 0}}\n")
+    line = ["--pod", path, "--values", str(one), "--values", str(two), *DRY]
+    wanted = ["-p", "15101", "-i", "*", "-b", "80", "-d", "15090,15021", *DRY]
+    assert run(line).out == run(wanted).out
