@@ -153,7 +153,10 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["uninstal", "--force"], "'istio-iptables clean' removes what was installed"),
     (["install", "-i", "*"], "no command is needed to install"),
     (["apply", "-p", "x"], "no command is needed to install"),
-    (["frobnicate"], "there is no such command: the commands are clean, diff, explain, lab"),
+    (
+        ["frobnicate"],
+        "there is no such command: the commands are clean, diff, explain, inject, lab",
+    ),
     (
         ["-i", "*", "explain", "--dst", "X"],
         "explain comes first: istio-iptables explain -i '*' --dst X",
@@ -526,11 +529,13 @@ def test_json() -> None:
         "value": "443",
         "source": "environment",
         "variable": "ISTIO_OUTBOUND_PORTS",
+        "place": None,
     }
     assert document["settings"]["envoy_port"] == {
         "value": "15001",
         "source": "default",
         "variable": None,
+        "place": None,
     }
     assert [each["family"] for each in document["families"]] == ["ipv4", "ipv6"]
     tables = {each["table"]: each["chains"] for each in document["families"][0]["tables"]}

@@ -66,10 +66,18 @@ class Capture:
         return capture
 
     @classmethod
-    def from_texts(cls, flags: Mapping[str, str], environ: Mapping[str, str]) -> Self:
-        """The capture of a command line: *flags* by setting name, any setting; nothing is checked."""
+    def from_texts(
+        cls,
+        flags: Mapping[str, str],
+        environ: Mapping[str, str],
+        beneath: Mapping[str, Value] | None = None,
+    ) -> Self:
+        """The capture of a command line: *flags* by setting name, any setting; nothing is checked.
+
+        *beneath* holds the values that a manifest gives, in place of defaults.
+        """
         capture = cls.__new__(cls)
-        capture._gather(flags, environ, Origin.FLAG)  # noqa: SLF001 - its own
+        capture._gather(flags, environ, Origin.FLAG, beneath)  # noqa: SLF001 - its own
         return capture
 
     def _take(self, settings: Mapping[str, SettingValue], environ: Mapping[str, str]) -> None:
@@ -91,12 +99,18 @@ class Capture:
         if problems:
             raise UsageProblems(problems)
 
-    def _gather(self, texts: Mapping[str, str], environ: Mapping[str, str], origin: Origin) -> None:
+    def _gather(
+        self,
+        texts: Mapping[str, str],
+        environ: Mapping[str, str],
+        origin: Origin,
+        beneath: Mapping[str, Value] | None = None,
+    ) -> None:
         if origin is Origin.KEYWORD:
             # Nothing is installed by a plan, so what is unknown about the machine is assumed.
             environ = {name: text for name, text in environ.items() if name not in _HOW}
             texts = {**texts, "dry_run": "true"}
-        self.values, self.warnings = gather(texts, environ, origin=origin)
+        self.values, self.warnings = gather(texts, environ, origin=origin, beneath=beneath)
         self.envoy_user = environ.get("ENVOY_USER") or _ENVOY_USER
 
     def __repr__(self) -> str:

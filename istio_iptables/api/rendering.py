@@ -27,7 +27,7 @@ def render(plan: Plan, format: str = "save", *, family: Family | str | None = No
     """The text of *plan*, or of one address family of it.
 
     *format* is ``save`` (what iptables-save says once it is installed, and what a dry run prints),
-    ``restore`` (for iptables-restore --noflush), ``commands`` (for a shell), ``annotate`` (as
+    ``restore`` (for iptables-restore --noflush), ``commands`` (for a shell), ``annotated`` (as
     save, with the reason of each rule) or ``json`` (docs/json.md); with native nftables, the same
     for nft. Raises ValueError for another.
     """
@@ -56,6 +56,7 @@ def _json(plan: Plan, state: dict[str, object]) -> str:
                 "value": effective_text(value, plan.config),
                 "source": value.origin.value,
                 "variable": value.variable or None,
+                "place": value.place or None,
             }
             for name, value in plan.values.items()
         },

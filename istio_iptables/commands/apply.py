@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from istio_iptables.api.capture import Capture
 from istio_iptables.api.rendering import render
-from istio_iptables.commands.load import load_plan, tell, warn
+from istio_iptables.commands.load import Given, load_plan, tell, warn
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.kernel.host import Host
 from istio_iptables.netfilter.model import Family
@@ -62,23 +62,25 @@ def clean_up(flags: Mapping[str, str], extra: list[str], tell: Tell = tell) -> E
     return ExitStatus.DONE
 
 
-def ready(flags: Flags, extra: list[str]) -> Callable[[], ExitStatus]:
+def ready(flags: Flags, extra: list[str], given: Given | None = None) -> Callable[[], ExitStatus]:
     """What does as *flags* say, once it is called: print, or install in one namespace or in many.
 
-    *extra* are problems that were found before. Raises UsageProblems for settings that can't be
-    used; the warnings are told.
+    *extra* are problems that were found before, *given* what counts beside the flags (os.environ).
+    Raises UsageProblems for settings that can't be used; the warnings are told.
     """
+    given = given or Given(os.environ)
     if len(flags.namespaces) > 1 or "json" in flags.texts:
-        return _ready_for_each(flags, extra)
-    plan = load_plan(flags.texts, extra, os.environ)
+        return _ready_for_each(flags, extra, given)
+    plan = load_plan(flags.texts, extra, given)
     return lambda: apply(plan)
 
 
-def _ready_for_each(flags: Flags, extra: list[str]) -> Callable[[], ExitStatus]:
+def _ready_for_each(flags: Flags, extra: list[str], given: Given) -> Callable[[], ExitStatus]:
     from istio_iptables.commands.each import in_each
 
     try:
-        fields = typed_fields(Capture.from_texts(flags.texts, os.environ).values, Host())
+        capture = Capture.from_texts(flags.texts, given.environ, given.values)
+        fields = typed_fields(capture.values, Host())
     except UsageProblems as error:
         raise UsageProblems([*extra, *error.lines]) from None
     if fields["dry_run"] and fields["json"]:
@@ -90,7 +92,7 @@ def _ready_for_each(flags: Flags, extra: list[str]) -> Callable[[], ExitStatus]:
 
     def act(namespace: str, tell: Tell) -> None:
         here = {**flags.texts, "network_namespace": namespace}
-        apply(load_plan(here, [], os.environ, tell=tell), tell)
+        apply(load_plan(here, [], given, tell=tell), tell)
 
     namespaces = flags.namespaces or (str(fields["network_namespace"]),)
     return lambda: in_each(namespaces, act, as_json=bool(fields["json"]))

@@ -18,6 +18,7 @@ from istio_iptables.commands.inputs import (
 )
 from istio_iptables.commands.load import Purpose, tell
 from istio_iptables.commands.options import SettingsCommand, flags_given
+from istio_iptables.commands.pod import POD_OPTIONS, read_pod
 from istio_iptables.differences.rulesets import ChangeKind
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.netfilter.model import Family
@@ -41,12 +42,15 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
             ["--against: compare with one thing: this file, a namespace, or --golden"]
         )
     if golden is not None:
-        plan = read_inputs(ctx, either_family=False)
+        plan = read_inputs(ctx, either_family=False, given=read_pod(options))
         return _with_golden(plan, golden, as_json=options["as_json"])
     if against is None:
         require_namespace(ctx)
     plan = read_inputs(
-        ctx, either_family=against is not None, purpose=Purpose(live=against is None)
+        ctx,
+        either_family=against is not None,
+        given=read_pod(options),
+        purpose=Purpose(live=against is None),
     )
     if against is None:
         found = diff(plan)
@@ -148,6 +152,7 @@ command = SettingsCommand(
     epilog="Exit status: 0 the same; 1 there are differences; 2 it can't be told, or the command"
     " line is wrong.",
     more=(
+        *POD_OPTIONS,
         click.Option(
             ["--against"],
             metavar="FILE",

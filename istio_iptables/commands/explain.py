@@ -18,6 +18,7 @@ from istio_iptables.commands.inputs import (
 )
 from istio_iptables.commands.load import Purpose, warn
 from istio_iptables.commands.options import SettingsCommand, flags_given
+from istio_iptables.commands.pod import POD_OPTIONS, read_pod
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.netfilter.model import Family
 
@@ -45,6 +46,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     plan = read_inputs(
         ctx,
         either_family=path is not None,
+        given=read_pod(options),
         purpose=Purpose((way,) if path is None and not live else (), follow=False),
     )
     rules = LIVE if live else None
@@ -94,6 +96,7 @@ command = SettingsCommand(
     " flags, those of a namespace (--live), or those of a file (--rules).",
     epilog="Exit status: 0 answered; 2 it can't be told, or the command line is wrong.",
     more=(
+        *POD_OPTIONS,
         click.Option(["--in", "incoming"], is_flag=True, help="A packet that arrives at the pod."),
         click.Option(
             ["--out", "outgoing"], is_flag=True, help="A packet that a process sends (the default)."

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from istio_iptables.api.rules import require_tables
-from istio_iptables.commands.load import Purpose, load_plan, tell
+from istio_iptables.commands.load import Given, Purpose, load_plan, tell
 from istio_iptables.commands.options import flags_given, split_extra
 from istio_iptables.errors import CannotTell, KernelRefused, SaveFileError
 from istio_iptables.netfilter.documents import decode_lines, read
@@ -51,7 +51,13 @@ CAPTURE_SETTINGS = tuple(
 )
 
 
-def read_inputs(ctx: click.Context, *, either_family: bool, purpose: Purpose | None = None) -> Plan:
+def read_inputs(
+    ctx: click.Context,
+    *,
+    either_family: bool,
+    given: Given | None = None,
+    purpose: Purpose | None = None,
+) -> Plan:
     """The plan of the flags and the environment; warnings are told, as *purpose* has it.
 
     With *either_family*, the plan has both families unless --ip-family says otherwise: the
@@ -65,7 +71,7 @@ def read_inputs(ctx: click.Context, *, either_family: bool, purpose: Purpose | N
     flags["dry_run"] = "true"
     try:
         extra = [*split_extra(ctx), *_native_refused()]
-        plan = load_plan(flags, extra, os.environ, purpose or Purpose())
+        plan = load_plan(flags, extra, given or Given(os.environ), purpose or Purpose())
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     file = plan.config.dns_servers_file
@@ -104,15 +110,15 @@ def require_namespace(ctx: click.Context) -> None:
 _LARGEST_TEXT = 1 << 24
 
 
-def read_text(path: str) -> str:
+def read_text(path: str, kind: str = "golden file") -> str:
     """The text of a file, or of stdin for ``-``; raises CannotTell if it can't be read."""
     with _open(path) as file:
         content = file.read(_LARGEST_TEXT + 1)
     if len(content) > _LARGEST_TEXT:
-        message = f"{_name(path)}: is larger than {_LARGEST_TEXT >> 20} MiB: this is no golden file"
+        message = f"{_name(path)}: is larger than {_LARGEST_TEXT >> 20} MiB: this is no {kind}"
         raise CannotTell(message)
     if b"\0" in content:
-        message = f"{_name(path)}: holds a NUL byte: this is no golden file"
+        message = f"{_name(path)}: holds a NUL byte: this is no {kind}"
         raise CannotTell(message)
     return content.decode(errors="surrogateescape")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Capture, Plan, Purpose, plan
 from istio_iptables.api.rendering import effective_text
@@ -13,12 +13,23 @@ from istio_iptables.text import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
+    from istio_iptables.settings.sources import Value
+
     #: Tells lines of one kind: ``info``, ``warning``, ``error``, ``setting``.
     Tell = Callable[[str, Iterable[str]], object]
 
-__all__ = ["PROGRAM", "Purpose", "load_plan", "tell", "warn"]
+__all__ = ["PROGRAM", "Given", "Purpose", "load_plan", "tell", "warn"]
 
 PROGRAM = "istio-iptables"
+
+
+class Given(NamedTuple):
+    """What gives the settings that a command line leaves open."""
+
+    environ: Mapping[str, str]
+    #: The values of a manifest by name; they stand where the defaults would.
+    values: Mapping[str, Value] = {}
+    warnings: tuple[str, ...] = ()
 
 
 def tell(kind: str, lines: Iterable[str]) -> None:
@@ -40,19 +51,22 @@ _ITSELF = Purpose()
 def load_plan(
     flags: Mapping[str, str],
     extra: list[str],
-    environ: Mapping[str, str],
+    given: Given,
     purpose: Purpose = _ITSELF,
     *,
     tell: Tell = tell,
 ) -> Plan:
-    """The plan of the settings; all problems raised together, the warnings told."""
+    """The plan of the settings; all problems raised together, the warnings told.
+
+    *given* is what counts where *flags* leave a setting open.
+    """
     try:
-        found = plan(Capture.from_texts(flags, environ), purpose=purpose)
+        found = plan(Capture.from_texts(flags, given.environ, given.values), purpose=purpose)
     except UsageProblems as error:
         raise UsageProblems([*extra, *error.lines]) from None
     if extra:
         raise UsageProblems(extra)
-    warn(found.warnings, strict=found.config.strict, tell=tell)
+    warn([*given.warnings, *found.warnings], strict=found.config.strict, tell=tell)
     if found.config.verbose:
         tell(
             "setting",

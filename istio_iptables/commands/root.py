@@ -10,6 +10,7 @@ from istio_iptables import __version__
 from istio_iptables.commands.apply import ready
 from istio_iptables.commands.load import PROGRAM
 from istio_iptables.commands.options import SettingsCommand, Subcommand, split_extra
+from istio_iptables.commands.pod import POD_OPTIONS, read_pod
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.interrupts import Interrupted
 
@@ -31,10 +32,10 @@ def run(args: list[str]) -> int | None:
 
 
 @click.pass_context
-def _run(ctx: click.Context, /, **_: object) -> ExitStatus | None:
+def _run(ctx: click.Context, /, **options: object) -> ExitStatus | None:
     if ctx.invoked_subcommand is not None:
         return None
-    return ready(ctx.obj, split_extra(ctx))()
+    return ready(ctx.obj, split_extra(ctx), read_pod(options))()
 
 
 def _show_version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click calls it so
@@ -58,11 +59,16 @@ root = SettingsCommand(
             "istio_iptables.commands.explain",
             "Follow one packet through the rules, and say where it ends and why.",
         ),
+        "inject": Subcommand(
+            "istio_iptables.commands.inject",
+            "Print a manifest with the init container that Istio's injector adds.",
+        ),
         "lab": Subcommand(
             "istio_iptables.commands.lab",
             "Try the rules on a throw-away pod with a real Envoy, and show what happens.",
         ),
     },
+    more=POD_OPTIONS,
     help="Redirect a pod's traffic to Envoy: make Istio's iptables rules, and install or print them.",
     epilog="Exit status: 0 done, or already so; 1 failed, or differs; 2 the command line is wrong;"
     " 126 validation failed.",

@@ -21,6 +21,7 @@ class Origin(Enum):
     FLAG = "flag"
     KEYWORD = "keyword"
     ENVIRONMENT = "environment"
+    MANIFEST = "manifest"
     DEFAULT = "default"
 
 
@@ -32,10 +33,14 @@ class Value(NamedTuple):
     origin: Origin
     #: The environment variable that gave the value; "" for another origin.
     variable: str = ""
+    #: What in a manifest gave the value, as a reader would say it; "" for another origin.
+    place: str = ""
 
     @property
     def label(self) -> str:
         """What a message about this value names: the variable or the option it came from."""
+        if self.place:
+            return f"{self.setting.label} ({self.place})"
         if self.variable:
             return self.variable
         if self.origin is Origin.KEYWORD:
@@ -46,6 +51,8 @@ class Value(NamedTuple):
     @property
     def source(self) -> str:
         """Where the value came from, as a reader would say it."""
+        if self.origin is Origin.MANIFEST:
+            return self.place
         if self.origin is Origin.ENVIRONMENT:
             return f"${self.variable}"
         if self.origin is Origin.KEYWORD:
@@ -54,7 +61,7 @@ class Value(NamedTuple):
 
     @property
     def given(self) -> bool:
-        """Whether the user gave the value, by flag or environment."""
+        """Whether the user gave the value, by flag, environment or manifest."""
         return self.origin is not Origin.DEFAULT
 
 
@@ -64,16 +71,20 @@ def gather(
     settings: Iterable[Setting] = SETTINGS,
     *,
     origin: Origin = Origin.FLAG,
+    beneath: Mapping[str, Value] | None = None,
 ) -> tuple[dict[str, Value], list[str]]:
     """The value of each setting by name, and warnings about environment variables.
 
-    *flags* holds the texts given by *origin*: the command line, or a Python call. A boolean in the
+    *flags* holds the texts given by *origin*: the command line, or a Python call; *beneath* the
+    values that stand where the defaults would. A boolean in the
     environment that is neither true nor false is left out, as in Istio, but not in silence.
     """
     values: dict[str, Value] = {}
     warnings = []
     for setting in settings:
         value = Value(setting, setting.default, Origin.DEFAULT)
+        if beneath and setting.name in beneath:
+            value = beneath[setting.name]
         for variable in setting.environment:
             text = environ.get(variable)
             if text is None:

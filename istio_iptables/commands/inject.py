@@ -1,0 +1,81 @@
+"""``istio-iptables inject``: a manifest with the init container that Istio's injector adds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from istio_iptables.commands.inputs import read_text
+from istio_iptables.commands.load import tell
+from istio_iptables.commands.options import SettingsCommand, split_extra
+from istio_iptables.commands.pod import INSTALLATION_OPTIONS, installation, require_yaml
+from istio_iptables.errors import ExitStatus, UsageProblems
+from istio_iptables.text import write_exactly
+
+__all__ = ["command"]
+
+
+@click.pass_context
+def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
+    problems = split_extra(ctx)
+    path = options["file"]
+    if path is None:
+        problems.append("-f: the manifest is missing")
+    if problems:
+        raise UsageProblems(problems)
+    require_yaml("inject")
+    from istio_iptables.kubernetes.injection import Injection, reason_to_skip
+    from istio_iptables.kubernetes.manifest import read_documents, workloads, write_documents
+
+    name = "stdin" if path == "-" else path
+    documents = read_documents(read_text(path, "manifest"), name)
+    found = installation(options)
+    skipped = []
+    for each in workloads(documents, name, istioctl=True):
+        if reason := reason_to_skip(each):
+            skipped.append(f"{each.title}: is left as it is: {reason}")
+            continue
+        try:
+            Injection(
+                each, found, native=options["native"], init_image=options["init_image"] or ""
+            ).inject(options["revision"])
+        except UsageProblems as error:
+            problems += error.lines
+    if problems:
+        raise UsageProblems(problems)
+    tell("warning", skipped)
+    write_exactly(write_documents(documents))
+    return ExitStatus.DONE
+
+
+command = SettingsCommand(
+    (),
+    name="inject",
+    callback=_run,
+    help="Print a manifest with the init container that Istio's injector adds to its pods, in its"
+    " place. Of the sidecar only the name and the image are added: the result is for reading and"
+    " comparing, and not to be applied.",
+    more=(
+        click.Option(
+            ["-f", "--filename", "file"], metavar="FILE", help="The manifest; - is stdin."
+        ),
+        *INSTALLATION_OPTIONS,
+        click.Option(
+            ["--native-sidecars", "native"],
+            is_flag=True,
+            help="istio-proxy is an init container that goes on running.",
+        ),
+        click.Option(
+            ["--revision"],
+            metavar="NAME",
+            default="default",
+            help="The revision of Istio that the pod is marked with.  [default: default]",
+        ),
+        click.Option(
+            ["--init-image"],
+            metavar="IMAGE",
+            help="The image of istio-init.  [default: Istio's]",
+        ),
+    ),
+)

@@ -1,0 +1,251 @@
+"""What Istio's installation says beside a pod: Helm values, and the mesh configuration."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from istio_iptables.errors import UsageProblems
+from istio_iptables.kubernetes.manifest import as_text, read_documents
+from istio_iptables.text import excerpt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["Found", "Installation", "merged", "read_installation"]
+
+#: The values of Istio's chart that decide about its init container, as the chart has them.
+CHART: dict[str, Any] = {
+    "global": {
+        "hub": "registry.istio.io/testing",
+        "tag": "latest",
+        "variant": "",
+        "imagePullPolicy": "",
+        "logAsJson": False,
+        "nativeNftables": False,
+        "logging": {"level": "default:info"},
+        "proxy": {
+            "image": "proxyv2",
+            "excludeInboundPorts": "",
+            "includeInboundPorts": "*",
+            "includeIPRanges": "*",
+            "excludeIPRanges": "",
+            "includeOutboundPorts": "",
+            "excludeOutboundPorts": "",
+            "privileged": False,
+            "seccompProfile": {},
+            "resources": {
+                "requests": {"cpu": "100m", "memory": "128Mi"},
+                "limits": {"cpu": "2000m", "memory": "1024Mi"},
+            },
+            "statusPort": 15020,
+            "holdApplicationUntilProxyStarts": False,
+        },
+        "proxy_init": {"image": "proxyv2", "forceApplyIptables": False},
+    },
+    "pilot": {"cni": {"enabled": False, "provider": "default"}},
+}
+#: The mesh configuration without any.
+MESH: dict[str, Any] = {
+    "proxyListenPort": 15001,
+    "proxyInboundListenPort": 15006,
+    "enablePrometheusMerge": True,
+    "defaultConfig": {
+        "interceptionMode": "REDIRECT",
+        "statusPort": 15020,
+        "holdApplicationUntilProxyStarts": False,
+        "proxyMetadata": {},
+    },
+}
+#: In the mesh configuration a mode may be the number that stands for it.
+_MODES = ("REDIRECT", "TPROXY", "NONE")
+_MAX_PORT = 65535
+#: ``helm get values`` without ``-o yaml`` begins with one of these, which YAML reads as a key.
+_HEADINGS = ("USER-SUPPLIED VALUES", "COMPUTED VALUES")
+
+
+class Found(NamedTuple):
+    """A value, and where it is from as a reader would say it."""
+
+    value: Any
+    place: str
+
+    @property
+    def text(self) -> str:
+        """The value as the template of the injector writes it."""
+        return as_text(self.value)
+
+
+class Installation(NamedTuple):
+    """Helm values and mesh configuration, over the defaults of both."""
+
+    values: dict[str, Any]
+    mesh: dict[str, Any]
+    #: The paths that were given, and where: ``value global.hub``, ``mesh proxyListenPort``.
+    places: Mapping[str, str]
+
+    def value(self, path: str) -> Found:
+        """The Helm value at *path*; raises UsageProblems for a mapping or list where it has none."""
+        return self._find(self.values, CHART, "value", path)
+
+    def setting(self, path: str) -> Found:
+        """The same of the mesh configuration."""
+        return self._find(self.mesh, MESH, "mesh", path)
+
+    def setting_of(self, path: str, key: str) -> Found:
+        """One entry of a mapping of the mesh configuration; its name may have dots."""
+        label = f"mesh {path}.{key}"
+        return Found(self.setting(path).value[key], self.places.get(label, f"default of {label}"))
+
+    def _find(self, tree: Any, defaults: Any, what: str, path: str) -> Found:  # noqa: ANN401 - of YAML
+        for key in path.split("."):
+            tree = tree.get(key) if isinstance(tree, dict) else None
+            defaults = defaults.get(key) if isinstance(defaults, dict) else None
+        label = f"{what} {path}"
+        if isinstance(defaults, dict):
+            if not isinstance(tree, dict | None):
+                raise UsageProblems([f"{label}: is no mapping"])
+        elif isinstance(tree, dict | list):
+            raise UsageProblems([f"{label}: a mapping or a list can't be used"])
+        place = self.places.get(label, f"default of {label}")
+        return Found(defaults if tree is None else tree, place)
+
+    def with_proxy_config(self, text: str, place: str) -> Installation:
+        """Its defaultConfig under that of a pod's annotation; raises UsageProblems for a bad one."""
+        documents = read_documents(text, place) or [{}]
+        if not isinstance(documents[0], dict):
+            raise UsageProblems([f"{place}: {excerpt(text)} is no mapping"])
+        mine = documents[0]
+        mesh = {**self.mesh, "defaultConfig": merged(self.mesh["defaultConfig"], mine)}
+        places = {f"mesh defaultConfig.{path}": f"{place}, {path}" for path in _paths(mine)}
+        found = self._replace(mesh=_checked(mesh, place), places={**self.places, **places})
+        port = found.setting("defaultConfig.statusPort").value
+        if not isinstance(port, int) or not 1 <= port <= _MAX_PORT:
+            raise UsageProblems([f"{place}: statusPort {excerpt(as_text(port))} is no port"])
+        return found
+
+
+def merged(below: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """*below* with what *over* gives; mappings are merged, and null gives nothing."""
+    found = dict(below)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(found.get(key), dict):
+            found[key] = merged(found[key], value)
+        elif value is not None:
+            found[key] = value
+    return found
+
+
+def _paths(tree: Mapping[str, Any], before: str = "") -> Iterable[str]:
+    for key, value in tree.items():
+        path = f"{before}{as_text(key)}"
+        if isinstance(value, dict):
+            yield from _paths(value, f"{path}.")
+        if value is not None:
+            yield path
+
+
+def read_installation(
+    values: Sequence[tuple[str, str]], sets: Sequence[str], mesh: tuple[str, str] | None
+) -> Installation:
+    """The installation of Helm *values* and *mesh* (each a name and its text), and of ``--set`` texts.
+
+    Without *mesh* the chart makes the mesh configuration from the value ``meshConfig``. Raises
+    UsageProblems for what can't be used.
+    """
+    given: dict[str, Any] = {}
+    for name, text in values:
+        given = merged(given, _mapping(name, text))
+    for text in sets:
+        given = merged(given, _set(text))
+    for heading in _HEADINGS:
+        given.pop(heading, None)
+    own = _mesh(*mesh) if mesh else given.get("meshConfig") or {}
+    if not isinstance(own, dict):
+        raise UsageProblems(["value meshConfig: is no mapping"])
+    places = {f"value {path}": f"value {path}" for path in _paths(given)}
+    places |= {f"mesh {path}": f"mesh {path}" for path in _paths(own)}
+    # With `helm get values --all` the chart's own defaults are here.
+    chart = given.get("_internal_defaults_do_not_set")
+    everything = merged(merged(CHART, chart if isinstance(chart, dict) else {}), given)
+    for key in ("global", "pilot"):
+        if not isinstance(everything[key], dict):
+            raise UsageProblems([f"value {key}: is no mapping"])
+    return Installation(everything, _checked(merged(MESH, own), "mesh"), places)
+
+
+def _mapping(name: str, text: str) -> dict[str, Any]:
+    documents = read_documents(text, name)
+    if len(documents) > 1 or not all(isinstance(each, dict) for each in documents):
+        raise UsageProblems([f"{name}: is no mapping of names to values"])
+    return documents[0] if documents else {}
+
+
+def _mesh(name: str, text: str) -> dict[str, Any]:
+    """A mesh configuration, or that of the ConfigMap ``istio``."""
+    found = _mapping(name, text)
+    if found.get("kind") != "ConfigMap":
+        return found
+    data = found.get("data")
+    inner = data.get("mesh") if isinstance(data, dict) else None
+    if not isinstance(inner, str):
+        raise UsageProblems([f"{name}: the ConfigMap has no data.mesh"])
+    return _mapping(f"{name}, data.mesh", inner)
+
+
+def _checked(mesh: dict[str, Any], label: str) -> dict[str, Any]:
+    """*mesh* with its ports as numbers and its mode as a name."""
+    problems = []
+    proxy = mesh["defaultConfig"]
+    if not isinstance(proxy, dict) or not isinstance(proxy["proxyMetadata"], dict):
+        raise UsageProblems([f"{label}: defaultConfig or its proxyMetadata is no mapping"])
+    mesh = {**mesh, "defaultConfig": (proxy := dict(proxy))}
+    for owner, key in (
+        (mesh, "proxyListenPort"),
+        (mesh, "proxyInboundListenPort"),
+        (proxy, "statusPort"),
+    ):
+        text = as_text(owner[key])
+        if text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_PORT)):
+            owner[key] = int(text)
+        else:
+            problems.append(f"{label}: {key} {excerpt(text)} is no port")
+    mode = proxy["interceptionMode"]
+    if mode not in _MODES and mode not in range(len(_MODES)):
+        problems.append(
+            f"{label}: interceptionMode {excerpt(as_text(mode))} is not REDIRECT, TPROXY or NONE"
+        )
+    elif mode not in _MODES:
+        proxy["interceptionMode"] = _MODES[mode]
+    problems += [
+        f"{label}: proxyMetadata.{name}: {as_text(text)} is no text: put it in quotes"
+        for name, text in proxy["proxyMetadata"].items()
+        if not isinstance(text, str)
+    ]
+    if problems:
+        raise UsageProblems(problems)
+    return mesh
+
+
+#: Up to a comma, or to the ``=`` or a dot of a path, that no backslash stands before.
+_COMMA = re.compile(r"(?<!\\),")
+_DOT = re.compile(r"(?<!\\)\.")
+_CONSTANTS: dict[str, Any] = {"true": True, "false": False, "null": None}
+_NUMBER = re.compile(r"-?[1-9][0-9]{0,17}|0")
+
+
+def _set(text: str) -> dict[str, Any]:
+    """The tree of a ``--set`` as Helm reads it: ``a.b=1,c=x``; lists are not read."""
+    found: dict[str, Any] = {}
+    for each in _COMMA.split(text):
+        path, equals, value = each.partition("=")
+        if not equals or not path or value.startswith("{") or "[" in path:
+            raise UsageProblems([f"--set: {excerpt(each)} is not KEY=VALUE, with one value"])
+        plain = value.replace("\\,", ",")
+        tree: Any = _CONSTANTS.get(plain, plain)
+        if _NUMBER.fullmatch(plain):
+            tree = int(plain)
+        for key in reversed(_DOT.split(path)):
+            tree = {key.replace("\\.", "."): tree}
+        found = merged(found, tree)
+    return found

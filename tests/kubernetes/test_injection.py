@@ -1,0 +1,323 @@
+"""``istio-iptables inject``: the init container, and its place, as Istio's injector has them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from istio_iptables.kubernetes.annotations import problems
+from istio_iptables.kubernetes.manifest import read_documents, write_documents
+from istio_iptables.kubernetes.quantity import canonical
+from tests.program import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TRAFFIC = "traffic.sidecar.istio.io/"
+
+
+def injected(folder: Path, document: dict[str, Any], *words: str) -> dict[str, Any]:
+    """*document* after ``inject``."""
+    path = folder / "pod.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    result = run(["inject", "-f", str(path), *words])
+    assert (result.status, result.err) == (0, "")
+    found: dict[str, Any] = yaml.safe_load(result.out)
+    return found
+
+
+def pod(annotations: dict[str, str] | None = None, *init: str, **more: Any) -> dict[str, Any]:
+    """A Pod with init containers of its own."""
+    spec = {
+        "initContainers": [{"name": name} for name in init],
+        "containers": [{"name": "app"}],
+        **more,
+    }
+    metadata = {"name": "p", "annotations": annotations or {}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def names(document: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The containers of a pod in their order."""
+    spec = document["spec"]
+    return tuple([each["name"] for each in spec[key]] for key in ("initContainers", "containers"))  # type: ignore[return-value]  # two
+
+
+@pytest.mark.parametrize(
+    ("words", "init", "containers"),
+    [
+        ([], ["mine", "istio-init"], ["app", "istio-proxy"]),
+        (["--native-sidecars"], ["istio-init", "istio-proxy", "mine"], ["app"]),
+        (["--set", "pilot.cni.enabled=true"], ["istio-validation", "mine"], ["app", "istio-proxy"]),
+        (
+            ["--set", "global.proxy.holdApplicationUntilProxyStarts=true"],
+            ["mine", "istio-init"],
+            ["istio-proxy", "app"],
+        ),
+        (
+            ["--set", "meshConfig.defaultConfig.interceptionMode=2"],
+            ["mine"],
+            ["app", "istio-proxy"],
+        ),
+    ],
+)
+def test_order(tmp_path: Path, words: list[str], init: list[str], containers: list[str]) -> None:
+    """Where Istio puts its containers, and which there are."""
+    assert names(injected(tmp_path, pod({}, "mine"), *words)) == (init, containers)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "values", "tail"),
+    [
+        ({}, [], ["-d", "15090,15021,15020"]),
+        ({"status.sidecar.istio.io/port": "123"}, [], ["-d", "15090,15021,123"]),
+        ({"status.sidecar.istio.io/port": "0"}, [], ["-d", "15090,15021"]),
+        ({f"{TRAFFIC}excludeInboundPorts": "15020, 4"}, [], ["-d", "15090,15021,15020, 4"]),
+        ({f"{TRAFFIC}excludeInboundPorts": "4, 5"}, [], ["-d", "15090,15021,4,5,15020"]),
+        (
+            {f"{TRAFFIC}excludeOutboundPorts": ""},
+            ["global.proxy.excludeOutboundPorts=22"],
+            ["-d", "15090,15021,15020", "-o", ""],
+        ),
+        (
+            {f"{TRAFFIC}kubevirtInterfaces": "a", "istio.io/reroute-virtual-interfaces": ""},
+            ["global.proxy.includeOutboundPorts=22"],
+            ["-d", "15090,15021,15020", "-q", "22", "-k", ""],
+        ),
+    ],
+)
+def test_arguments(
+    tmp_path: Path, annotations: dict[str, str], values: list[str], tail: list[str]
+) -> None:
+    """The list of Istio's template, from -d on."""
+    words = [word for each in values for word in ("--set", each)]
+    (init,) = injected(tmp_path, pod(annotations), *words)["spec"]["initContainers"]
+    assert init["args"][:3] == ["istio-iptables", "-p", "15001"]
+    assert init["args"][init["args"].index("-d") :] == [*tail, "--log_output_level=default:info"]
+
+
+def test_switches(tmp_path: Path) -> None:
+    """What stands alone behind the log level."""
+    path = "global.proxy_init.forceApplyIptables=true,global.logAsJson=true"
+    (init,) = injected(tmp_path, pod(), "--set", path)["spec"]["initContainers"]
+    assert init["args"][-2:] == ["--log_as_json", "--force-apply"]
+    (init,) = injected(tmp_path, pod(), "--set", f"{path},pilot.cni.enabled=true")["spec"][
+        "initContainers"
+    ]
+    assert init["args"][-3:] == ["--log_as_json", "--run-validation", "--skip-rule-apply"]
+
+
+def test_a_proxy_of_the_pods_own(tmp_path: Path) -> None:
+    """Its user is -u; istio-validation runs as that user and group, but not with TPROXY."""
+    proxy = {"name": "istio-proxy", "securityContext": {"runAsUser": 1234, "runAsGroup": 4321}}
+    cni = ("--set", "pilot.cni.enabled=true")
+    for asked, who in (
+        ({}, (1234, 4321)),
+        ({"sidecar.istio.io/interceptionMode": "TPROXY"}, (1337, 1337)),
+    ):
+        found = injected(tmp_path, pod(asked, containers=[proxy]), *cni)
+        (init,) = found["spec"]["initContainers"]
+        assert init["args"][5:7] == ["-u", "1234"]
+        context = init["securityContext"]
+        assert (context["runAsUser"], context["runAsGroup"]) == who
+
+
+def test_again_is_the_same(tmp_path: Path) -> None:
+    """An injected pod keeps its containers."""
+    status = {"sidecar.istio.io/status": '{"initContainers":["istio-init"]}'}
+    once = injected(tmp_path, pod(status, "mine"))
+    assert injected(tmp_path, once) == once
+
+
+def test_a_refused_pod_leaves_nothing_on_stdout(tmp_path: Path) -> None:
+    """Every reason of every pod; a skipped one is a warning."""
+    path = tmp_path / "pods.yaml"
+    bad = pod({f"{TRAFFIC}excludeInboundPorts": "*", "sidecar.istio.io/interceptionMode": "x"})
+    path.write_text(yaml.safe_dump_all([bad, bad]), encoding="utf-8")
+    result = run(["inject", "-f", str(path)])
+    assert (result.status, result.out, len(result.errors)) == (2, "", 4)
+    path.write_text(yaml.safe_dump(pod(hostNetwork=True)), encoding="utf-8")
+    result = run(["inject", "-f", str(path)])
+    assert yaml.safe_load(result.out) == pod(hostNetwork=True)
+    assert result.warnings == ["Pod p: is left as it is: it has host networking"]
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        (
+            f"{TRAFFIC}includeOutboundIPRanges",
+            ["*", "", "10.0.0.1/24", "fd00::/8,1.2.3.4/0"],
+            ["10.0.0.1", "10.0.0.0/33", " 10.0.0.0/8", "10.0.0.0/8,", "010.0.0.0/8", "10.0.0.0/08"],
+        ),
+        (f"{TRAFFIC}excludeOutboundIPRanges", ["", "1.2.3.4/32"], ["*", "fe80::%1/64"]),
+        (
+            f"{TRAFFIC}includeInboundPorts",
+            ["*", "", " ", "0", "1, 2", "065535"],
+            ["1,", "65536", "1:2"],
+        ),
+        (f"{TRAFFIC}excludeOutboundPorts", ["", "22"], ["*", "-1", "+1", "٣"]),
+        (f"{TRAFFIC}includeOutboundPorts", ["*", "x", "1:2"], []),
+        (
+            f"{TRAFFIC}excludeInterfaces",
+            ["", "eth0, net.1", "a-b_c"],
+            ["br+", "0a", "a,", " ", "a" * 16],
+        ),
+        ("status.sidecar.istio.io/port", ["0", " 123 "], ["", "1,2", "abc"]),
+        ("sidecar.istio.io/interceptionMode", ["REDIRECT", "NONE"], ["tproxy", ""]),
+        ("prometheus.istio.io/merge-metrics", ["T", "false"], ["yes"]),
+        ("sidecar.istio.io/proxyCPU", ["100m", "2", "1e3"], ["", "1.5.2", "1 Gi"]),
+    ],
+)
+def test_what_the_injector_takes(name: str, good: list[str], bad: list[str]) -> None:
+    """Its own rules, which are not those of istio-iptables."""
+    assert [text for text in good if problems({name: text})] == []
+    assert [text for text in bad if not problems({name: text})] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("2000m", "2"),
+        ("1024Mi", "1Gi"),
+        ("0.5", "500m"),
+        ("1.5Gi", "1536Mi"),
+        ("100m", "100m"),
+        ("1000", "1k"),
+        ("0", "0"),
+        ("1000e3", "1e6"),
+        ("x", None),
+    ],
+)
+def test_quantities(text: str, wanted: str | None) -> None:
+    """In the one spelling of Kubernetes."""
+    assert canonical(text) == wanted
+
+
+def test_yaml_is_read_as_kubernetes_does() -> None:
+    """YAML 1.1 words for yes and no; no times, and no numbers with colons."""
+    text = "[yes, off, y, 2024-01-01, 1:30, 010, 0x1f, 1_000, 1e3, 1.5, ~, 'yes', .5]"
+    assert read_documents(text, "x") == [
+        [True, False, True, "2024-01-01", "1:30", 8, 31, 1000, 1000.0, 1.5, None, "yes", 0.5]
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [*a]",
+        "[" * 2000,
+        "{a: !!python/name:os.system }",
+        "a: b: c",
+        "\ta: 1",
+        "? [1]\n: 2",
+        "a: !!set {b}",
+        "a: *b",
+        "&a [1,1,1,1,1,1,1,1,1,1]\n---\n" + "a: &b [1,1]\nc: [*x]",
+        "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+        + "\n".join(
+            f"k{n}: &k{n} [{','.join([f'*k{n - 1}' if n else '*a'] * 10)}]" for n in range(8)
+        ),
+    ],
+)
+def test_texts_that_are_no_manifest(tmp_path: Path, text: str) -> None:
+    """Loops, depth, bombs, other tags: one line and no traceback."""
+    path = tmp_path / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    result = run(["inject", "-f", str(path)])
+    assert (result.status, result.out, len(result.err.splitlines())) == (2, "", 1)
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+)
+TREES = st.recursive(
+    SCALARS | st.text(),
+    lambda each: st.lists(each) | st.dictionaries(st.text(), each),
+    max_leaves=8,
+)
+
+
+@given(TREES.filter(lambda tree: tree is not None))
+@example(
+    ["y", "1e3", "1:30", "2024-01-01", "010", "0x1F", "", "~", "<<", "=", ".5", "off", "-.inf"]
+)
+def test_what_is_written_is_read_again(tree: Any) -> None:
+    """No text becomes a number or a boolean on its way through ``inject``."""
+    assert read_documents(write_documents([tree]), "x") == [tree]
+
+
+def test_an_init_container_of_the_pods_own(tmp_path: Path) -> None:
+    """What the pod says of istio-init stands over the template; variables are merged by name."""
+    own = {
+        "name": "istio-init",
+        "image": "auto",
+        "args": ["istio-iptables", "-u", "1"],
+        "env": [{"name": "A", "value": "mine"}, {"name": "B", "value": "b"}],
+        "securityContext": {"privileged": True},
+    }
+    config = 'proxyMetadata: {A: "theirs", C: "c"}'
+    document = pod({"proxy.istio.io/config": config}, initContainers=[own])
+    (init,) = injected(tmp_path, document)["spec"]["initContainers"]
+    assert init["image"].endswith("/proxyv2:latest")
+    assert init["args"] == ["istio-iptables", "-u", "1"]
+    assert {each["name"]: each["value"] for each in init["env"]} == {
+        "A": "mine",
+        "B": "b",
+        "C": "c",
+    }
+    assert (init["securityContext"]["privileged"], init["securityContext"]["runAsUser"]) == (
+        True,
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("annotations", "values", "image"),
+    [
+        ({}, "global.tag=1.2", "registry.istio.io/testing/proxyv2:1.2"),
+        ({"sidecar.istio.io/proxyImage": "r/p:1"}, "global.tag=x", "r/p:1"),
+        (
+            {"sidecar.istio.io/proxyImage": "p"},
+            "global.tag=x",
+            "registry.istio.io/testing/proxyv2:x",
+        ),
+        (
+            {},
+            "global.tag=x-debug,global.variant=distroless",
+            "registry.istio.io/testing/proxyv2:x-distroless",
+        ),
+        (
+            {"sidecar.istio.io/proxyImageType": "default"},
+            "global.tag=x-debug,global.hub=h",
+            "h/proxyv2:x",
+        ),
+    ],
+)
+def test_the_image(tmp_path: Path, annotations: dict[str, str], values: str, image: str) -> None:
+    """Hub, name, tag and variant, or the annotation's."""
+    (init,) = injected(tmp_path, pod(annotations), "--set", values)["spec"]["initContainers"]
+    assert init["image"] == image
+
+
+@pytest.mark.parametrize(
+    ("annotations", "refused"),
+    [
+        ({"prometheus.io/port": "9090"}, False),
+        ({"prometheus.io/port": "15020"}, False),
+        ({"prometheus-io/port": "15090"}, True),
+        ({"prometheus.io/port": "x"}, True),
+        ({"prometheus.io/port": "x", "prometheus.io/scrape": "false"}, False),
+        ({"prometheus.io/port": "x", "prometheus.istio.io/merge-metrics": "false"}, False),
+        ({"prometheus.istio.io/scrape-targets": "80:/m, 15000"}, True),
+    ],
+)
+def test_ports_of_metrics(tmp_path: Path, annotations: dict[str, str], *, refused: bool) -> None:
+    """Ports that can't be merged with Envoy's metrics are refused, as the injector does."""
+    path = tmp_path / "pod.yaml"
+    path.write_text(yaml.safe_dump(pod(annotations)), encoding="utf-8")
+    assert run(["inject", "-f", str(path)]).status == (2 if refused else 0)
