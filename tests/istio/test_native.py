@@ -130,15 +130,6 @@ def test_what_is_otherwise_is_told(arguments: list[str], told: list[str]) -> Non
         assert fragment in line
 
 
-@pytest.mark.parametrize("words", [[], ["--cleanup-only"], ["--network-namespace", "x,y"]])
-def test_installing_is_refused(words: list[str]) -> None:
-    """One line, and nothing is done."""
-    done = run(["--native-nftables", *words])
-    assert (done.status, done.out) == (2, "")
-    (line,) = done.errors
-    assert line.startswith("--native-nftables: native nftables rules are printed, not installed")
-
-
 def test_a_name_that_nft_can_not_take_is_refused() -> None:
     """Its parser counts 16 bytes."""
     done = run([*NATIVE, "-c", "abcdefghijklmn*,abcdefghijklm*,abcdefghijklmn+"])
@@ -153,5 +144,5 @@ def test_diff_and_explain_refuse_it(words: list[str]) -> None:
     done = run([*words, "-i", "*"], {"NATIVE_NFTABLES": "true"})
     assert (done.status, done.out) == (2, "")
     (line,) = done.errors
-    assert line.startswith("NATIVE_NFTABLES: native nftables rules are only printed")
+    assert line.startswith("NATIVE_NFTABLES: diff and explain are about rules of iptables")
     assert run([*words, "--native-nftables"]).status == 2
