@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,11 +12,24 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel.configurations import CONFIGURATIONS, DUAL, TPROXY
-from tests.kernel.sandbox import CLI, PATH, command, install, needs, process, run, state
+from tests.kernel.sandbox import (
+    CLI,
+    PATH,
+    adopting,
+    command,
+    forked,
+    install,
+    needs,
+    process,
+    run,
+    state,
+)
+from tests.kernel.test_kill import TRACE, boundaries
 from tests.kernel.test_native import without_comments
 from tests.namespaces import BACKENDS, mount, sandbox
 
 if TYPE_CHECKING:
+    from tests.kernel.sandbox import State
     from tests.program import Result
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box"), needs("nft")]
@@ -47,9 +62,16 @@ def listed() -> str:
     return command("nft", "-s", "list", "ruleset")
 
 
+def settled() -> State:
+    """What the namespace holds once the kernel has its mind made up about a new address."""
+    while "tentative" in command("ip", "-o", "addr"):
+        pass
+    return state()
+
+
 def everything() -> str:
     """All of the namespace with counters and handles, so that nothing was touched if it is equal."""
-    return f"{command('nft', '-a', 'list', 'ruleset')}{state()}"
+    return f"{command('nft', '-a', 'list', 'ruleset')}{settled()}"
 
 
 def printed(*arguments: str) -> str:
@@ -61,7 +83,7 @@ def fresh(*arguments: str) -> str:
     """What there is after an install in an empty namespace."""
     with sandbox():
         assert native(*arguments).status == 0
-        return f"{listed()}{state()}"
+        return f"{listed()}{settled()}"
 
 
 def load_native(text: str) -> None:
@@ -91,9 +113,9 @@ def test_the_routes_and_the_address_come_with_the_rules() -> None:
     """As with rules of iptables."""
     with sandbox():
         install("legacy", *TPROXY)
-        wanted = state()
+        wanted = settled()
     native(*TPROXY)
-    now = state()
+    now = settled()
     assert now.rules == wanted.rules
     assert now.routes == wanted.routes
     assert now.addresses == wanted.addresses
@@ -101,7 +123,7 @@ def test_the_routes_and_the_address_come_with_the_rules() -> None:
     command("ip", "addr", "del", "::6/128", "dev", "lo")
     handles = command("nft", "-a", "list", "ruleset")
     assert native(*TPROXY).status == 0
-    assert state() == now
+    assert settled() == now
     assert command("nft", "-a", "list", "ruleset") == handles
 
 
@@ -119,7 +141,7 @@ def test_other_native_rules_are_refused_or_replaced(
     assert any("nftables table inet istio-proxy-mangle" in line for line in refused.errors)
     assert everything() == before
     assert native(*new, "--reconcile").status == 0
-    assert f"{listed()}{state()}" == fresh(*new)
+    assert f"{listed()}{settled()}" == fresh(*new)
 
 
 @pytest.mark.parametrize("change", ["insert rule inet istio-proxy-nat output accept", "dormant"])
@@ -140,34 +162,34 @@ def test_switching_leaves_exactly_one(backend: str, arguments: tuple[str, ...]) 
     """From rules of iptables to native ones and back, each refused first."""
     with sandbox():
         install(backend, *arguments)
-        iptables = state()
+        iptables = settled()
     install(backend, *arguments)
     refused = native(*arguments)
     assert refused.status == 1
     (line,) = refused.errors[1:]
     assert line.startswith(f"extra: rules of ours in the {backend} backend")
-    assert state() == iptables
+    assert settled() == iptables
     assert native(*arguments, "--reconcile").status == 0
-    assert f"{listed()}{state()}" == fresh(*arguments)
+    assert f"{listed()}{settled()}" == fresh(*arguments)
     refused = install(backend, *arguments)
     assert refused.status == 1
     assert refused.errors[1].startswith("extra: native nftables rules of ours")
-    assert f"{listed()}{state()}" == fresh(*arguments)
+    assert f"{listed()}{settled()}" == fresh(*arguments)
     assert install(backend, *arguments, "--reconcile").status == 0
     assert "inet" not in listed()
-    assert state() == iptables
+    assert settled() == iptables
 
 
 def test_all_three_at_once_are_cleaned() -> None:
     """Rules in both backends and native ones."""
-    before = state()
+    before = settled()
     native(*TPROXY)
     text = command("nft", "-s", "list", "ruleset")
     run("clean")
     install("legacy", *TPROXY)
     load_native(text)
     assert run("--cleanup-only", "--native-nftables").status == 0
-    assert (listed(), state()) == ("", before)
+    assert (listed(), settled()) == ("", before)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +214,10 @@ def test_what_is_not_ours_in_our_tables_is_refused(foreign: str, what: str) -> N
         assert everything() == before
 
 
-def fake(folder: Path, script: str) -> dict[str, str]:
-    """An environment in which nft is a shell script; ``real`` is nft itself."""
-    real = shutil.which("nft", path=PATH["PATH"])
-    program = folder / "nft"
+def fake(folder: Path, script: str, name: str = "nft") -> dict[str, str]:
+    """An environment in which a program is a shell script; ``real`` is the program itself."""
+    real = shutil.which(name, path=PATH["PATH"])
+    program = folder / name
     program.write_text(f'#!/bin/sh\nreal() {{ {real} "$@"; }}\n{script}\n')
     program.chmod(0o755)
     return {"PATH": f"{folder}:{PATH['PATH']}"}
@@ -235,12 +257,24 @@ def test_a_commit_that_says_it_failed_is_taken_back(beginning: str, tmp_path: Pa
     """The tables are there again as they were listed, or gone."""
     if BEGINNINGS[beginning]:
         assert run(*BEGINNINGS[beginning]).status == 0
-    before = f"{listed()}{state()}"
+    before = f"{listed()}{settled()}"
     once = f'case $1 in -f) real "$@"; mkdir {tmp_path}/done && exit 1; exit 0;; esac; real "$@"'
     done = run("--native-nftables", *DUAL, "--reconcile", environment=fake(tmp_path, once))
     assert done.status == 1
     assert not any("could not put back" in line for line in done.errors)
-    assert f"{listed()}{state()}" == before
+    assert f"{listed()}{settled()}" == before
+
+
+def test_rules_of_iptables_that_will_not_go_bring_everything_back(tmp_path: Path) -> None:
+    """They go after the native ones have come, which go again."""
+    install("nft", *TPROXY)
+    before = f"{listed()}{settled()}"
+    failing = 'case "$*" in *--test*) real "$@";; *) exit 1;; esac'
+    environment = fake(tmp_path, failing, "iptables-nft-restore")
+    done = run("--native-nftables", *DUAL, "--reconcile", environment=environment)
+    assert done.status == 1
+    assert "everything that was changed before was put back" in done.errors
+    assert f"{listed()}{settled()}" == before
 
 
 def test_what_can_not_be_put_back_is_told(tmp_path: Path) -> None:
@@ -271,7 +305,7 @@ def test_an_install_of_iptables_rules_loads_none_of_this() -> None:
     assert "native" not in loud.err
 
 
-#: Before and behind each of nft's runs for a replace: two listings, the trial, the commit.
+#: Before and behind what nft does for a replace.
 KILLS = {
     "before the trial": "case $1 in -c) kill -9 $PPID; exit;; esac; real",
     "before the commit": "case $1 in -f) kill -9 $PPID; exit;; esac; real",
@@ -294,7 +328,50 @@ def test_a_killed_install_is_completed_by_the_next(
     assert killed.status == -9
     assert (listed() == old) == (moment != "behind the commit")
     assert native(*DUAL, "--reconcile").status == 0
-    assert f"{listed()}{state()}" == wanted
+    assert f"{listed()}{settled()}" == wanted
+
+
+def traced(options: tuple[str, ...], arguments: tuple[str, ...]) -> int:
+    """The exit status of a run under strace; its own process is traced and no child."""
+    words = ("strace", "-qq", *options, CLI, *arguments)
+
+    def work() -> int:
+        os.execvpe(words[0], words, PATH)  # noqa: S606 - no shell wanted
+
+    with adopting():
+        child = forked(work, group=True, quiet=True)
+        _, status = os.waitpid(child, 0)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                # An nft that was left running has a group of its own.
+                os.waitpid(-1, 0)
+    return status
+
+
+@needs("strace")
+@pytest.mark.parametrize(("old", "new"), [(TPROXY, DUAL), (DUAL, TPROXY)])
+def test_killed_at_every_boundary(
+    old: tuple[str, ...], new: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Before and behind every message about routes and addresses, and every start of nft."""
+    wanted, replace = fresh(*new), ("--native-nftables", *new, "--reconcile")
+    log = tmp_path / "log"
+    with sandbox():
+        native(*old)
+        first = listed()
+        assert traced(("-o", str(log), "-e", TRACE), replace) == 0
+        second = listed()
+    seen = set()
+    for call, number in boundaries(log.read_text()):
+        with sandbox():
+            native(*old)
+            kill = f"inject={call}:signal=SIGKILL:when={number}"
+            assert traced(("-o", "/dev/null", "-e", f"trace={call}", "-e", kill), replace)
+            assert listed() in {first, second}
+            seen.add(f"{listed()}{settled()}")
+            assert native(*new, "--reconcile").status == 0
+            assert f"{listed()}{settled()}" == wanted
+    assert len(seen) > 3
 
 
 @pytest.mark.parametrize("moment", list(KILLS)[1:])
