@@ -116,7 +116,12 @@ def _install(  # noqa: PLR0913, PLR0917 - as above
     )
     _require_families(plan, where.namespace)
     said, hear = _hearing(tell)
-    kernel_install(plan.state, OWNERSHIP, hear, where, replace=reconcile, look=look)
+    native = None
+    if config.native_nftables:
+        from istio_iptables.istio.native import build_native  # most rules are iptables'
+
+        native = build_native(config, plan.state)
+    kernel_install(plan.state, OWNERSHIP, hear, where, replace=reconcile, look=look, native=native)
     return tuple(said)
 
 
@@ -127,7 +132,7 @@ def clean(
     pod_lock: bool = False,
     tell: Callable[[str], object] | None = None,
 ) -> tuple[str, ...]:
-    """Remove our rules of both backends and families, their policy routes and their address.
+    """Remove our rules of both backends and families and native ones, their routes and address.
 
     It goes by what is there, and needs no plan; *namespace*, *backend* and *pod_lock* are as in
     ``install``. Returns what was done, a line each; *tell* gets each line as it comes. Raises

@@ -139,7 +139,10 @@ class _Surveyor:
                 f"{where} looks like a machine's own and no pod's ({found}): with these rules all of"
                 " the machine's traffic goes to Envoy"
             )
-        if any(has_foreign(table) for ruleset in rulesets for table in ruleset.tables):
+        # Native rules are in no chain that others have rules in.
+        if not config.native_nftables and any(
+            has_foreign(table) for ruleset in rulesets for table in ruleset.tables
+        ):
             # What compares takes 5 ms to load, which few pods need.
             from istio_iptables.api.comparing import foreign_first
 

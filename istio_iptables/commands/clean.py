@@ -24,7 +24,8 @@ command = SettingsCommand(
     CLEAN_SETTINGS,
     name="clean",
     callback=_run,
-    help="Remove our rules of both backends and families, their routes and their address. What is"
+    help="Remove our rules of both backends and families and native nftables ones, their routes and"
+    " their address. What is"
     " ours is told from the rules themselves, so the flags of the installation are not needed;"
     " rules of others stay as they are.",
 )

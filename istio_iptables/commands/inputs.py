@@ -81,13 +81,13 @@ def read_inputs(
 
 
 def _native_refused() -> Iterator[str]:
-    """A line if the environment asks for native rules, which are printed by a dry run alone."""
+    """A line if the environment asks for native rules, which these commands don't read."""
     values, _ = gather({}, os.environ, (setting("native_nftables"),))
     native = values["native_nftables"]
     if native.text in TRUE:
         yield (
-            f"{native.label}: native nftables rules are only printed: diff and explain are about"
-            " rules of iptables"
+            f"{native.label}: diff and explain are about rules of iptables: native nftables rules"
+            " are printed, installed and removed only"
         )
 
 

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.istio.plan import Common, template
-from istio_iptables.istio.rules import common_values, rules
+from istio_iptables.istio.rules import NATIVE_TABLE, common_values, rules
 from istio_iptables.netfilter.model import Term
 from istio_iptables.netfilter.native import (
     Hook,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.plan import DesiredState
     from istio_iptables.settings.config import Config
 
-__all__ = ["build_native"]
+__all__ = ["build_native", "native_chains"]
 
 #: The tables in Istio's order, each with the chains that it may have, in the order of nft's list.
 _TABLES: dict[str, dict[str, Hook | None]] = {
@@ -83,8 +83,13 @@ def build_native(config: Config, state: DesiredState) -> NativePlan:
     return NativePlan(tuple(tables), tuple(map(_table_name, _TABLES)), state)
 
 
+def native_chains(table: str) -> frozenset[str]:
+    """The names of all chains that the native table of this name may have."""
+    return frozenset(map(_chain_name, _TABLES[table.removeprefix(NATIVE_TABLE)]))
+
+
 def _table_name(table: str) -> str:
-    return f"istio-proxy-{table}"
+    return f"{NATIVE_TABLE}{table}"
 
 
 def _chain_name(name: str) -> str:

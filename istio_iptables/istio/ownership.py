@@ -27,9 +27,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_iptables.istio.plan import build_address
-from istio_iptables.istio.rules import CHAIN_PREFIX, DIVERT, OUTBOUND_MARK, OUTPUT, REDIRECT
+from istio_iptables.istio.rules import (
+    CHAIN_PREFIX,
+    DIVERT,
+    NATIVE_TABLE,
+    OUTBOUND_MARK,
+    OUTPUT,
+    REDIRECT,
+)
 from istio_iptables.netfilter.model import is_built_in
-from istio_iptables.netfilter.ownership import Owned, Ownership, Position
+from istio_iptables.netfilter.ownership import NativeOwnership, Owned, Ownership, Position
 from istio_iptables.settings.declarations import setting
 
 if TYPE_CHECKING:
@@ -259,12 +266,30 @@ def _route_marks(table: Table) -> tuple[int, ...]:
     )
 
 
+def _native_chains(table: str) -> frozenset[str]:
+    from istio_iptables.istio.native import native_chains  # few namespaces have native rules
+
+    return native_chains(table)
+
+
+def _native_route_marks(listing: str) -> tuple[int, ...]:
+    """The marks that TPROXY's native rules set for their policy routes, from nft's listing."""
+    _, _, rest = listing.partition("\tchain istio-divert {\n")
+    chain, _, _ = rest.partition("\n\t}")
+    found = (line.partition(" meta mark set ")[2].split() for line in f" {chain}".splitlines())
+    return tuple(int(words[0], 0) for words in found if words and words[0][:1].isdigit())
+
+
 #: What the kernel package is told of all this.
+_TABLES = ("raw", "mangle", "nat")
 OWNERSHIP = Ownership(
     find_owned,
     _route_marks,
     _is_own_chain,
-    ("raw", "mangle", "nat"),
+    _TABLES,
     build_address(),
     int(setting("istio_inbound_tproxy_route_table").default),
+    NativeOwnership(
+        tuple(f"{NATIVE_TABLE}{table}" for table in _TABLES), _native_chains, _native_route_marks
+    ),
 )

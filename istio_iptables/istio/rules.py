@@ -27,6 +27,7 @@ __all__ = [
     "CHAIN_PREFIX",
     "DIVERT",
     "IN_REDIRECT",
+    "NATIVE_TABLE",
     "OUTBOUND_MARK",
     "OUTPUT",
     "REDIRECT",
@@ -37,6 +38,8 @@ __all__ = [
 
 #: Every chain of ours has a name that starts with it, and every chain named so is taken for ours.
 CHAIN_PREFIX = "ISTIO_"
+#: Before the name of each native table, which nothing else tells from those of others.
+NATIVE_TABLE = "istio-proxy-"
 
 # Chains that other modules ask for by name.
 OUTPUT = "ISTIO_OUTPUT"

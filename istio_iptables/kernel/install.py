@@ -19,6 +19,7 @@ from istio_iptables.kernel.lock import locked
 from istio_iptables.kernel.namespace import entered
 from istio_iptables.kernel.steps import Step, carry_out
 from istio_iptables.kernel.tablechange import TableChange, compare_table
+from istio_iptables.kernel.tablenames import inet_tables
 from istio_iptables.kernel.usernamespace import require_plan_mapped
 from istio_iptables.netfilter.model import TABLES, Family
 from istio_iptables.netfilter.plan import DesiredState
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
     from istio_iptables.kernel.backend import Backend, Reading
     from istio_iptables.kernel.detect import Detected
+    from istio_iptables.kernel.native import NativeChange
     from istio_iptables.netfilter.model import Ruleset
+    from istio_iptables.netfilter.native import NativePlan
     from istio_iptables.netfilter.ownership import Ownership
 
     #: Is shown the rulesets of both backends.
@@ -60,8 +63,11 @@ def install(  # noqa: PLR0913 - what, whose, to whom, where and how
     *,
     replace: bool = False,
     look: Look | None = None,
+    native: NativePlan | None = None,
 ) -> None:
     """Make a network namespace hold exactly *plan*, as far as our rules go.
+
+    With *native*, its tables take the place of the plan's rules.
 
     Rules of others, by *ownership*, keep their bytes and places. What is already as planned is left
     alone; if other rules of ours are there, they are replaced with *replace*, and Differs lists
@@ -70,21 +76,25 @@ def install(  # noqa: PLR0913 - what, whose, to whom, where and how
     or with what could not be put back.
     """
     tell = _once(tell)
+    wanted = plan if native is None else plan._replace(rulesets=())
 
     def attempt() -> None:
         require_plan_mapped(plan)
         detected = detect(where.backend, ownership)
-        tell(f"backend {detected.backend.name}: {detected.reason}")
-        difference = _difference(detected, plan, ownership, look)
+        if native is None:
+            tell(f"backend {detected.backend.name}: {detected.reason}")
+        difference = _difference(detected, wanted, ownership, native, look)
         if not difference:
             tell("the rules are in place already: nothing to do")
             return
         if difference.replaces and not replace:
             raise Differs(*_refusal(difference))
-        _carry_out(difference, detected, plan, ownership, tell)
+        _carry_out(difference, detected, wanted, ownership, tell)
         _tell_lost(difference, tell)
         count = sum(ruleset.rule_count for ruleset in plan.rulesets)
         families = " and ".join(ruleset.family.title for ruleset in plan.rulesets)
+        if native is not None:
+            count, families = native.rule_count, f"native nftables, {families}"
         tell(f"{'replaced by' if difference.any_owned else 'installed'} {count} rules ({families})")
 
     with entered(where.namespace), locked(tell, pod_only=where.pod_lock):
@@ -92,7 +102,7 @@ def install(  # noqa: PLR0913 - what, whose, to whom, where and how
 
 
 def clean(ownership: Ownership, tell: Callable[[str], None], where: InstallOptions = _HERE) -> None:
-    """Remove our rules of both backends and families, the routes and the address.
+    """Remove our rules of both backends and families and native ones, the routes and the address.
 
     It goes by what is there and needs to know nothing of how that was installed. Raises
     KernelRefused when the machine can't or won't, with everything as it was before.
@@ -105,7 +115,7 @@ def clean(ownership: Ownership, tell: Callable[[str], None], where: InstallOptio
         # Also without rules: a run that was killed may have left a table that it had only just made.
         _carry_out(difference, detected, _EMPTY, ownership, tell)
         _tell_lost(difference, tell)
-        count = len(difference.changes)
+        count = len(difference.changes) + difference.native_count
         if count:
             tell(f"removed our rules from {count} table{'' if count == 1 else 's'}")
         else:
@@ -142,8 +152,10 @@ class _Difference(NamedTuple):
 
     #: All tables of the chosen backend that are there or planned, in the kernel's order.
     tables: tuple[TableChange, ...]
-    #: The tables of the other backend; none of ours are wanted there.
+    #: The tables of backends in which none of ours are wanted.
     elsewhere: tuple[TableChange, ...]
+    #: Our native tables; None where they are neither there nor wanted.
+    native: NativeChange | None
     #: The routes and addresses of ours that are to go, and those that are to come.
     old: DesiredState
     new: DesiredState
@@ -154,7 +166,12 @@ class _Difference(NamedTuple):
         return tuple(table for table in (*self.tables, *self.elsewhere) if table.edits)
 
     def __bool__(self) -> bool:
-        return bool(self.changes or self.old.network or self.new.network)
+        return bool(self.changes or self.native or self.old.network or self.new.network)
+
+    @property
+    def native_count(self) -> int:
+        """How many native tables of ours have to go or be replaced."""
+        return len(self.native.live) if self.native else 0
 
     @property
     def any_owned(self) -> bool:
@@ -162,7 +179,7 @@ class _Difference(NamedTuple):
 
         Otherwise it is a first install, or an interrupted one.
         """
-        return any(table.owned for table in self.changes)
+        return any(table.owned for table in self.changes) or self.native_count > 0
 
     @property
     def replaces(self) -> bool:
@@ -171,7 +188,11 @@ class _Difference(NamedTuple):
 
 
 def _difference(
-    detected: Detected, plan: DesiredState, ownership: Ownership, look: Look | None = None
+    detected: Detected,
+    plan: DesiredState,
+    ownership: Ownership,
+    wanted_native: NativePlan | None = None,
+    look: Look | None = None,
 ) -> _Difference:
     """How what was *detected* differs from *plan*, shown to *look* first.
 
@@ -184,8 +205,21 @@ def _difference(
         look([reading.ruleset for _, readings in detected.contents for reading in readings])
     tables = tuple(_compare_tables(detected.backend, detected.readings, plan, ownership))
     elsewhere = tuple(_compare_tables(*detected.other, _EMPTY, ownership)) if detected.other else ()
-    old = _read_our_network((*tables, *elsewhere), plan, ownership).network_without(plan)
-    return _Difference(tables, elsewhere, old, plan.network_without(_read_planned_network(plan)))
+    if wanted_native is not None:
+        tables, elsewhere = (), (*tables, *elsewhere)
+    native = _compare_native(ownership, wanted_native)
+    old = _read_our_network((*tables, *elsewhere), native, plan, ownership).network_without(plan)
+    new = plan.network_without(_read_planned_network(plan))
+    return _Difference(tables, elsewhere, native, old, new)
+
+
+def _compare_native(ownership: Ownership, wanted: NativePlan | None) -> NativeChange | None:
+    """How our native tables differ from those *wanted*; None without any."""
+    if wanted is None and not inet_tables(ownership.native.tables):
+        return None
+    from istio_iptables.kernel.native import compare_native  # few namespaces have any
+
+    return compare_native(ownership.native, wanted)
 
 
 def _compare_tables(
@@ -205,13 +239,20 @@ def _compare_tables(
 
 
 def _read_our_network(
-    tables: Sequence[TableChange], plan: DesiredState, ownership: Ownership
+    tables: Sequence[TableChange],
+    native: NativeChange | None,
+    plan: DesiredState,
+    ownership: Ownership,
 ) -> DesiredState:
     """The routes and addresses that go with our rules in *tables*, as far as they are there."""
+    listed = native.live.values() if native is not None else ()
     owned = [(table.family, table.live) for table in tables if table.owned and table.live]
     marks = [mark for _, live in owned for mark in ownership.route_marks(live)]
+    marks += [mark for text in listed for mark in ownership.native.route_marks(text)]
     address = ownership.address
-    left = any(family is address.family for family, _ in owned) and routes.has_address(address)
+    used = any(family is address.family for family, _ in owned)
+    used = used or any(f" {address.address} " in text for text in listed)
+    left = used and routes.has_address(address)
     emptied = {ownership.route_table, *(route.table for route in plan.routes)}
     return DesiredState((), routes.left_routes(marks, emptied), (address,) if left else ())
 
@@ -237,10 +278,13 @@ def _refusal(difference: _Difference) -> list[str]:
     listed = difference.tables if any(table.owned for table in difference.tables) else ()
     lines = [each.line for table in listed for each in table.differences()]
     lines += (each.line for each in diff_network(difference.old, difference.new))
-    elsewhere = [table for table in difference.elsewhere if table.edits]
-    if elsewhere:
-        tables = (table.title for table in elsewhere)
-        lines.append(in_other_backend(elsewhere[0].backend.name, tables))
+    elsewhere: dict[str, list[str]] = {}
+    for table in difference.elsewhere:
+        if table.edits:
+            elsewhere.setdefault(table.backend.name, []).append(table.title)
+    lines += (in_other_backend(name, titles) for name, titles in elsewhere.items())
+    if difference.native is not None:
+        lines += difference.native.differences()
     if len(lines) > _LISTED:
         rest = len(lines) - _LISTED
         lines[_LISTED:] = [f"... and {rest} more; 'istio-iptables diff' lists them all"]
@@ -290,8 +334,10 @@ def _table_steps(
         "mangle": [_network_step(link.remove_route(each)) for each in difference.old.routes],
         "nat": [_network_step(link.remove_address(each)) for each in difference.old.addresses],
     }
+    native = difference.native or None
+    native_first = native is not None and bool(native.wanted.tables)
     # A single change that fails leaves nothing to put back, so its commit is its trial.
-    check = len(difference.changes) > 1 or any(removals.values())
+    check = len(difference.changes) > 1 or any(removals.values()) or native is not None
     # The table with the new inbound capture is committed first.
     nat_first = bool(plan.rulesets) and not plan.routes
     for table in _in_order(difference.tables, nat_first=nat_first):
@@ -299,8 +345,13 @@ def _table_steps(
         yield table.prepare(stack, check=check)
     for left in removals.values():
         yield from left
+    # What captures is there before what captured goes.
+    if native is not None and native_first:
+        yield native.prepare()
     for table in _in_order(difference.elsewhere, nat_first=True):
         yield table.prepare(stack, check=check)
+    if native is not None and not native_first:
+        yield native.prepare()
 
 
 def _in_order(tables: Sequence[TableChange], *, nat_first: bool) -> list[TableChange]:

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _GET_TABLE, _GET_CHAIN, _GET_RULE = 1, 4, 7
-_TABLE_NAME, _TABLE_FLAGS, _TABLE_OWNER = 1, 2, 7
+_TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _TABLE_OWNER = 1, 2, 4, 7
 _DORMANT, _OWNED = 1, 2
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
@@ -54,6 +54,8 @@ class Table(NamedTuple):
     #: The kernel applies none of its rules.
     dormant: bool
     owner: int | None
+    #: Another one than any table had before it in this namespace.
+    handle: int
 
 
 class Base(NamedTuple):
@@ -82,7 +84,9 @@ def tables(family: int = 0) -> tuple[Table, ...]:
         flags = _number(parts.get(_TABLE_FLAGS))
         # Other processes are told the owner's port; the flag alone says that there is one.
         owner = _number(parts.get(_TABLE_OWNER)) if flags & _OWNED else None
-        found.append(Table(number, text(parts.get(_TABLE_NAME)), bool(flags & _DORMANT), owner))
+        handle = _number(parts.get(_TABLE_HANDLE))
+        name = text(parts.get(_TABLE_NAME))
+        found.append(Table(number, name, bool(flags & _DORMANT), owner, handle))
     return tuple(found)
 
 

@@ -23,6 +23,8 @@ __all__ = ["ProgramFailed", "run", "run_all"]
 
 #: Where the programs of root are: cron, su and sudo may leave these out of PATH.
 _FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+#: Of the programs that the name alone does not tell it of.
+_PACKAGES = {"nft": "nftables"}
 #: It says the same of every rule of a table that the kernel refuses.
 _MOST_LINES = 3
 #: How long one of them may take; loading 10,000 rules takes one or two seconds.
@@ -163,7 +165,8 @@ def _path(program: str) -> str:
         path = os.path.join(folder, program)  # noqa: PTH118 - pathlib costs 5 ms
         if os.access(path, os.X_OK) and not os.path.isdir(path):  # noqa: PTH112 - see above
             return path
-    package = " (is the package iptables installed?)" if "tables" in program else ""
+    package = _PACKAGES.get(program, "iptables" if "tables" in program else "")
+    package = f" (is the package {package} installed?)" if package else ""
     message = f"can't run {program}: No such file in {', '.join(folders)}{package}"
     raise KernelRefused(message)
 

@@ -12,10 +12,11 @@ from istio_iptables.netfilter.model import TABLES, Family
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["hidden_legacy_tables", "legacy_tables", "nft_tables"]
+__all__ = ["hidden_legacy_tables", "inet_tables", "legacy_tables", "nft_tables"]
 
 # Not /proc/net: a /proc mounted with subset=pid has no such link.
 _NETWORK = "/proc/self/net"
+_INET = 1
 _NAMES_FILES = {
     Family.IPV4: f"{_NETWORK}/ip_tables_names",
     Family.IPV6: f"{_NETWORK}/ip6_tables_names",
@@ -58,3 +59,10 @@ def nft_tables(family: Family) -> tuple[str, ...]:
     """The nftables tables of this namespace that iptables-nft uses."""
     names = [name for number, name in netlink.nft_tables() if number == family.number]
     return tuple(name for name in TABLES if name in names)
+
+
+def inet_tables(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of *names* that are nftables tables of the family inet here, in the kernel's order."""
+    wanted = frozenset(names)
+    found = (name for number, name in netlink.nft_tables() if number == _INET)
+    return tuple(name for name in found if name in wanted)

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.plan import DesiredState
 
-__all__ = ["Hook", "NativeChain", "NativePlan", "NativeRule", "NativeTable", "as_json", "text"]
+__all__ = [
+    "Hook",
+    "NativeChain",
+    "NativePlan",
+    "NativeRule",
+    "NativeTable",
+    "as_json",
+    "listing",
+    "text",
+    "transaction",
+]
 
 
 class Hook(NamedTuple):
@@ -61,6 +71,11 @@ class NativePlan(NamedTuple):
     #: The routes and addresses that go with the rules.
     beside: DesiredState
 
+    @property
+    def rule_count(self) -> int:
+        """How many rules there are in all tables."""
+        return sum(len(chain.rules) for table in self.tables for chain in table.chains)
+
 
 def text(plan: NativePlan, format: str) -> str:  # noqa: A002 - as the flag
     """The text of *plan* in one of the formats of a dry run, ``json`` left out."""
@@ -81,11 +96,25 @@ def _annotate(plan: NativePlan) -> Iterator[str]:
 
 def _restore(plan: NativePlan) -> Iterator[str]:
     """A transaction for ``nft -f -`` that replaces all tables of ours, whatever they hold."""
-    for name in plan.names:
+    yield from _removal(plan.names)
+    yield from _save(plan)
+
+
+def listing(table: NativeTable) -> str:
+    """What ``nft -s list table`` says of one table once it is installed."""
+    return "".join(f"{line}\n" for line in _listing([table]))
+
+
+def transaction(names: Iterable[str], content: str) -> str:
+    """A transaction for ``nft -f -`` that puts *content* in place of the tables of these names."""
+    return "".join(f"{line}\n" for line in _removal(names)) + content
+
+
+def _removal(names: Iterable[str]) -> Iterator[str]:
+    for name in names:
         # Adding a table that is there changes nothing; deleting one that is not there fails.
         yield f"add table inet {name}"
         yield f"delete table inet {name}"
-    yield from _save(plan)
 
 
 def _commands(plan: NativePlan) -> Iterator[str]:

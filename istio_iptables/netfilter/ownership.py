@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from istio_iptables.netfilter.model import Table, is_built_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from istio_iptables.netfilter.plan import InterfaceAddress
 
-__all__ = ["Owned", "Ownership", "Position"]
+__all__ = ["NativeOwnership", "Owned", "Ownership", "Position"]
 
 
 class Position(Enum):
@@ -50,6 +50,17 @@ class Owned(NamedTuple):
         )
 
 
+class NativeOwnership(NamedTuple):
+    """How our native nftables rules are told from those of others: by the tables that they are in."""
+
+    #: The tables of the family inet that are ours altogether.
+    tables: tuple[str, ...]
+    #: The chains that the table of this name may have; a table with others is not ours alone.
+    chains: Callable[[str], Collection[str]]
+    #: As of Ownership, told from nft's listing of a table.
+    route_marks: Callable[[str], tuple[int, ...]]
+
+
 class Ownership(NamedTuple):
     """How our rules are told from those of others."""
 
@@ -64,3 +75,4 @@ class Ownership(NamedTuple):
     address: InterfaceAddress
     #: The routing table of our policy routes, unless a plan has another one.
     route_table: int
+    native: NativeOwnership

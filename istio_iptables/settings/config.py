@@ -216,11 +216,6 @@ def _wrong_together(fields: Mapping[str, object], values: Mapping[str, Value]) -
 
 def _not_natively(fields: Mapping[str, object], values: Mapping[str, Value]) -> Iterator[str]:
     """What native nftables rules can't do."""
-    if not fields["dry_run"]:
-        yield (
-            f"{values['native_nftables'].label}: native nftables rules are printed, not installed:"
-            " add --dry-run; iptables rules are installed, and the nft backend keeps them in nf_tables"
-        )
     for field, name in (
         ("exclude_interfaces", "istio_exclude_interfaces"),
         ("virtual_interfaces", "kube_virt_interfaces"),
@@ -358,6 +353,11 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
             "capture_all_dns",
             config.capture_all_dns and not config.redirect_dns,
             "it needs --redirect-dns",
+        ),
+        (
+            "force_iptables_binary",
+            config.native_nftables and not config.dry_run,
+            "native nftables rules are in no backend of iptables",
         ),
         ("istio_service_cidr", included, no_ipv6.format(", ".join(included))),
         ("istio_service_exclude_cidr", excluded, no_ipv6.format(", ".join(excluded))),

@@ -360,7 +360,7 @@ SETTINGS: tuple[Setting, ...] = (
         "native_nftables",
         APPLYING,
         ValueKind.FLAG,
-        "Native nftables rules, as nft lists them; only printed so far: with --dry-run.",
+        "Native nftables rules in place of those of iptables; with --dry-run, as nft lists them.",
         default="false",
         environment=("NATIVE_NFTABLES",),
     ),

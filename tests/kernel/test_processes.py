@@ -65,6 +65,14 @@ def test_a_legacy_tproxy_install_starts_no_program(tmp_path: Path) -> None:
     assert traced(tmp_path, *arguments, before=(up,)) == [PROGRAM]
 
 
+def test_a_native_install_starts_nft_twice(tmp_path: Path) -> None:
+    """The trial and the commit; to know that there is nothing yet takes no program."""
+    names = [
+        Path(each).name for each in traced(tmp_path, "--native-nftables", *DOCUMENTED, *SETTLED[:2])
+    ]
+    assert names == ["istio-iptables", "nft", "nft"]
+
+
 def test_a_legacy_install_again_starts_one_program(tmp_path: Path) -> None:
     """Finding out that nothing is to be done takes one iptables-legacy-save a family with tables."""
     install = (*DOCUMENTED, *SETTLED)

@@ -259,11 +259,14 @@ def test_only_a_dry_run_prints(name: str) -> None:
         configured(dry_run="false", **{name: text})
 
 
-def test_native_nftables_is_only_printed() -> None:
-    """What is not installed here yet is refused and not left out."""
-    assert configured(native_nftables="true")[0].native_nftables
-    with pytest.raises(UsageProblems, match="printed, not installed: add --dry-run"):
-        configured(native_nftables="true", dry_run="false")
+def test_native_nftables_is_in_no_backend() -> None:
+    """A backend of iptables that is named all the same has no effect, which is told."""
+    config, warnings = configured(
+        native_nftables="true", dry_run="false", force_iptables_binary="nft", ip_family="dual"
+    )
+    assert config.native_nftables
+    (line,) = warnings
+    assert line.startswith("--force-iptables-binary: no effect: native nftables rules")
 
 
 def test_a_clean_up_asks_nobody() -> None:
