@@ -32,7 +32,7 @@ LABEL org.opencontainers.image.title="istio-iptables" \
       org.opencontainers.image.licenses="Apache-2.0"
 ARG DEBIAN_FRONTEND=noninteractive
 RUN apt-get update \
- && apt-get install -y --no-install-recommends iptables python3 \
+ && apt-get install -y --no-install-recommends iptables nftables python3 \
  # Package lists, and files that record when they were installed.
  && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* /etc/*- /var/lib/dpkg/*-old
 COPY --from=build /usr/local /usr/local

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
@@ -26,6 +27,10 @@ def test_install_then_clean_leaves_no_trace(name: str, layout: str, backend: str
     command("ip", "rule", "add", "fwmark", "1337", "lookup", "200")
     command("ip", "route", "add", "local", "10.7.0.0/16", "dev", "lo", "table", "200")
     command("ip", "addr", "add", "::7/128", "dev", "lo", "nodad")
+    # The kernel makes the routes of an address a little later.
+    deadline = time.monotonic() + 10
+    while "local ::7 " not in state().routes[1] and time.monotonic() < deadline:
+        time.sleep(0.01)
     if layout != "none":
         load_layout(layout, backend)
     before = state()
