@@ -35,6 +35,13 @@ def pod(box: object) -> object:
         command("ip", "addr", "add", address, "dev", "eth0")
     for address in ("fd00:9::2/64", "fd00:9::3/64", "fe80::2/64"):
         command("ip", "addr", "add", address, "dev", "eth0", "nodad")
+    # The kernel makes the routes of an address a little later.
+    deadline = time.monotonic() + 10
+    wanted = {"fd00:9::2", "fd00:9::3", "fe80::2"}
+    while time.monotonic() < deadline and not wanted <= {
+        each["dst"] for each in shown("-6", "route", "show", "table", "local")
+    }:
+        time.sleep(0.01)
     command("ip", "addr", "add", "169.254.20.10/32", "dev", "lo")
     command("ip", "route", "add", "default", "dev", "eth0")
     command("ip", "-6", "route", "add", "default", "dev", "eth0")
