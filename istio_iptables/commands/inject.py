@@ -27,6 +27,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     require_yaml("inject")
     from istio_iptables.kubernetes.injection import Injection, reason_to_skip
     from istio_iptables.kubernetes.manifest import read_documents, workloads, write_documents
+    from istio_iptables.kubernetes.sidecar import inject
 
     name = "stdin" if path == "-" else path
     documents = read_documents(read_text(path, "manifest"), name)
@@ -37,9 +38,10 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
             skipped.append(f"{each.title}: is left as it is: {reason}")
             continue
         try:
-            Injection(
+            injection = Injection(
                 each, found, native=options["native"], init_image=options["init_image"] or ""
-            ).inject(options["revision"])
+            )
+            inject(injection, options["revision"])
         except UsageProblems as error:
             problems += error.lines
     if problems:
