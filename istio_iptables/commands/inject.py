@@ -1,4 +1,4 @@
-"""``istio-iptables inject``: a manifest with the init container that Istio's injector adds."""
+"""``istio-iptables inject``: a manifest with what Istio's injector adds to its pods."""
 
 from __future__ import annotations
 
@@ -55,9 +55,8 @@ command = SettingsCommand(
     (),
     name="inject",
     callback=_run,
-    help="Print a manifest with the init container that Istio's injector adds to its pods, in its"
-    " place. Of the sidecar only the name and the image are added: the result is for reading and"
-    " comparing, and not to be applied.",
+    help="Print a manifest with what Istio's injector adds to its pods, as `istioctl kube-inject`"
+    " does: istio-init, the sidecar, and the rest of Istio's default templates.",
     more=(
         click.Option(
             ["-f", "--filename", "file"], metavar="FILE", help="The manifest; - is stdin."

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from istio_iptables.kubernetes.manifest import Workload
     from istio_iptables.kubernetes.values import Installation
 
-__all__ = ["INIT_NAMES", "PROXY", "InitContainer", "Injection", "reason_to_skip"]
+__all__ = ["INIT_NAMES", "PROXY", "InitContainer", "Injection", "reason_to_skip", "variables"]
 
 PROXY = "istio-proxy"
 INIT_NAMES = ("istio-init", "istio-validation")
@@ -53,6 +53,14 @@ def reason_to_skip(workload: Workload) -> str:
     return f"{names.INJECT} is false" if asked == "false" else ""
 
 
+def variables(environment: tuple[tuple[str, Found], ...]) -> list[dict[str, str]]:
+    """The list of a container's env; an empty text is left out of it."""
+    return [
+        {"name": name, "value": each.text} if each.text else {"name": name}
+        for name, each in environment
+    ]
+
+
 class InitContainer(NamedTuple):
     """The init container that injection adds."""
 
@@ -73,7 +81,7 @@ class InitContainer(NamedTuple):
         if self.pull_policy:
             found["imagePullPolicy"] = self.pull_policy
         if self.environment:
-            found["env"] = [{"name": name, "value": each.text} for name, each in self.environment]
+            found["env"] = variables(self.environment)
         return {**found, "resources": self.resources, "securityContext": self.context}
 
 

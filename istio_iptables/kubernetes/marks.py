@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from istio_iptables.errors import UsageProblems
 from istio_iptables.kubernetes.gojson import compact, go_json
-from istio_iptables.kubernetes.injection import PROXY
+from istio_iptables.kubernetes.injection import PROXY, variables
 from istio_iptables.kubernetes.manifest import as_text
 from istio_iptables.kubernetes.multus import with_network
 from istio_iptables.kubernetes.opentelemetry import resource_attributes
@@ -65,7 +65,7 @@ class Marks:
             "proxy image": lambda: injection.image("global.proxy.image"),
             "proxy config": lambda: f"{proxy_config(injection.installation)}\n",
             "resources": injection.resources,
-            "variables of proxyMetadata": self._metadata,
+            "variables of proxyMetadata": lambda: variables(injection.environment()),
             "datadog environment": self._datadog,
             "opentelemetry attributes": lambda: resource_attributes(
                 injection, self._owner.namespace, containers
@@ -111,9 +111,6 @@ class Marks:
     def _init_container(self) -> dict[str, Any] | None:
         init = self._injection.init_container()
         return init.manifest if init else None
-
-    def _metadata(self) -> list[dict[str, Any]]:
-        return [{"name": name, "value": each.text} for name, each in self._injection.environment()]
 
     def _datadog(self) -> list[dict[str, Any]]:
         found = self._json(_DATADOG, {})

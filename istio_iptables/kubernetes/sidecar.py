@@ -41,7 +41,7 @@ def inject(injection: Injection, revision: str) -> None:
     metadata = {key: each for key in ("annotations", "labels") if (each := getattr(pod, key))}
     merged = {
         "metadata": metadata,
-        "spec": {**typed_spec(pod.spec, pod.title), **{k: v for k, v in own.items() if v}},
+        "spec": {**typed_spec(pod.spec, pod.title), **own},
     }
     added: dict[str, Any] = {}
     marks = Marks(injection, apps, revision)

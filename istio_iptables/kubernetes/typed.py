@@ -75,7 +75,7 @@ def typed_container(container: dict[str, Any], title: str) -> dict[str, Any]:
         found["env"] = [
             {**each, "value": as_text(each["value"])}
             if isinstance(each.get("value"), bool | int | float)
-            else each
+            else {key: text for key, text in each.items() if key != "value" or text}
             for each in found["env"]
         ]
     if "resources" in found:
