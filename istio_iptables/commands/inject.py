@@ -1,4 +1,4 @@
-"""``istio-iptables inject``: a manifest with the init container that Istio's injector adds."""
+"""``istio-iptables inject``: a manifest with what Istio's injector adds to its pods."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     require_yaml("inject")
     from istio_iptables.kubernetes.injection import Injection, reason_to_skip
     from istio_iptables.kubernetes.manifest import read_documents, workloads, write_documents
+    from istio_iptables.kubernetes.sidecar import inject
 
     name = "stdin" if path == "-" else path
     documents = read_documents(read_text(path, "manifest"), name)
@@ -37,9 +38,10 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
             skipped.append(f"{each.title}: is left as it is: {reason}")
             continue
         try:
-            Injection(
+            injection = Injection(
                 each, found, native=options["native"], init_image=options["init_image"] or ""
-            ).inject(options["revision"])
+            )
+            inject(injection, options["revision"])
         except UsageProblems as error:
             problems += error.lines
     if problems:
@@ -53,9 +55,8 @@ command = SettingsCommand(
     (),
     name="inject",
     callback=_run,
-    help="Print a manifest with the init container that Istio's injector adds to its pods, in its"
-    " place. Of the sidecar only the name and the image are added: the result is for reading and"
-    " comparing, and not to be applied.",
+    help="Print a manifest with what Istio's injector adds to its pods, as `istioctl kube-inject`"
+    " does: istio-init, the sidecar, and the rest of Istio's default templates.",
     more=(
         click.Option(
             ["-f", "--filename", "file"], metavar="FILE", help="The manifest; - is stdin."

@@ -1,1 +1,1 @@
-"""Kubernetes manifests as input: the arguments that a pod's istio-init has, or that injection gives it."""
+"""Kubernetes manifests as input: the arguments that a pod's istio-init has, and what injection makes of it."""

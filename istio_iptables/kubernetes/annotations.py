@@ -28,11 +28,12 @@ __all__ = [
     "MERGE_METRICS",
     "MODE",
     "NATIVE_SIDECAR",
+    "OVERRIDES",
     "PROXY_CONFIG",
     "PROXY_IMAGE",
     "REROUTE_INTERFACES",
     "RESOURCES",
-    "REVISION",
+    "REWRITE_PROBES",
     "STATUS",
     "STATUS_PORT",
     "TEMPLATES",
@@ -55,9 +56,10 @@ PROXY_CONFIG = "proxy.istio.io/config"
 PROXY_IMAGE = "sidecar.istio.io/proxyImage"
 IMAGE_TYPE = "sidecar.istio.io/proxyImageType"
 NATIVE_SIDECAR = "sidecar.istio.io/nativeSidecar"
-REVISION = "istio.io/rev"
 INJECT = "sidecar.istio.io/inject"
 STATUS = "sidecar.istio.io/status"
+OVERRIDES = "proxy.istio.io/overrides"
+REWRITE_PROBES = "sidecar.istio.io/rewriteAppHTTPProbers"
 TEMPLATES = "inject.istio.io/templates"
 MERGE_METRICS = "prometheus.istio.io/merge-metrics"
 #: What each says about the resources of the containers: requests or limits, and of which.

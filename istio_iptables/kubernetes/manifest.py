@@ -41,6 +41,9 @@ class Workload(NamedTuple):
     namespace: str
     metadata: dict[str, Any]
     spec: dict[str, Any]
+    #: The object that has the pod in it, and its metadata.
+    document: dict[str, Any]
+    top: dict[str, Any]
 
     @property
     def title(self) -> str:
@@ -197,7 +200,7 @@ def _workload(
         as_text(metadata.get(key) or top.get(key) or "") for key in ("name", "namespace")
     )
     title = title or as_text(top.get("generateName") or "")
-    return Workload(kind, title, namespace, metadata, at((*place, "spec")))
+    return Workload(kind, title, namespace, metadata, at((*place, "spec")), document, top)
 
 
 def mapping(owner: dict[str, Any], key: str, label: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Istio's injection template (files/injection-template.yaml of its chart), as far as istio-init goes.
+"""The arguments of istio-init in Istio's injection template (files/injection-template.yaml of its chart).
 
-Each row is an argument of the container in its order; ``injection`` fills it in.
+Each row is an argument of the container in its order; ``injection`` fills it in. The rest of the
+template is a pod, in sidecar.yaml and gateway.yaml.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Found", "Installation", "merged", "read_installation"]
 
-#: The values of Istio's chart that decide about its init container, as the chart has them.
+#: The values of Istio's chart that decide about what is injected, as the chart has them.
 CHART: dict[str, Any] = {
     "global": {
         "hub": "registry.istio.io/testing",
@@ -24,8 +24,32 @@ CHART: dict[str, Any] = {
         "logAsJson": False,
         "nativeNftables": False,
         "logging": {"level": "default:info"},
+        "istioNamespace": "istio-system",
+        "imagePullSecrets": [],
+        "caAddress": "",
+        "caName": "",
+        "meshID": "",
+        "mountMtlsCerts": False,
+        "multiCluster": {"clusterName": ""},
+        "network": "",
+        "pilotCertProvider": "istiod",
+        "sds": {"token": {"aud": "istio-ca"}},
+        "sts": {"servicePort": 0},
+        "trustBundleName": "",
+        "trustDomain": "",
         "proxy": {
             "image": "proxyv2",
+            "capNetBindService": "",
+            "clusterDomain": "cluster.local",
+            "componentLogLevel": "misc:error",
+            "logLevel": "warning",
+            "lifecycle": {},
+            "outlierLogPath": "",
+            "readinessFailureThreshold": 4,
+            "readinessInitialDelaySeconds": 0,
+            "readinessPeriodSeconds": 15,
+            "startupProbe": {"enabled": True, "failureThreshold": 600},
+            "tracer": "none",
             "excludeInboundPorts": "",
             "includeInboundPorts": "*",
             "includeIPRanges": "*",
@@ -43,13 +67,18 @@ CHART: dict[str, Any] = {
         },
         "proxy_init": {"image": "proxyv2", "forceApplyIptables": False},
     },
-    "pilot": {"cni": {"enabled": False, "provider": "default"}},
+    "pilot": {"cni": {"enabled": False, "provider": "default"}, "crlConfigMapName": "", "env": {}},
+    "gateways": {"securityContext": {}},
+    "sidecarInjectorWebhook": {"rewriteAppHTTPProbe": True},
+    "revision": "",
 }
 #: The mesh configuration without any.
 MESH: dict[str, Any] = {
     "proxyListenPort": 15001,
     "proxyInboundListenPort": 15006,
     "enablePrometheusMerge": True,
+    "trustDomain": "cluster.local",
+    "extensionProviders": [],
     "defaultConfig": {
         "interceptionMode": "REDIRECT",
         "statusPort": 15020,
@@ -105,6 +134,9 @@ class Installation(NamedTuple):
         if isinstance(defaults, dict):
             if not isinstance(tree, dict | None):
                 raise UsageProblems([f"{label}: is no mapping"])
+        elif isinstance(defaults, list):
+            if not isinstance(tree, list | None):
+                raise UsageProblems([f"{label}: is no list"])
         elif isinstance(tree, dict | list):
             raise UsageProblems([f"{label}: a mapping or a list can't be used"])
         place = self.places.get(label, f"default of {label}")
@@ -168,7 +200,7 @@ def read_installation(
     # With `helm get values --all` the chart's own defaults are here.
     chart = given.get("_internal_defaults_do_not_set")
     everything = merged(merged(CHART, chart if isinstance(chart, dict) else {}), given)
-    for key in ("global", "pilot"):
+    for key in ("global", "pilot", "gateways", "sidecarInjectorWebhook"):
         if not isinstance(everything[key], dict):
             raise UsageProblems([f"value {key}: is no mapping"])
     return Installation(everything, _checked(merged(MESH, own), "mesh"), places)
