@@ -10,6 +10,7 @@ import click
 
 from istio_iptables.api.comparing import diff
 from istio_iptables.api.rendering import render
+from istio_iptables.commands.documents import JSON_OPTION, print_json
 from istio_iptables.commands.inputs import (
     CAPTURE_SETTINGS,
     read_inputs,
@@ -107,10 +108,7 @@ def _print(found: Differences, *, missing_at_once: bool) -> None:
 
 
 def _print_json(found: Differences) -> None:
-    import json  # no other format needs it
-
     document = {
-        "version": 1,
         "same": not found,
         "families": [family.value for family in found.families],
         "differences": [
@@ -128,7 +126,7 @@ def _print_json(found: Differences) -> None:
             for each in found
         ],
     }
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    print_json(document)
 
 
 def _with_golden(plan: Plan, path: str, *, as_json: bool) -> ExitStatus:
@@ -142,10 +140,7 @@ def _with_golden(plan: Plan, path: str, *, as_json: bool) -> ExitStatus:
         for line in (compared if expected != printed else ())
     ]
     if as_json:
-        import json  # no other format needs it
-
-        document = {"version": 1, "same": not lines, "diff": "".join(lines)}
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        print_json({"same": not lines, "diff": "".join(lines)})
     elif lines:
         shown = "".join(lines).removesuffix("\n").split("\n")
         sys.stdout.writelines(f"{printable(line)}\n" for line in shown)
@@ -188,6 +183,6 @@ command = SettingsCommand(
             metavar="FILE",
             help="Compare the text of a dry run with this file, and show a unified diff.",
         ),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
+        JSON_OPTION,
     ),
 )
