@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from istio_iptables.api.comparing import diff
 from istio_iptables.api.rendering import render
+from istio_iptables.commands.documents import JSON_OPTION, print_json
 from istio_iptables.commands.inputs import (
     CAPTURE_SETTINGS,
     read_inputs,
@@ -18,13 +20,15 @@ from istio_iptables.commands.inputs import (
 )
 from istio_iptables.commands.load import Purpose, tell
 from istio_iptables.commands.options import SettingsCommand, flags_given
-from istio_iptables.commands.pod import POD_OPTIONS, read_pod
+from istio_iptables.commands.pod import POD_OPTIONS, read_pod, read_ways
 from istio_iptables.differences.rulesets import ChangeKind
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.netfilter.model import Family
 from istio_iptables.text import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.comparing import Differences
 
@@ -44,6 +48,9 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     if golden is not None:
         plan = read_inputs(ctx, either_family=False, given=read_pod(options))
         return _with_golden(plan, golden, as_json=options["as_json"])
+    named = flags_given(ctx).get("network_namespace") or os.environ.get("NETWORK_NAMESPACE")
+    if options["cni"] and options["pod"] and against is None and not named:
+        return _with_cni(ctx, options)
     if against is None:
         require_namespace(ctx)
     plan = read_inputs(
@@ -57,11 +64,25 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     else:
         name = "stdin" if against == "-" else against
         found = diff(plan, read_rules(against, options["family"]), name=name)
+    return _report(found, as_json=options["as_json"], missing_at_once=against is None)
+
+
+def _with_cni(ctx: click.Context, options: Mapping[str, Any]) -> ExitStatus:
+    """The rules of a pod by its istio-init, and those by Istio's CNI plugin."""
+    by_init, by_cni = (
+        read_inputs(ctx, either_family=False, given=each, purpose=Purpose((), follow=False))
+        for each in read_ways(options, cni=(False, True))
+    )
+    found = diff(by_init, by_cni.rulesets, name="what istio-cni makes of the pod")
+    return _report(found, as_json=options["as_json"], missing_at_once=False)
+
+
+def _report(found: Differences, *, as_json: bool, missing_at_once: bool) -> ExitStatus:
     tell("warning", found.warnings)
-    if options["as_json"]:
+    if as_json:
         _print_json(found)
     else:
-        _print(found, missing_at_once=against is None)
+        _print(found, missing_at_once=missing_at_once)
     return ExitStatus.FAILED if found else ExitStatus.DONE
 
 
@@ -87,10 +108,7 @@ def _print(found: Differences, *, missing_at_once: bool) -> None:
 
 
 def _print_json(found: Differences) -> None:
-    import json  # no other format needs it
-
     document = {
-        "version": 1,
         "same": not found,
         "families": [family.value for family in found.families],
         "differences": [
@@ -108,7 +126,7 @@ def _print_json(found: Differences) -> None:
             for each in found
         ],
     }
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    print_json(document)
 
 
 def _with_golden(plan: Plan, path: str, *, as_json: bool) -> ExitStatus:
@@ -122,10 +140,7 @@ def _with_golden(plan: Plan, path: str, *, as_json: bool) -> ExitStatus:
         for line in (compared if expected != printed else ())
     ]
     if as_json:
-        import json  # no other format needs it
-
-        document = {"version": 1, "same": not lines, "diff": "".join(lines)}
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        print_json({"same": not lines, "diff": "".join(lines)})
     elif lines:
         shown = "".join(lines).removesuffix("\n").split("\n")
         sys.stdout.writelines(f"{printable(line)}\n" for line in shown)
@@ -168,6 +183,6 @@ command = SettingsCommand(
             metavar="FILE",
             help="Compare the text of a dry run with this file, and show a unified diff.",
         ),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
+        JSON_OPTION,
     ),
 )

@@ -12,6 +12,7 @@ import click
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.load import tell
 from istio_iptables.commands.options import SettingsCommand, flags_given, split_extra
+from istio_iptables.commands.pod import POD_OPTIONS, read_pod
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.istio.plan import build
@@ -23,9 +24,11 @@ from istio_iptables.settings.sources import gather
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from istio_iptables.commands.load import Given
     from istio_iptables.lab.runner import LabOutcome, Up
     from istio_iptables.lab.scenarios import Scenario
     from istio_iptables.settings.config import Config
+    from istio_iptables.settings.sources import Value
 
 __all__ = ["command", "lab_config"]
 
@@ -52,15 +55,23 @@ class _Pod(Host):
         return NAMESERVERS
 
 
-def lab_config(flags: Mapping[str, str], environ: Mapping[str, str]) -> tuple[Config, list[str]]:
-    """The Config of the lab's pod, and warnings; what is not given is as DEFAULTS has it."""
+def lab_config(
+    flags: Mapping[str, str],
+    environ: Mapping[str, str],
+    beneath: Mapping[str, Value] | None = None,
+) -> tuple[Config, list[str]]:
+    """The Config of the lab's pod, and warnings.
+
+    What is not given is as DEFAULTS has it; where a manifest gives the values *beneath*, as it is for
+    any pod.
+    """
     from istio_iptables.lab.scenarios import DEFAULTS
 
     own = {each.name for each in _SETTINGS}
-    defaults = dict(DEFAULTS)
+    defaults = {} if beneath is not None else dict(DEFAULTS)
     if "ip_family" in flags:
-        del defaults["dual_stack"]
-    values, warnings = gather(flags, environ, _SETTINGS)
+        defaults.pop("dual_stack", None)
+    values, warnings = gather(flags, environ, _SETTINGS, beneath=beneath)
     others, _ = gather({}, {}, [each for each in SETTINGS if each.name not in own])
     values = {
         name: value if value.given or name not in defaults else value._replace(text=defaults[name])
@@ -82,7 +93,8 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         if options[alias] is not None:
             flags[name] = options[alias]
     problems = split_extra(ctx)
-    config, warnings = _configure(flags, problems)
+    given = read_pod(options)
+    config, warnings = _configure(flags, problems, given)
     plan = build(config)
     scenario = scenarios.make(options["scenario"], config, options["envoy_uid"])
     _check_paths(scenario, options["path"])
@@ -124,9 +136,15 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     return ExitStatus.DONE if outcome.as_predicted else ExitStatus.FAILED
 
 
-def _configure(flags: Mapping[str, str], problems: list[str]) -> tuple[Config, list[str]]:
+def _configure(
+    flags: Mapping[str, str], problems: list[str], given: Given | None
+) -> tuple[Config, list[str]]:
     try:
-        config, warnings = lab_config(flags, os.environ)
+        if given is None:
+            config, warnings = lab_config(flags, os.environ)
+        else:
+            config, warnings = lab_config(flags, given.environ, given.values)
+            warnings = [*given.warnings, *warnings]
     except UsageProblems as error:
         raise UsageProblems([*problems, *error.lines]) from None
     if problems:
@@ -161,10 +179,11 @@ command = SettingsCommand(
     " flags and a real Envoy; send traffic, and show hop by hop what happens to it beside what the"
     " rules predict. Needs root and the extra istio-iptables[lab]; nothing outside is touched and"
     " nothing is left. Flags that are not given are those of the documented pod, with DNS capture,"
-    " IPv6, and one excluded port, network and interface.",
+    " IPv6, and one excluded port, network and interface; with --pod, those of any pod.",
     epilog="Exit status: 0 every path went as predicted; 1 one did not, or the lab can't be built;"
     " 2 the command line is wrong.",
     more=(
+        *POD_OPTIONS,
         click.Option(
             ["--scenario"],
             type=click.Choice(["sidecar", "ingress", "egress", "plain-client"]),

@@ -220,7 +220,8 @@ def _not_natively(fields: Mapping[str, object], values: Mapping[str, Value]) -> 
         ("exclude_interfaces", "istio_exclude_interfaces"),
         ("virtual_interfaces", "kube_virt_interfaces"),
     ):
-        for each in cast("tuple[str, ...]", fields[field]):
+        # None where an item was wrong already.
+        for each in cast("tuple[str, ...] | None", fields[field]) or ():
             # nft counts the backslash that keeps a * at the end from being a wildcard.
             if (
                 each.endswith("*")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.program import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WITHOUT_PASS_THROUGH = ["--without", "nat ISTIO_OUTPUT 3"]
 
@@ -55,6 +59,28 @@ def test_json() -> None:
     assert {"node": "pod", "listener": "outbound", "predicted": 1, "counted": 1} in path[
         "listeners"
     ]
+
+
+@pytest.mark.kernel
+def test_a_pod_of_a_manifest(tmp_path: Path) -> None:
+    """Its settings, with a flag over them, and none of the lab's own."""
+    manifest = tmp_path / "pod.yaml"
+    manifest.write_text(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n  annotations:\n"
+        "    traffic.sidecar.istio.io/excludeOutboundPorts: '9000'\n"
+        "spec: {containers: [{name: app}]}\n",
+        encoding="utf-8",
+    )
+    words = ("lab", "--pod", str(manifest), "-p", "16001", "--path", "app-server", "--json")
+    done = program(*words)
+    assert done.returncode == 0, done.stderr
+    legs = json.loads(done.stdout)["paths"][0]["legs"]
+    # One connection, and no listener of Envoy's in between.
+    assert [leg["to_port"] for leg in legs] == [None]
+    done = program(*words, "--cni", "-o", "", "--mode", "TPROXY")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["mode"], report["paths"][0]["legs"][0]["to_port"]) == ("TPROXY", 16001)
 
 
 @pytest.mark.kernel
