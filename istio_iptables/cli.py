@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from istio_iptables import interrupts
 from istio_iptables.commands.apply import CLEAN_SETTINGS, clean_ready, ready
@@ -16,6 +15,7 @@ from istio_iptables.commands.load import PROGRAM, tell
 from istio_iptables.errors import ExitStatus, IstioIptablesError, UsageProblems
 from istio_iptables.interrupts import TRACEBACK, Interrupted
 from istio_iptables.streams import OutputFailed, standard_streams
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Capture, Plan, Purpose, plan
 from istio_iptables.api.rendering import effective_text
 from istio_iptables.errors import UsageProblems
 from istio_iptables.text import paint, printable
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping

@@ -8,7 +8,8 @@ made from this table (docs/contract.md, section 1). The text of a value becomes 
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+
+from istio_iptables.typed import NamedTuple
 
 __all__ = ["GROUPS", "SETTINGS", "Group", "Setting", "ValueKind", "setting"]
 
