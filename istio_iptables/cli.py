@@ -50,8 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(status or ExitStatus.DONE)
 
 
+#: Set by a shell that asks click what a word on the line may be completed to.
+_COMPLETION = "_ISTIO_IPTABLES_COMPLETE"
+
+
 def _run(given: list[str]) -> int | None:
     """Do what the arguments say; returns the exit status, None for 0."""
+    if os.environ.get(_COMPLETION):
+        # The process has no arguments then, which would mean: install.
+        from istio_iptables.commands.root import run
+
+        return run(given)
     if given[:1] == ["clean"]:
         flags, prepare = read_flags(given[1:], CLEAN_SETTINGS), clean_ready
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import cache
 
@@ -9,8 +10,12 @@ from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import re
+    from typing import TextIO
 
-__all__ = ["clip", "excerpt", "pattern", "printable", "write_exactly"]
+__all__ = ["clip", "excerpt", "paint", "pattern", "printable", "write_exactly"]
+
+#: What paint knows, as ECMA-48 (SGR) numbers it.
+_STYLES = {"red": 31, "green": 32, "yellow": 33, "bold": 1}
 
 #: How much of somebody's text a message quotes.
 _MOST_LETTERS = 120
@@ -25,6 +30,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def paint(text: str, style: str, stream: TextIO) -> str:
+    """*text* in a style (red, green, yellow, bold), if *stream* is a terminal that shows styles.
+
+    NO_COLOR (https://no-color.org) and a dumb terminal are respected.
+    """
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
 
 
 def _escaped(letter: str) -> str:
