@@ -1,4 +1,4 @@
-"""The application of the pods in tests: port 80 answers with who asked, and through which proxies."""
+"""The application of the pods in tests: port 8080 answers with who asked, and through which proxies."""
 
 import json
 import socket
@@ -24,6 +24,6 @@ class _Server(ThreadingTCPServer):
     address_family = socket.AF_INET6
 
 
-with _Server(("::", 80), _Handler) as _server:
+with _Server(("::", 8080), _Handler) as _server:
     print("listening", flush=True)
     _server.serve_forever()

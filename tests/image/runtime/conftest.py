@@ -10,7 +10,7 @@ import pytest
 from istio_iptables.errors import KernelRefused
 from istio_iptables.lab import envoy
 from tests.image.runtime.node import load_images, why_not
-from tests.image.runtime.standins import write_images
+from tests.image.runtime.standins import ALSO, write_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ def node_store(
     store: Store = request.getfixturevalue("store")
     ours: str = request.getfixturevalue("image")
     folder = tmp_path_factory.mktemp("node")
-    load_images(folder / "containerd", write_images(store, ours, folder))
+    load_images(folder / "containerd", write_images(store, ours, folder), ALSO)
     yield folder / "containerd"
     # Layers hold files that only root may remove, and pytest keeps folders of three runs.
     subprocess.run(["rm", "-rf", str(folder)], check=True)

@@ -6,12 +6,14 @@ nobody asks for, and whatever comes from a cluster: tokens and config maps are e
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
 import time
 import uuid
 from functools import cached_property
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -127,6 +129,12 @@ class Pod:
         """The first of the pod's addresses."""
         return self.addresses[0]
 
+    @property
+    def application(self) -> str:
+        """The first of the pod's containers that is not a proxy's."""
+        names: list[str] = [each["name"] for each in self._spec["containers"]]
+        return next(name for name in names if "proxy" not in name)
+
     def new_sandbox(self) -> None:
         """Let the pod's sandbox go, with all that runs in it, and make another."""
         self.remove()
@@ -168,19 +176,20 @@ class Pod:
             self._wait_for_probe(each, "readinessProbe")
 
     def _wait_for_probe(self, container: _Json, kind: str) -> None:
-        """Ask as the probe says until it succeeds, or the container ends."""
-        if kind not in container:
-            return
-        probe = container[kind]["httpGet"]
+        """Ask as the probe says until it succeeds; a container without one is ready."""
+        if kind in container:
+            probe = container[kind]["httpGet"]
+            self.wait_for_answer(container["name"], probe["port"], probe["path"])
+
+    def wait_for_answer(self, name: str, port: int, path: str) -> None:
+        """Return when a container answers on a port of the pod."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
-            try:
-                if get(self.address, probe["port"], probe["path"]).status < 400:
+            with contextlib.suppress(OSError):  # not there yet
+                if get(self.address, port, path).status == HTTPStatus.OK:
                     return
-            except OSError:
-                pass  # not there yet
-            if self._status(container["name"]).state == _EXITED or time.monotonic() > deadline:
-                message = f"{container['name']} is not ready:\n{self.log(container['name'])}"
+            if self._status(name).state == _EXITED or time.monotonic() > deadline:
+                message = f"{name} is not ready:\n{self.log(name)}"
                 raise RuntimeError(message)
             time.sleep(_POLL_SECONDS)
 

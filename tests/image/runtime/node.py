@@ -22,7 +22,7 @@ from tests.image.runtime.kubelet import Kubelet
 from tests.namespaces import set_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["ADDRESSES", "PAUSE", "load_images", "on_node", "why_not"]
 
@@ -116,13 +116,15 @@ def on_node(
         raise AssertionError("\n".join(error.lines)) from None
 
 
-def load_images(store: Path, archives: Iterable[Path]) -> None:
-    """Have containerd read *archives*, for all later nodes of *store*."""
+def load_images(store: Path, archives: Iterable[Path], also: Mapping[str, str]) -> None:
+    """Have containerd read *archives*, and give images more names, for all later nodes of *store*."""
 
     def load(_kubelet: Kubelet) -> None:
-        for each in archives:
-            words = ["ctr", "--address", _SOCKET, "--namespace", "k8s.io", "images", "import"]
-            subprocess.run([*words, str(each)], check=True, stdout=subprocess.DEVNULL)
+        images = ["ctr", "--address", _SOCKET, "--namespace", "k8s.io", "images"]
+        commands = [[*images, "import", str(each)] for each in archives]
+        commands += [[*images, "tag", old, new] for new, old in also.items()]
+        for each in commands:
+            subprocess.run(each, check=True, stdout=subprocess.DEVNULL)
 
     on_node(store, load)
 

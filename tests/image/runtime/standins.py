@@ -20,15 +20,21 @@ from tests.image.runtime.node import PAUSE
 if TYPE_CHECKING:
     from tests.image.images import Store
 
-__all__ = ["INIT_IMAGE", "write_images"]
+__all__ = ["ALSO", "INIT_IMAGE", "write_images"]
 
-#: Ours, as a registry would have it.
-INIT_IMAGE = "registry.example/istio-iptables:test"
+#: Ours, as the README names it.
+INIT_IMAGE = "registry.example/istio-iptables:0.1.0"
+
+#: Other names of images.
+ALSO = {
+    "registry.example/application:1.0.0": "docker.io/library/nginx:latest",
+    "registry.example/envoy:1.40.0": "registry.istio.io/testing/proxyv2:latest",
+}
 
 _PAUSE = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n"
 
 _AGENT = """#!/bin/sh
-exec envoy -c "/bootstrap/$ISTIO_META_INTERCEPTION_MODE.json" --concurrency 1 \\
+exec envoy -c "/bootstrap/${ISTIO_META_INTERCEPTION_MODE:-REDIRECT}.json" --concurrency 1 \\
     --disable-hot-restart --log-level warning --log-format '%l %n %v'
 """
 
@@ -44,7 +50,10 @@ def write_images(store: Store, ours: str, folder: Path) -> list[Path]:
     agent = folder / "pilot-agent"
     agent.write_text(_AGENT, encoding="utf-8")
     agent.chmod(0o755)
-    files = [(agent, "/usr/local/bin/pilot-agent"), (Path(envoy.find()), "/usr/local/bin/envoy")]
+    files = [
+        (agent, "/usr/local/bin/pilot-agent"),
+        (Path(envoy.find()), "/usr/local/bin/envoy"),
+    ]
     for mode in ("REDIRECT", "TPROXY"):
         path = folder / f"{mode}.json"
         path.write_text(json.dumps(_bootstrap(mode)), encoding="utf-8")
@@ -76,5 +85,5 @@ def _bootstrap(mode: str) -> dict[str, object]:
     config, _ = lab_config({"istio_inbound_interception_mode": mode}, {})
     pod = scenarios.make("ingress", config).nodes[0]
     assert pod.proxy is not None
-    # The volume istio-envoy is the one place where the agent may write.
-    return bootstrap(pod.proxy, "/etc/istio/proxy/admin.sock")
+    # Its administration has a name in the pod's network namespace, and no file: nothing is written.
+    return bootstrap(pod.proxy, "@admin")

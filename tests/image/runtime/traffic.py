@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_iptables.kernel.programs import run as run_tool
 from istio_iptables.lab.nodes import Server
@@ -18,8 +18,9 @@ from tests.image.runtime.node import ADDRESSES
 if TYPE_CHECKING:
     from tests.image.runtime.kubelet import Pod
 
-__all__ = ["Traffic", "rules", "serve_outside", "traffic"]
+__all__ = ["APP_PORT", "Traffic", "ask_outside", "rules", "serve_outside", "traffic"]
 
+APP_PORT = 8080
 _PORT = 9000
 _STATISTICS_PORT = 15090
 _TAKEN = 'envoy_listener_downstream_cx_total{envoy_listener_address="'
@@ -41,6 +42,11 @@ class Traffic(NamedTuple):
     rules: Counter[str]
     listeners: Counter[str]
 
+    @property
+    def captured(self) -> bool:
+        """Whether Envoy took both connections, each once."""
+        return (self.listeners["inbound"], self.listeners["outbound"]) == (1, 1)
+
 
 def serve_outside() -> None:
     """Have a server on the node that pods may ask; it ends with the node."""
@@ -49,15 +55,13 @@ def serve_outside() -> None:
     start("outside", network, ROOT, lambda ready: serve(servers, ready)).wait_ready()
 
 
-def traffic(pod: Pod, backend: str, number: int = 0) -> Traffic:
+def traffic(pod: Pod, backend: str = "legacy", number: int = 0) -> Traffic:
     """Connect to the application and from it, by the pod's address of this number."""
-    pod.wait_for_word("testpod", "listening")
-    address, outside = pod.addresses[number], ADDRESSES[number]
+    pod.wait_for_word(pod.application, "listening")
+    address = pod.addresses[number]
     before = _counts(pod, address, backend)
-    inbound = json.loads(get(address, 80).text)
-    host = f"[{outside}]" if ":" in outside else outside
-    url = f"http://{host}:{_PORT}/"
-    outbound = json.loads(pod.execute("testpod", "python3", "-c", _CLIENT, url))
+    inbound = json.loads(get(address, APP_PORT).text)
+    outbound = ask_outside(pod, number)
     after = _counts(pod, address, backend)
     return Traffic(
         (inbound["peer"], inbound["hops"]),
@@ -67,7 +71,16 @@ def traffic(pod: Pod, backend: str, number: int = 0) -> Traffic:
     )
 
 
-def rules(pod: Pod, backend: str, family: str = "") -> list[str]:
+def ask_outside(pod: Pod, number: int = 0) -> dict[str, Any]:
+    """What the server outside answers to the application, asked by an address of this number."""
+    outside = ADDRESSES[number]
+    host = f"[{outside}]" if ":" in outside else outside
+    answer = pod.execute(pod.application, "python3", "-c", _CLIENT, f"http://{host}:{_PORT}/")
+    told: dict[str, Any] = json.loads(answer)
+    return told
+
+
+def rules(pod: Pod, backend: str = "legacy", family: str = "") -> list[str]:
     """The pod's rules now, with their counters in front; *family* is "6" for IPv6."""
     network = os.open(pod.network, os.O_RDONLY)
     with on_network(network):
