@@ -237,6 +237,9 @@ def _own_addresses(packet: Packet) -> tuple[str, ...]:
 
 
 def _subject(plan: Plan, rules: Source | None, family: Family | None, name: str) -> _Subject:
+    if plan.config.native_nftables:
+        message = "native nftables rules are not followed: explain is about rules of iptables"
+        raise CannotTell(message)
     if rules is None:
         return _Subject(plan.rulesets, plan.routes, "the plan")
     found = rules_of(rules, family, name)

@@ -148,7 +148,7 @@ command = SettingsCommand(
     name="diff",
     callback=_run,
     help="Compare the rules that the capture flags ask for with those of a namespace (this one, or"
-    " --network-namespace), of iptables-save's text (--against), or with a golden file.",
+    " --network-namespace), of iptables-save's or nft's text (--against), or with a golden file.",
     epilog="Exit status: 0 the same; 1 there are differences; 2 it can't be told, or the command"
     " line is wrong.",
     more=(
@@ -156,7 +156,8 @@ command = SettingsCommand(
         click.Option(
             ["--against"],
             metavar="FILE",
-            help="Compare with this file of iptables-save's text; - is stdin.",
+            help="Compare with this file of iptables-save's text, or of what nft list ruleset prints"
+            " (--native-nftables); - is stdin.",
         ),
         click.Option(
             ["--family"],
