@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from istio_iptables.api.explanation import Answer, Explanation
 from istio_iptables.api.packets import complete_packet
-from istio_iptables.api.rules import Live, rules_of
-from istio_iptables.api.unseen import chains_on_way, unseen_chains
-from istio_iptables.errors import CannotTell, KernelRefused, UsageProblems
+from istio_iptables.api.subjects import subject_of
+from istio_iptables.api.unseen import chains_on_way
+from istio_iptables.errors import UsageProblems
 from istio_iptables.istio.checks import escape, findings, left_out_live, with_proxies_of
 from istio_iptables.istio.escapes import APPLICATIONS
 from istio_iptables.netfilter.model import Family, Ruleset
-from istio_iptables.netfilter.packet import Packet, Surroundings
+from istio_iptables.netfilter.packet import Packet
 from istio_iptables.trace.hooks import End, trace
 
 if TYPE_CHECKING:
@@ -22,41 +22,15 @@ if TYPE_CHECKING:
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.packets import PacketQuery
     from istio_iptables.api.rules import Source
-    from istio_iptables.api.unseen import Unseen
+    from istio_iptables.api.subjects import Subject
     from istio_iptables.istio.checks import Finding
-    from istio_iptables.kernel.routing import Routing
-    from istio_iptables.netfilter.plan import PolicyRoute
     from istio_iptables.trace.hooks import Trace
 
 __all__ = ["explain"]
 
 
-class _Subject(NamedTuple):
-    """The rules that are explained, and what is around them."""
-
-    rulesets: tuple[Ruleset, ...]
-    routes: tuple[PolicyRoute, ...]
-    #: Where the rules are from, for people.
-    source: str
-    #: The addresses of each interface; None if they aren't known.
-    addresses: dict[str, tuple[str, ...]] | None = None
-    #: Chains that the kernel asks as well, and whose rules aren't known.
-    unseen_chains: tuple[Unseen, ...] = ()
-    #: The addresses that tell which families are in use; none where they aren't known.
-    own: tuple[str, ...] = ()
-    #: The kernel's routing; None where the rules are not live.
-    routing: Routing | None = None
-    namespace: str = ""
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def world(self) -> Surroundings:
-        """What is known of the machine."""
-        return Surroundings(self.addresses, self.routes, routing=self.routing)
-
-
 def explain(  # noqa: PLR0913 - a packet has so many fields
-    plan: Plan,
+    plan: Plan | None,
     rules: Source | None = None,
     *,
     dst: str | None = None,
@@ -76,7 +50,8 @@ def explain(  # noqa: PLR0913 - a packet has so many fields
     """What becomes of one packet: ``.captured``, ``.to_port``, ``.verdict``, ``.path``.
 
     It goes through the rules of *plan*, or through other *rules*: the text of iptables-save,
-    rulesets, or those in the kernel (``LIVE``). By default it is TCP, leaves the pod, and is sent by
+    rulesets, or those in the kernel (``LIVE``); a *plan* of None stands for the settings that these
+    were made by. By default it is TCP, leaves the pod, and is sent by
     user 1000; *incoming* is one that arrives. *src* and *dst* are addresses with or without a
     port (``10.0.0.1:80``, ``[fd00::1]:80``); what is not said is assumed, and listed. With *near*
     the rules that nearly matched are kept. *name* is what messages call a text.
@@ -84,7 +59,7 @@ def explain(  # noqa: PLR0913 - a packet has so many fields
     Raises UsageProblems for a packet that can't be, CannotTell for rules that can't be read.
     """
     wanted = Family(family) if family else None
-    subject = _subject(plan, rules, wanted, name)
+    subject = subject_of(plan, rules, family=wanted, name=name)
     fields = {
         "proto": proto,
         "src": src,
@@ -98,12 +73,11 @@ def explain(  # noqa: PLR0913 - a packet has so many fields
     }
     texts = {key: None if value is None else str(value) for key, value in fields.items()}
     with subject.routing or nullcontext():
-        return _follow(plan, subject, texts, wanted, incoming=incoming, near=near)
+        return _follow(subject, texts, wanted, incoming=incoming, near=near)
 
 
-def _follow(  # noqa: PLR0913 - what was asked, part by part
-    plan: Plan,
-    subject: _Subject,
+def _follow(
+    subject: Subject,
     texts: dict[str, str | None],
     family: Family | None,
     *,
@@ -128,16 +102,16 @@ def _follow(  # noqa: PLR0913 - what was asked, part by part
     if subject.addresses is not None:
         warnings += left_out_live(subject.rulesets, subject.own)
     warnings += _native_chains(found, subject)
-    faults = _faults(plan, subject, packet)
-    own = escape(ruleset, packet, world, plan.config)
+    faults = _faults(subject, packet)
+    own = escape(ruleset, packet, world, subject.plan.config)
     if own is not None and own[:3] not in {each[:3] for each in faults}:
         faults += (own,)
     return Explanation(
         Answer(
             about,
             found,
-            plan.config,
-            plan.state,
+            subject.plan.config,
+            subject.plan.state,
             ruleset,
             tuple(each for each in subject.rulesets if each.family is not packet.family),
             faults,
@@ -148,18 +122,18 @@ def _follow(  # noqa: PLR0913 - what was asked, part by part
     )
 
 
-def _faults(plan: Plan, subject: _Subject, packet: Packet) -> tuple[Finding, ...]:
+def _faults(subject: Subject, packet: Packet) -> tuple[Finding, ...]:
     """What the rules do to Envoy's traffic and to applications."""
     applications = list(APPLICATIONS)
     if packet.uid is not None and packet.gid is not None:
         applications.append((packet.uid, packet.gid))
-    proxy = plan.config
-    if not any(plan.values[name].given for name in ("proxy_uid", "proxy_gid")):
+    proxy = subject.plan.config
+    if not any(subject.plan.values[name].given for name in ("proxy_uid", "proxy_gid")):
         proxy = with_proxies_of(proxy, subject.rulesets)
     return findings(subject.rulesets, subject.routes, proxy, applications)
 
 
-def _native_chains(found: Trace, subject: _Subject) -> list[str]:
+def _native_chains(found: Trace, subject: Subject) -> list[str]:
     native = {
         each.line
         for outcome in found.outcomes
@@ -170,7 +144,7 @@ def _native_chains(found: Trace, subject: _Subject) -> list[str]:
     return [f"the kernel asks chains as well that are not followed: {chains}"] if native else []
 
 
-def _contradictions(about: PacketQuery, subject: _Subject) -> Iterator[str]:
+def _contradictions(about: PacketQuery, subject: Subject) -> Iterator[str]:
     """What about the packet can't be so in this namespace; live rules only."""
     if subject.routing is None:
         return
@@ -192,7 +166,7 @@ def _contradictions(about: PacketQuery, subject: _Subject) -> Iterator[str]:
         yield f"{packet.source}{assumed} is no address of this namespace, which can't send from it"
 
 
-def _lacks_interface_or_route(packet: Packet, subject: _Subject) -> bool:
+def _lacks_interface_or_route(packet: Packet, subject: Subject) -> bool:
     """Whether the namespace lacks the interface or the route for the packet; only a note says so."""
     if packet.in_interface:
         return subject.routing is None or packet.in_interface not in subject.routing.interfaces
@@ -200,7 +174,7 @@ def _lacks_interface_or_route(packet: Packet, subject: _Subject) -> bool:
     return route is None or route.missing
 
 
-def _remarks(found: Trace, subject: _Subject) -> tuple[str, ...]:
+def _remarks(found: Trace, subject: Subject) -> tuple[str, ...]:
     """What keeps a captured packet, or the answers to it, from arriving; live rules only."""
     if subject.addresses is None:
         return ()
@@ -234,50 +208,3 @@ def _own_addresses(packet: Packet) -> tuple[str, ...]:
     if packet.out_interface == "lo":
         ends.append(packet.destination)
     return tuple(each for each in ends if each is not None)
-
-
-def _subject(plan: Plan, rules: Source | None, family: Family | None, name: str) -> _Subject:
-    if plan.config.native_nftables:
-        message = "native nftables rules are not followed: explain is about rules of iptables"
-        raise CannotTell(message)
-    if rules is None:
-        return _Subject(plan.rulesets, plan.routes, "the plan")
-    found = rules_of(rules, family, name)
-    if isinstance(found, Live):
-        return _live(plan, *found.of(plan))
-    return _Subject(found, plan.routes, name)
-
-
-def _live(plan: Plan, namespace: str, backend: str) -> _Subject:
-    from istio_iptables.istio.ownership import OWNERSHIP
-    from istio_iptables.kernel import live as kernel
-    from istio_iptables.kernel import netlink, routes
-    from istio_iptables.kernel.namespace import entered
-    from istio_iptables.kernel.routing import Routing
-
-    try:
-        state = kernel.read(plan.state, OWNERSHIP, namespace=namespace, backend=backend)
-        with entered(namespace):
-            addresses = netlink.interface_addresses()
-            own = netlink.addresses()
-            there = routes.delivering_routes()
-            routing = Routing()
-    except KernelRefused as error:
-        raise CannotTell(*error.lines) from error
-    warnings = list(state.warnings)
-    if state.other_rulesets:
-        warnings.append("there are rules in the other backend too, which are not followed")
-    if state.unreadable:
-        tables = ", ".join(state.unreadable)
-        warnings.append(f"tables that can't be read are not followed: {tables}")
-    return _Subject(
-        state.rulesets,
-        there,
-        f"the live rules ({state.backend})",
-        addresses,
-        unseen_chains(state),
-        own,
-        routing,
-        namespace,
-        tuple(warnings),
-    )

@@ -1,0 +1,121 @@
+"""What is asked about: rules of a plan, a text or a namespace, their settings, and what is around them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.api.capture import Capture, plan
+from istio_iptables.api.rules import Live, rules_of
+from istio_iptables.api.unseen import unseen_chains
+from istio_iptables.errors import CannotTell, KernelRefused
+from istio_iptables.netfilter.packet import Surroundings
+from istio_iptables.netfilter.plan import DesiredState
+
+if TYPE_CHECKING:
+    from istio_iptables.api.capture import Plan
+    from istio_iptables.api.rules import Source
+    from istio_iptables.api.unseen import Unseen
+    from istio_iptables.kernel.live import LiveState
+    from istio_iptables.kernel.routing import Routing
+    from istio_iptables.netfilter.model import Family, Ruleset
+    from istio_iptables.netfilter.plan import PolicyRoute
+
+__all__ = ["Subject", "subject_of"]
+
+
+class Subject(NamedTuple):
+    """The rules that are asked about, and what is around them."""
+
+    rulesets: tuple[Ruleset, ...]
+    #: What they are held against: the plan that was given, or the one that they were made by.
+    plan: Plan
+    routes: tuple[PolicyRoute, ...]
+    #: Where the rules are from, for people.
+    source: str
+    #: The addresses of each interface; None if they aren't known.
+    addresses: dict[str, tuple[str, ...]] | None = None
+    #: Chains that the kernel asks as well, and whose rules aren't known.
+    unseen_chains: tuple[Unseen, ...] = ()
+    #: The addresses that tell which families are in use; none where they aren't known.
+    own: tuple[str, ...] = ()
+    #: The kernel's routing; None where the rules are not live.
+    routing: Routing | None = None
+    namespace: str = ""
+    warnings: tuple[str, ...] = ()
+    #: What was read of a namespace; None where the rules are not live.
+    state: LiveState | None = None
+
+    @property
+    def world(self) -> Surroundings:
+        """What is known of the machine."""
+        return Surroundings(self.addresses, self.routes, routing=self.routing)
+
+
+def subject_of(
+    wanted: Plan | None,
+    rules: Source | None = None,
+    *,
+    family: Family | None = None,
+    name: str = "the text",
+) -> Subject:
+    """The rules of *wanted*, or other *rules*: a text's, rulesets, or those in the kernel (``LIVE``).
+
+    Without *wanted* the settings are those that the rules were made by. *family* and *name* are as
+    in ``rules_of``. Raises CannotTell for rules that can't be read.
+    """
+    if wanted is not None and wanted.config.native_nftables:
+        message = "native nftables rules are not followed: explain is about rules of iptables"
+        raise CannotTell(message)
+    if rules is None:
+        own = _recovered() if wanted is None else wanted
+        return Subject(own.rulesets, own, own.routes, "the plan")
+    found = rules_of(rules, family, name)
+    if isinstance(found, Live):
+        return _live(wanted, found)
+    own = _recovered() if wanted is None else wanted
+    return Subject(found, own, own.routes, name)
+
+
+def _recovered() -> Plan:
+    return plan(Capture(ip_family="dual"))
+
+
+def _live(wanted: Plan | None, live: Live) -> Subject:
+    from istio_iptables.istio.ownership import OWNERSHIP
+    from istio_iptables.kernel import live as kernel
+    from istio_iptables.kernel import netlink, routes
+    from istio_iptables.kernel.namespace import entered
+    from istio_iptables.kernel.routing import Routing
+
+    namespace, backend = live.namespace or "", live.backend or ""
+    if wanted is not None:
+        namespace, backend = live.of(wanted)
+    asked = DesiredState(()) if wanted is None else wanted.state
+    try:
+        state = kernel.read(asked, OWNERSHIP, namespace=namespace, backend=backend)
+        with entered(namespace):
+            addresses = netlink.interface_addresses()
+            own = netlink.addresses()
+            there = routes.delivering_routes()
+            routing = Routing()
+    except KernelRefused as error:
+        raise CannotTell(*error.lines) from error
+    warnings = list(state.warnings)
+    if state.other_rulesets:
+        warnings.append("there are rules in the other backend too, which are not followed")
+    if state.unreadable:
+        tables = ", ".join(state.unreadable)
+        warnings.append(f"tables that can't be read are not followed: {tables}")
+    return Subject(
+        state.rulesets,
+        _recovered() if wanted is None else wanted,
+        there,
+        f"the live rules ({state.backend})",
+        addresses,
+        unseen_chains(state),
+        own,
+        routing,
+        namespace,
+        tuple(warnings),
+        state,
+    )
