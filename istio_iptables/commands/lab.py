@@ -11,7 +11,7 @@ import click
 
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.load import tell
-from istio_iptables.commands.options import SettingsCommand, flags_given, split_extra
+from istio_iptables.commands.options import Example, SettingsCommand, flags_given, split_extra
 from istio_iptables.commands.pod import POD_OPTIONS, read_pod
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.istio.ownership import OWNERSHIP
@@ -180,6 +180,20 @@ command = SettingsCommand(
     " rules predict. Needs root and the extra istio-iptables[lab]; nothing outside is touched and"
     " nothing is left. Flags that are not given are those of the documented pod, with DNS capture,"
     " IPv6, and one excluded port, network and interface; with --pod, those of any pod.",
+    examples=(
+        Example(
+            "all paths of the documented pod",
+            "istio-iptables lab",
+        ),
+        Example(
+            "one path, under TPROXY",
+            "istio-iptables lab --mode TPROXY --path client-app",
+        ),
+        Example(
+            "what is a rule there for?",
+            "istio-iptables lab --without 'nat ISTIO_OUTPUT 3'",
+        ),
+    ),
     epilog="Exit status: 0 every path went as predicted; 1 one did not, or the lab can't be built;"
     " 2 the command line is wrong.",
     more=(

@@ -7,10 +7,9 @@ which takes longer than all the rest of a dry run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_iptables.settings.converters import MAX_ID
 from istio_iptables.settings.types import ALL, IPV4, IPV6, Mode
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping

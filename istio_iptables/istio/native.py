@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from itertools import chain, groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.istio.plan import Common, template
 from istio_iptables.istio.rules import NATIVE_TABLE, common_values, rules
@@ -23,6 +22,7 @@ from istio_iptables.netfilter.native import (
     NativeTable,
 )
 from istio_iptables.netfilter.nftspelling import action, conditions
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -11,10 +11,9 @@ condition: iptables-save does not print it, and it is left out. The reasons are 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_iptables.netfilter.model import Family
 from istio_iptables.settings.types import ALL, IPV4, IPV6, Mode
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
