@@ -94,10 +94,18 @@ class Description:
     @property
     def command(self) -> str:
         """The command line for a shell, its variables in front."""
+        return self._line("istio-iptables")
+
+    @property
+    def settings(self) -> str:
+        """The command line without the program's name."""
+        return self._line()
+
+    def _line(self, *program: str) -> str:
         from shlex import quote  # few commands need it
 
         variables = (f"{name}={quote(text)}" for name, text in self.environment.items())
-        return " ".join([*variables, "istio-iptables", *map(quote, self.arguments)])
+        return " ".join([*variables, *program, *map(quote, self.arguments)])
 
     @property
     def verdict(self) -> str:

@@ -93,8 +93,8 @@ def recover(rulesets: Sequence[Ruleset], routes: Iterable[PolicyRoute] = ()) -> 
         tuple(_words(best.named)),
         {
             each.environment[0]: best.named[each.name]
-            for each in map(setting, best.named)
-            if not each.on_command_line
+            for each in SETTINGS
+            if each.name in best.named and not each.on_command_line
         },
         best.servers if "resolv_conf" in best.named else (),
         bool(readings),
@@ -150,7 +150,8 @@ def _search(readings: Readings, rulesets: Sequence[Ruleset]) -> _Trial:
     while better:
         better = False
         for name, texts in readings.items():
-            for text in texts:
+            default = () if name == SERVERS else (setting(name).default,)
+            for text in dict.fromkeys((*texts, *default)):
                 if not best.cost or tries == _MOST_TRIES:
                     return best
                 if text == best.texts[name]:

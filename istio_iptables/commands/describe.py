@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -20,14 +21,18 @@ __all__ = ["command"]
 
 @click.pass_context
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
-    asked = read_asked(ctx, options)
-    if asked.rules is not None and settings_given(ctx, options, environ=False):
-        given = "--rules" if options["rules"] is not None else "--live"
-        if flags_given(ctx).get("network_namespace"):
-            given = "--network-namespace"
+    there = {
+        "--rules": options["rules"] is not None,
+        "--live": options["live"],
+        "--network-namespace": flags_given(ctx).get("network_namespace"),
+        "NETWORK_NAMESPACE": os.environ.get("NETWORK_NAMESPACE"),
+    }
+    if any(there.values()) and settings_given(ctx, options, environ=False):
+        name = next(name for name, given in there.items() if given)
         raise UsageProblems(
-            [f"{given}: describes the rules that are there, and flags those of a plan: give one"]
+            [f"{name}: names rules that are there, and flags or a manifest others: give one"]
         )
+    asked = read_asked(ctx, options)
     if asked.rules is not None:
         found = describe(asked.rules, family=asked.family, name=asked.name)
     elif asked.plan is not None:

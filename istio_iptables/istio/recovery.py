@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.model import Rule, Ruleset, Table
 
-__all__ = ["SERVERS", "Readings", "read_settings"]
+__all__ = ["SERVERS", "Readings", "all_texts", "read_settings"]
 
 _NO_NAMES = Names(lambda _: None, lambda _: None)
 #: The name under which ``Readings`` has the DNS servers, which are no setting but a file's.
@@ -111,7 +111,7 @@ def _texts_of(*changes: Mapping[str, str]) -> dict[str, None]:
 
 
 @cache
-def _all_texts() -> tuple[str, ...]:
+def all_texts() -> tuple[str, ...]:
     """Every text that ``rules`` has, in its order, but that of included groups, which grows with them."""
     ways = ((_NO_GROUP, _INVALID), (), (_LISTED,), (_DNS,), (_TPROXY,), (_TPROXY, _LISTED))
     return tuple(_merged([tuple(_texts_of(*each)) for each in ways]))
@@ -161,7 +161,7 @@ def _patterns(family: Family) -> dict[_Key, list[_Pattern]]:
     names = (*_FIXED, "loopback") if family is Family.IPV6 else _FIXED
     common = {name: every[name] if name in names else f"<{name}>" for name in every}
     found: dict[_Key, list[_Pattern]] = {}
-    for rank, text in enumerate(_all_texts()):
+    for rank, text in enumerate(all_texts()):
         _, table, _, name, _ = text.split(" ", 4)
         made = template(text.format_map(Common(common)), {})
         for choice in product(*(_choices(*each, family) for each in _varying(text))):
@@ -230,7 +230,7 @@ class _Evidence:
         self._decide()
 
     def _read_chain(self, family: Family, table: str, name: str, found: Iterable[Rule]) -> None:
-        latest = -len(_all_texts()) - 1
+        latest = -len(all_texts()) - 1
         patterns = _patterns(family)
         for rule in found:
             plain = _plain(rule, family)
@@ -494,7 +494,7 @@ def _leaves_loopback_out(found: _Evidence) -> bool:
         for mode in ({}, _DNS)
         for text in _texts_of(mode).keys() - _texts_of(mode, loopback).keys()
     }
-    proxies = {text for text in _all_texts() if "{proxy_" in text}
+    proxies = {text for text in all_texts() if "{proxy_" in text}
     return found.count(proxies) > 0 == found.count(spared)
 
 
