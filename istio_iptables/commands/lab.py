@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from istio_iptables.commands.documents import JSON_OPTION, print_json
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.load import tell
 from istio_iptables.commands.options import Example, SettingsCommand, flags_given, split_extra
@@ -17,12 +18,15 @@ from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.istio.plan import build
 from istio_iptables.kernel.host import Host
+from istio_iptables.netfilter.model import Family
 from istio_iptables.settings.config import configure
 from istio_iptables.settings.declarations import SETTINGS
 from istio_iptables.settings.sources import gather
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from click.shell_completion import CompletionItem
 
     from istio_iptables.commands.load import Given
     from istio_iptables.lab.runner import LabOutcome, Up
@@ -34,7 +38,9 @@ __all__ = ["command", "lab_config"]
 
 #: The lab has its own namespaces and its own DNS servers.
 _SETTINGS = tuple(
-    each for each in CAPTURE_SETTINGS if each.name not in {"network_namespace", "resolv_conf"}
+    each
+    for each in CAPTURE_SETTINGS
+    if each.name not in {"native_nftables", "nft_like_iptables", "network_namespace", "resolv_conf"}
 )
 _ALIASES = {"mode": "istio_inbound_interception_mode", "backend": "force_iptables_binary"}
 
@@ -97,6 +103,9 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     config, warnings = _configure(flags, problems, given)
     plan = build(config)
     scenario = scenarios.make(options["scenario"], config, options["envoy_uid"])
+    if flags.get("ip_family") == Family.IPV4.value:
+        paths = tuple(path for path in scenario.paths if path.family is Family.IPV4)
+        scenario = scenario._replace(paths=paths)
     _check_paths(scenario, options["path"])
     left = left_out(plan, options["without"])
     if config.strict and warnings:
@@ -105,11 +114,10 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
 
     def show(outcome: LabOutcome) -> None:
         if options["as_json"]:
-            import json  # no other format needs it
-
-            sys.stdout.write(json.dumps(report.as_json(outcome, plan), indent=2) + "\n")
+            print_json(report.as_json(outcome, plan))
         else:
-            sys.stdout.write(report.text(outcome))
+            text = report.text(outcome, scenario.nodes, plan, full=options["full"])
+            sys.stdout.write(text)
         sys.stdout.flush()
 
     def keep(up: Up) -> None:
@@ -171,6 +179,32 @@ def _check_paths(scenario: Scenario, names: tuple[str, ...]) -> None:
         raise UsageProblems(wrong)
 
 
+class _PathOption(click.Option):
+    """The option for paths; its help and its completion know their names."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The help with the names of the paths, as far as the lab is installed."""
+        option, text = super().get_help_record(ctx) or ("", "")
+        names = ", ".join(_path_names("sidecar"))
+        return option, f"{text}  [of sidecar: {names}]" if names else text
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The names of the scenario's paths."""
+        from click.shell_completion import CompletionItem
+
+        names = _path_names(ctx.params.get("scenario") or "sidecar")
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _path_names(scenario: str) -> list[str]:
+    """The paths of a scenario under the lab's own settings; none without the lab."""
+    try:
+        from istio_iptables.lab.scenarios import make
+    except ImportError:
+        return []
+    return [*dict.fromkeys(path.name for path in make(scenario, lab_config({}, {})[0]).paths)]
+
+
 command = SettingsCommand(
     _SETTINGS,
     name="lab",
@@ -216,7 +250,7 @@ command = SettingsCommand(
             type=click.IntRange(0, 2**32 - 2),
             help="Who Envoy runs as.  [default: the proxy's uid; under TPROXY 0]",
         ),
-        click.Option(
+        _PathOption(
             ["--path"],
             multiple=True,
             metavar="NAME",
@@ -231,6 +265,11 @@ command = SettingsCommand(
         click.Option(
             ["--keep"], is_flag=True, help="Leave it up until Ctrl-C, and say how to enter it."
         ),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print it as JSON."),
+        click.Option(
+            ["-v", "--verbose", "full"],
+            is_flag=True,
+            help="Each rule on a line of its own, with its text and its reason.",
+        ),
+        JSON_OPTION,
     ),
 )
