@@ -41,8 +41,9 @@ __all__ = ["RESOLV_CONF", "Recovered", "recover"]
 
 #: The file that a command line with DNS servers names: it has to list them.
 RESOLV_CONF = "resolv.conf"
-#: How often rules are built again in search of settings that leave less unexplained.
-_MOST_TRIES = 60
+#: How many rules are built in search of settings that leave less unexplained, and how often.
+_MOST_RULES = 100_000
+_MOST_TRIES = 400
 #: The comment of a dry run that names a policy route.
 _ROUTE = re.compile(r"# ip -[46] rule add fwmark (0x[0-9a-f]{1,8}) lookup (\d{1,10})", re.ASCII)
 #: The groups of settings as people name them.
@@ -145,18 +146,18 @@ class _Trial(NamedTuple):
 def _search(readings: Readings, rulesets: Sequence[Ruleset]) -> _Trial:
     """The best of the trials: each setting's other readings in turn, kept where less is left."""
     best = _try({name: texts[0] for name, texts in readings.items()}, rulesets)
-    tries = 0
+    left = min(_MOST_TRIES, _MOST_RULES // (best.plan.state.rule_count or 1))
     better = True
     while better:
         better = False
         for name, texts in readings.items():
             default = () if name == SERVERS else (setting(name).default,)
             for text in dict.fromkeys((*texts, *default)):
-                if not best.cost or tries == _MOST_TRIES:
+                if not best.cost or not left:
                     return best
                 if text == best.texts[name]:
                     continue
-                tries += 1
+                left -= 1
                 with suppress(UsageProblems):
                     trial = _try(best.texts | {name: text}, rulesets)
                     if trial.cost < best.cost:

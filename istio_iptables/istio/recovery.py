@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cache
-from itertools import chain, islice, pairwise, product
+from itertools import chain, pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.istio.ownership import find_owned
@@ -427,15 +427,24 @@ def _lists(sequences: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     """The lists of which *sequences* may be parts, or copies with something put in."""
     told = Counter(map(tuple, sequences))
     merged = tuple(_merged(sequences))
-    if len(told) <= 1:
-        return [merged] if merged else []
+    if not merged:
+        return []
     (likeliest, times), *_ = told.most_common()
     first = [likeliest, merged] if 2 * times > len(sequences) else [merged, likeliest]
-    disputed = dict.fromkeys(item for item in merged if not all(item in each for each in told))
-    without = (
-        tuple(each for each in merged if each != item) for item in list(disputed)[:_MOST_DISPUTED]
-    )
+    # An item that not every text tells may be there for others' rules.
+    agreed = sorted(range(len(merged)), key=lambda at: all(merged[at] in each for each in told))
+    without = ((*merged[:at], *merged[at + 1 :]) for at in agreed[:_MOST_DISPUTED])
     return [*first, *told, *without]
+
+
+def _joined(lists: Sequence[Sequence[tuple[str, ...]]]) -> list[tuple[str, ...]]:
+    """The lists of the families as one: the likeliest of each, then one of them another in turn."""
+    likeliest = [each[0] for each in lists]
+    return [
+        tuple(chain(*likeliest[:at], other, *likeliest[at + 1 :]))
+        for at, others in enumerate(lists)
+        for other in others
+    ]
 
 
 def _modes(found: _Evidence) -> Readings:
@@ -475,8 +484,7 @@ def _networks(found: _Evidence, families: Sequence[Family]) -> Readings:
     readings: Readings = {}
     for name in ("outbound_cidrs", "outbound_cidrs_exclude"):
         each = [_lists(found.sequences(name, family)) or [()] for family in families]
-        texts = [tuple(chain(*one)) for one in islice(product(*each), _MOST_DISPUTED)]
-        readings[_SETTINGS[name]] = tuple(map(",".join, texts))
+        readings[_SETTINGS[name]] = tuple(map(",".join, _joined(each)))
     everywhere = ",".join(_EVERYWHERE[family] for family in families)
     name = _SETTINGS["outbound_cidrs"]
     captured = readings[name]
@@ -521,7 +529,7 @@ def _is_loopback(text: str) -> bool:
 def _servers(found: _Evidence) -> Readings:
     """The DNS servers whose port is captured, or that all of them are."""
     each = [_lists(found.sequences("server", family)) or [()] for family in Family]
-    lists = [tuple(chain(*one)) for one in islice(product(*each), _MOST_DISPUTED)]
+    lists = _joined(each)
     if any(network in one for one in lists for network in _EVERYWHERE.values()):
         return {"capture_all_dns": ("true", "false")}
     if not lists[0]:
