@@ -18,6 +18,7 @@ Where several settings make the same rules:
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from functools import cache
 from itertools import chain, pairwise, product
@@ -215,6 +216,34 @@ def _shape(rule: Rule) -> tuple[tuple[str, ...], list[str]]:
     return tuple(shape), words
 
 
+#: What made a rule: each text that may have, and the values in it.
+_Alternatives = list[tuple[_Pattern, dict[str, str]]]
+
+
+def _in_order(ranks: Sequence[int | None]) -> set[int]:
+    """The places of the longest sequence of ranks that never falls.
+
+    The others are of rules that were moved, and say nothing about those behind them.
+    """
+    ends: list[int] = []
+    lengths: list[int] = []
+    for rank in ranks:
+        at = -1 if rank is None else bisect_right(ends, rank)
+        if rank is not None:
+            ends[at : at + 1] = [rank]
+        lengths.append(at)
+    kept: set[int] = set()
+    highest = ends[-1] if ends else 0
+    wanted = len(ends) - 1
+    for place in reversed(range(len(ranks))):
+        rank = ranks[place]
+        if rank is not None and lengths[place] == wanted and rank <= highest:
+            kept.add(place)
+            highest = rank
+            wanted -= 1
+    return kept
+
+
 class _Evidence:
     """What the rules tell: for each family and text, the values of the rules that it made."""
 
@@ -222,7 +251,7 @@ class _Evidence:
         self.seen: dict[tuple[Family, str], list[dict[str, str]]] = {}
         self.groups: list[str] = []
         #: Rules that more than one text may have made, with the readings of each.
-        self._several: list[tuple[Family, list[tuple[_Pattern, dict[str, str]]]]] = []
+        self._several: list[tuple[Family, _Alternatives]] = []
         for ruleset in rulesets:
             for table in ruleset.tables:
                 for each in _our_chains(table, owned=owned):
@@ -230,8 +259,8 @@ class _Evidence:
         self._decide()
 
     def _read_chain(self, family: Family, table: str, name: str, found: Iterable[Rule]) -> None:
-        latest = -len(all_texts()) - 1
         patterns = _patterns(family)
+        read: list[_Alternatives] = []
         for rule in found:
             plain = _plain(rule, family)
             shape, words = _shape(plain)
@@ -240,16 +269,24 @@ class _Evidence:
                 for pattern in patterns.get((table, name, shape), ())
                 if (values := pattern.values(words)) is not None
             ]
-            if not readings and (table, name) == ("nat", OUTPUT) and (group := _included(plain)):
+            if readings:
+                read.append(readings)
+            elif (table, name) == ("nat", OUTPUT) and (group := _included(plain)):
                 self.groups.append(group)
+        in_order = _in_order(
+            [readings[0][0].rank if len(readings) == 1 else None for readings in read]
+        )
+        latest = -len(all_texts()) - 1
+        for place, readings in enumerate(read):
             if len(readings) > 1:
                 # What would stand before what has been seen already is not meant.
-                later = [each for each in readings if each[0].rank >= latest] or readings[-1:]
+                later = [each for each in readings if each[0].rank >= latest] or readings
                 self._several.append((family, later))
-            elif readings:
-                self._take(family, *readings[0])
-            if readings:
                 latest = max(latest, min(pattern.rank for pattern, _ in readings))
+            else:
+                self._take(family, *readings[0])
+                if place in in_order:
+                    latest = max(latest, readings[0][0].rank)
 
     def _take(self, family: Family, pattern: _Pattern, values: dict[str, str]) -> None:
         self.seen.setdefault((family, pattern.text), []).append(values)
