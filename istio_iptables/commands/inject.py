@@ -13,7 +13,28 @@ from istio_iptables.commands.pod import INSTALLATION_OPTIONS, installation, requ
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.text import write_exactly
 
-__all__ = ["command"]
+__all__ = ["INJECTION_OPTIONS", "command"]
+
+
+#: What decides about a pod beside Istio's installation.
+INJECTION_OPTIONS = (
+    click.Option(
+        ["--native-sidecars", "native"],
+        is_flag=True,
+        help="istio-proxy is an init container that goes on running.",
+    ),
+    click.Option(
+        ["--revision"],
+        metavar="NAME",
+        default="default",
+        help="The revision of Istio that the pod is marked with.  [default: default]",
+    ),
+    click.Option(
+        ["--init-image"],
+        metavar="IMAGE",
+        help="The image of istio-init.  [default: Istio's]",
+    ),
+)
 
 
 @click.pass_context
@@ -62,21 +83,6 @@ command = SettingsCommand(
             ["-f", "--filename", "file"], metavar="FILE", help="The manifest; - is stdin."
         ),
         *INSTALLATION_OPTIONS,
-        click.Option(
-            ["--native-sidecars", "native"],
-            is_flag=True,
-            help="istio-proxy is an init container that goes on running.",
-        ),
-        click.Option(
-            ["--revision"],
-            metavar="NAME",
-            default="default",
-            help="The revision of Istio that the pod is marked with.  [default: default]",
-        ),
-        click.Option(
-            ["--init-image"],
-            metavar="IMAGE",
-            help="The image of istio-init.  [default: Istio's]",
-        ),
+        *INJECTION_OPTIONS,
     ),
 )

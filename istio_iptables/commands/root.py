@@ -67,6 +67,10 @@ root = SettingsCommand(
             "istio_iptables.commands.lab",
             "Try the rules on a throw-away pod with a real Envoy, and show what happens.",
         ),
+        "webhook": Subcommand(
+            "istio_iptables.commands.webhook",
+            "Inject the pods of a cluster, as its admission webhook.",
+        ),
     },
     more=POD_OPTIONS,
     help="Redirect a pod's traffic to Envoy: make Istio's iptables rules, and install or print them.",
