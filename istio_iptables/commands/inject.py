@@ -8,7 +8,7 @@ import click
 
 from istio_iptables.commands.inputs import read_text
 from istio_iptables.commands.load import tell
-from istio_iptables.commands.options import SettingsCommand, split_extra
+from istio_iptables.commands.options import Example, SettingsCommand, split_extra
 from istio_iptables.commands.pod import INSTALLATION_OPTIONS, installation, require_yaml
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.text import write_exactly
@@ -78,6 +78,20 @@ command = SettingsCommand(
     callback=_run,
     help="Print a manifest with what Istio's injector adds to its pods, as `istioctl kube-inject`"
     " does: istio-init, the sidecar, and the rest of Istio's default templates.",
+    examples=(
+        Example(
+            "the manifest as Istio's injector would change it",
+            "istio-iptables inject -f web.yaml",
+        ),
+        Example(
+            "with the values and the mesh configuration of an installation",
+            "istio-iptables inject -f web.yaml --values values.yaml --mesh-config mesh.yaml",
+        ),
+        Example(
+            "with TPROXY in place of REDIRECT",
+            "istio-iptables inject -f web.yaml --set meshConfig.defaultConfig.interceptionMode=TPROXY",
+        ),
+    ),
     more=(
         click.Option(
             ["-f", "--filename", "file"], metavar="FILE", help="The manifest; - is stdin."

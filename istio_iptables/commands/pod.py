@@ -16,8 +16,9 @@ from istio_iptables.settings.sources import Origin, gather
 from istio_iptables.text import excerpt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
+    from istio_iptables.kubernetes.pod import Start
     from istio_iptables.kubernetes.values import Installation
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "POD_OPTIONS",
     "installation",
     "read_pod",
+    "read_ways",
     "require_yaml",
 ]
 
@@ -61,6 +63,11 @@ POD_OPTIONS = (
         " or those that injection would give it. Flags beside it win; - is stdin.",
     ),
     click.Option(["--pod-name"], metavar="NAME", help="Which of several pods in that file."),
+    click.Option(
+        ["--cni"],
+        is_flag=True,
+        help="What Istio's CNI plugin makes of the pod, in place of its istio-init.",
+    ),
     *INSTALLATION_OPTIONS,
 )
 
@@ -88,21 +95,30 @@ def installation(options: Mapping[str, Any]) -> Installation:
 
 def read_pod(options: Mapping[str, Any]) -> Given | None:
     """What ``--pod`` says; None without it. Raises UsageProblems for what can't be used."""
-    path = options["pod"]
-    if path is None:
-        others = {"pod_name": "--pod-name", "values": "--values", "sets": "--set"}
+    if options["pod"] is None:
+        others = {"pod_name": "--pod-name", "cni": "--cni", "values": "--values", "sets": "--set"}
         others["mesh_config"] = "--mesh-config"
         given = [flag for name, flag in others.items() if options[name]]
         if given:
             raise UsageProblems([f"{flag}: is for a manifest: give --pod" for flag in given])
         return None
+    return read_ways(options, (options["cni"],))[0]
+
+
+def read_ways(options: Mapping[str, Any], cni: Iterable[bool]) -> list[Given]:
+    """What the pod of ``--pod`` says for each of *cni*: to Istio's CNI plugin, or to its istio-init."""
+    path = options["pod"]
     require_yaml("--pod")
     if [path, options["mesh_config"], *options["values"]].count("-") > 1:
         raise UsageProblems(["--pod: stdin holds one file: give - once"])
     from istio_iptables.kubernetes.pod import start_of
 
-    found = installation(options)
-    start = start_of(read_text(path, "manifest"), _name(path), options["pod_name"], found)
+    found, text = installation(options), read_text(path, "manifest")
+    name = options["pod_name"]
+    return [_given(start_of(text, _name(path), name, found, cni=each)) for each in cni]
+
+
+def _given(start: Start) -> Given:
     texts: dict[str, str] = {}
     places: dict[str, str] = {}
     for words, place in start.arguments:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.differences.rules import diff_rules, resemble
 from istio_iptables.differences.sequence import align
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.netfilter.model import TABLES, Family, Rule, Ruleset, Table, is_built_in
 from istio_iptables.netfilter.ownership import Owned, Position
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator

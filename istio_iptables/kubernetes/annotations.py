@@ -37,7 +37,11 @@ __all__ = [
     "STATUS",
     "STATUS_PORT",
     "TEMPLATES",
+    "interfaces",
+    "mode_of_cni",
+    "ports_or_all",
     "problems",
+    "ranges_or_all",
 ]
 
 MODE = "sidecar.istio.io/interceptionMode"
@@ -128,6 +132,11 @@ def _mode(text: str) -> str:
     return "" if text in {"REDIRECT", "TPROXY", "NONE"} else "is not REDIRECT, TPROXY or NONE"
 
 
+def mode_of_cni(text: str) -> str:
+    """Why Istio's CNI plugin refuses *text* as a mode; "" if it does not."""
+    return "" if text in {"REDIRECT", "TPROXY"} else f"{excerpt(text)} is not REDIRECT or TPROXY"
+
+
 def _uint32(text: str) -> str:
     digits = text.lstrip("0") or text[:1]
     good = text.isascii() and text.isdigit() and len(digits) <= len(str(_MAX_UINT32))
@@ -143,18 +152,23 @@ def _quantity(text: str) -> str:
     return "" if canonical(text) is not None else "is no quantity"
 
 
+#: Why a list is refused; "" if it is not.
+interfaces = _items(_interface)
+ports_or_all = _items(_port, star=True)
+ranges_or_all = _items(_cidr, star=True)
+
 #: What the injector looks at; of the other annotations (includeOutboundPorts among them) nothing.
 _CHECKS: dict[str, Callable[[str], str]] = {
     MODE: _mode,
     STATUS_PORT: _port,
-    INCLUDE_OUTBOUND_RANGES: _items(_cidr, star=True),
+    INCLUDE_OUTBOUND_RANGES: ranges_or_all,
     EXCLUDE_OUTBOUND_RANGES: _items(_cidr),
-    INCLUDE_INBOUND_PORTS: _items(_port, star=True),
+    INCLUDE_INBOUND_PORTS: ports_or_all,
     EXCLUDE_INBOUND_PORTS: _items(_port),
     EXCLUDE_OUTBOUND_PORTS: _items(_port),
-    EXCLUDE_INTERFACES: _items(_interface),
-    KUBEVIRT_INTERFACES: _items(_interface),
-    REROUTE_INTERFACES: _items(_interface),
+    EXCLUDE_INTERFACES: interfaces,
+    KUBEVIRT_INTERFACES: interfaces,
+    REROUTE_INTERFACES: interfaces,
     MERGE_METRICS: _boolean,
     "readiness.status.sidecar.istio.io/initialDelaySeconds": _uint32,
     "readiness.status.sidecar.istio.io/periodSeconds": _uint32,

@@ -198,7 +198,7 @@ class Injection:
         if argument.option == "-u":
             found = self._uid()
         elif argument.option == "-d":
-            found = self._excluded(found)
+            found = self._excluded()
         if argument.unless and self.installation.value(argument.unless).value:
             return None
         if argument.switch:
@@ -215,15 +215,11 @@ class Injection:
             return Found(mine, f"securityContext.runAsUser of {PROXY}")
         return Found(_UID, "Istio's template")
 
-    def _excluded(self, listed: Found) -> Found:
-        status = self.look_up(_STATUS)
-        ports = _with_port(listed.text, status.text.strip())
-        places = [listed.place] if listed.text else []
-        if ports != listed.text:
-            places.append(status.place)
+    def _excluded(self) -> Found:
+        ports = self.excluded_inbound_ports
         return Found(
-            f"{_ENVOY_PORTS},{ports}" if ports else _ENVOY_PORTS,
-            ", ".join(["Istio's template", *places]),
+            f"{_ENVOY_PORTS},{ports.text}" if ports.text else _ENVOY_PORTS,
+            ", ".join(["Istio's template", *([ports.place] if ports.place else [])]),
         )
 
     @property
@@ -232,10 +228,15 @@ class Injection:
         return self.look_up(_STATUS).text
 
     @property
-    def excluded_inbound_ports(self) -> str:
+    def excluded_inbound_ports(self) -> Found:
         """What Istio's CNI plugin is told not to capture: as in -d, without Envoy's own ports."""
-        row = next(each for each in ARGUMENTS if each.option == "-d")
-        return _with_port(self.look_up(row).text, self.status_port.strip())
+        listed = self.look_up(next(each for each in ARGUMENTS if each.option == "-d"))
+        status = self.look_up(_STATUS)
+        ports = _with_port(listed.text, status.text.strip())
+        places = [listed.place] if listed.text else []
+        if ports != listed.text:
+            places.append(status.place)
+        return Found(ports, ", ".join(places))
 
     def environment(self) -> tuple[tuple[str, Found], ...]:
         """The variables that both containers get from proxyMetadata."""

@@ -60,7 +60,7 @@ class Marks:
             "runs as root": self._runs_as_root,
             "holds the application": lambda: injection.holds and not injection.native,
             "status port": lambda: injection.status_port if injection.status_port != "0" else None,
-            "excluded inbound ports": lambda: injection.excluded_inbound_ports,
+            "excluded inbound ports": lambda: injection.excluded_inbound_ports.text,
             "init container": self._init_container,
             "proxy image": lambda: injection.image("global.proxy.image"),
             "proxy config": lambda: f"{proxy_config(injection.installation)}\n",

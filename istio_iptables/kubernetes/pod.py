@@ -35,19 +35,27 @@ class Start(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def start_of(text: str, name: str, wanted: str | None, installation: Installation) -> Start:
+def start_of(
+    text: str, name: str, wanted: str | None, installation: Installation, *, cni: bool = False
+) -> Start:
     """How istio-init starts in the pod of a manifest, the one called *wanted* if there are several.
 
-    *name* is what messages call the text. Raises UsageProblems where there is no such pod, or none
+    *name* is what messages call the text. With *cni* it is a start with the rules that Istio's CNI
+    plugin gives the same pod. Raises UsageProblems where there is no such pod, or none
     that gets rules.
     """
     workload = _chosen(list(workloads(read_documents(text, name), name)), name, wanted)
-    for each in workload.containers("initContainers"):
-        if each["name"] in INIT_NAMES:
-            return _given(each, workload.title)
+    inits = [each for each in workload.containers("initContainers") if each["name"] in INIT_NAMES]
+    if inits and not cni:
+        return _given(inits[0], workload.title)
     reason = reason_to_skip(workload)
     if reason:
         raise UsageProblems([f"{workload.title}: is not injected: {reason}"])
+    if cni:
+        from istio_iptables.kubernetes.cni import cni_arguments
+
+        arguments, warnings = cni_arguments(workload, installation)
+        return Start(arguments, {}, warnings)
     injection = Injection(workload, installation, native=False)
     init = injection.init_container()
     if init is None:

@@ -7,7 +7,8 @@ times as fast, and declaring the classes costs a fifth of the start-up time.
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+
+from istio_iptables.typed import NamedTuple
 
 __all__ = [
     "BUILT_IN_CHAINS",

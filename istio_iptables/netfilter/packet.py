@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
-
 from istio_iptables.netfilter.fieldvalues import address_number, protocol_name
 from istio_iptables.netfilter.model import Family
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

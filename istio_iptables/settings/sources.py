@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.settings.converters import FALSE, TRUE, Names, parse
 from istio_iptables.settings.declarations import SETTINGS, Setting, ValueKind
 from istio_iptables.text import excerpt
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
