@@ -9,7 +9,7 @@ import click
 
 from istio_iptables.commands.inject import INJECTION_OPTIONS
 from istio_iptables.commands.load import tell
-from istio_iptables.commands.options import SettingsCommand, split_extra
+from istio_iptables.commands.options import Example, SettingsCommand, split_extra
 from istio_iptables.commands.pod import INSTALLATION_OPTIONS, installation, require_yaml
 from istio_iptables.errors import ExitStatus, UsageProblems
 
@@ -68,6 +68,20 @@ command = SettingsCommand(
     help="Answer the admission reviews of a cluster's pods with the patch that injects them, as"
     " istiod does at /inject. It runs until SIGTERM, and reads its files again when they change."
     " stdout gets a line of JSON for each review.",
+    examples=(
+        Example(
+            "with the values and the mesh configuration that istiod has",
+            "istio-iptables webhook --tls-cert C --tls-key K --values values --mesh-config mesh",
+        ),
+        Example(
+            "at another port, with metrics",
+            "istio-iptables webhook --tls-cert C --tls-key K --listen :443 --metrics-listen :9090",
+        ),
+        Example(
+            "with another image for istio-init, and native sidecars",
+            "istio-iptables webhook --tls-cert C --tls-key K --native-sidecars --init-image IMAGE",
+        ),
+    ),
     more=(
         click.Option(
             ["--listen"],

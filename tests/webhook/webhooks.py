@@ -49,9 +49,9 @@ def certificate(folder: Path, name: str = "localhost") -> tuple[Path, Path]:
 
 def pod(annotations: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
     """A Pod as an API server has it."""
-    metadata = {"name": "web", "namespace": "shop", "labels": {"app": "web"}}
+    metadata: dict[str, Any] = {"name": "web", "namespace": "shop", "labels": {"app": "web"}}
     if annotations:
-        metadata["annotations"] = annotations  # type: ignore[assignment]  # a mapping too
+        metadata["annotations"] = annotations
     containers = [{"name": "app", "image": "app", "resources": {}}]
     return {
         "apiVersion": "v1",
