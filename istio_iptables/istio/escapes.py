@@ -42,7 +42,7 @@ def plan_warnings(
     The latter only with *follow*, and so for applications that pass for Envoy.
     """
     lines = _nothing_captured(config, values, ways)
-    if config.native_nftables:
+    if config.native_nftables and not config.nft_like_iptables:
         lines += _otherwise_natively(config, values)
     if follow and worth_following(config):
         from istio_iptables.istio.checks import findings

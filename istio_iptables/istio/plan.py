@@ -43,6 +43,8 @@ def build(config: Config) -> DesiredState:
     Every ruleset is in the canonical order and spelling, so its text is what the kernel says
     after it was installed into an empty namespace (docs/contract.md, section 3).
     """
+    # That is about native rules, which ``native`` makes.
+    config = config._replace(nft_like_iptables=False)
     families = (Family.IPV4, Family.IPV6) if config.ipv6 else (Family.IPV4,)
     routed = families if config.mode is Mode.TPROXY and config.inbound_ports else ()
     return DesiredState(

@@ -100,6 +100,7 @@ class Config(NamedTuple):
     force_apply: bool
     cleanup_only: bool
     native_nftables: bool
+    nft_like_iptables: bool
     dry_run: bool
     format: str
     only: str
@@ -166,7 +167,8 @@ def configure(
         plan_counts = not (fields["cleanup_only"] or fields["skip_rule_apply"])
         live = plan_counts
     addresses = _complete_families(fields, values, machine, warnings, live=live)
-    if plan_counts and not fields["ipv6"] and not fields["native_nftables"]:
+    as_iptables = fields["nft_like_iptables"] or not fields["native_nftables"]
+    if plan_counts and not fields["ipv6"] and as_iptables:
         auto = fields["ip_family"] == "auto"
         warnings += uncaptured_ipv6(addresses, "--dual-stack" if auto else "--ip-family dual")
     _complete_dns(fields, values, machine, warnings)
@@ -361,6 +363,7 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
             config.native_nftables and not config.dry_run,
             "native nftables rules are in no backend of iptables",
         ),
+        ("nft_like_iptables", not config.native_nftables, "it needs --native-nftables"),
         ("istio_service_cidr", included, no_ipv6.format(", ".join(included))),
         ("istio_service_exclude_cidr", excluded, no_ipv6.format(", ".join(excluded))),
         ("istio_service_exclude_cidr", not captures_out, "nothing outbound is captured"),

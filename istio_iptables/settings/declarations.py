@@ -366,6 +366,13 @@ SETTINGS: tuple[Setting, ...] = (
         environment=("NATIVE_NFTABLES",),
     ),
     Setting(
+        "nft_like_iptables",
+        APPLYING,
+        ValueKind.FLAG,
+        "Native nftables rules that treat every packet as those of iptables do, which Istio's don't.",
+        default="false",
+    ),
+    Setting(
         "dry_run",
         PRINTING,
         ValueKind.FLAG,

@@ -135,6 +135,37 @@ def test_what_is_otherwise_is_told(arguments: list[str], told: list[str]) -> Non
         assert fragment in line
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-i", "*", "-b", "*", "--ip-family", "ipv4"],
+        ["-i", "*", "-b", "80", "-m", "TPROXY", "--drop-invalid", "--ip-family", "dual"],
+    ],
+)
+def test_nothing_is_otherwise_like_iptables(arguments: list[str]) -> None:
+    """There is nothing to tell of with --nft-like-iptables, which is of no use without native rules."""
+    assert run([*NATIVE, "-u", "5", *arguments, "--strict"]).status == 2
+    assert run([*NATIVE, "-u", "5", *arguments, "--strict", "--nft-like-iptables"]).status == 0
+    plain = run(["-n", "-u", "5", *arguments])
+    idle = run(["-n", "-u", "5", *arguments, "--nft-like-iptables"])
+    assert idle.out == plain.out
+    assert idle.warnings == ["--nft-like-iptables: no effect: it needs --native-nftables"]
+
+
+def test_native_rules_like_those_of_iptables() -> None:
+    """No negated owner, no protocol before invalid, a drop behind TPROXY, IPv6 first."""
+    words = ("--nft-like-iptables", "-i", "*", "-b", "*", "-m", "TPROXY", "--drop-invalid")
+    ipv4 = (*words, "--ip-family", "ipv4")
+    for name in ("output", "prerouting"):
+        assert chain(name, *ipv4)[0] == "meta nfproto ipv6 counter return"
+        assert "meta nfproto" not in str(chain(name, *words, "--ip-family", "dual"))
+    assert 'oifname "lo" counter return' in chain("istio-output", *ipv4)
+    tproxy = chain("istio-tproxy", *ipv4)
+    assert tproxy[-1] == "meta l4proto tcp ip daddr != 127.0.0.1 counter drop"
+    printed = run([*NATIVE, "-u", "5", *ipv4]).out
+    assert "\t\tct state invalid counter jump istio-drop" in printed
+
+
 def test_a_name_that_nft_can_not_take_is_refused() -> None:
     """Its parser counts 16 bytes."""
     done = run([*NATIVE, "-c", "abcdefghijklmn*,abcdefghijklm*,abcdefghijklmn+"])
