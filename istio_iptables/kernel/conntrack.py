@@ -10,9 +10,7 @@ _DIRECTORY = "/proc/sys/net/netfilter"
 def connections() -> tuple[int, int] | None:
     """The connections that this network namespace tracks, and the most it may; None if unknown."""
     try:
-        count, most = (
-            int(_read(f"{_DIRECTORY}/nf_conntrack_{name}")) for name in ("count", "max")
-        )
+        count, most = (int(_read(f"{_DIRECTORY}/nf_conntrack_{name}")) for name in ("count", "max"))
     except (OSError, ValueError):
         return None
     return count, most

@@ -98,8 +98,5 @@ def _takes(socket: Socket, protocol: int, port: int, family: Family) -> bool:
     return (
         socket.listening
         and (socket.protocol, socket.port) == (protocol, port)
-        and (
-            socket.family is family
-            or (family is Family.IPV4 and socket.address == "::")
-        )
+        and (socket.family is family or (family is Family.IPV4 and socket.address == "::"))
     )
