@@ -171,7 +171,7 @@ command = SettingsCommand(
     name="diff",
     callback=_run,
     help="Compare the rules that the capture flags ask for with those of a namespace (this one, or"
-    " --network-namespace), of iptables-save's text (--against), or with a golden file.",
+    " --network-namespace), of iptables-save's or nft's text (--against), or with a golden file.",
     examples=(
         Example(
             "is this namespace as it was installed?",
@@ -193,7 +193,8 @@ command = SettingsCommand(
         click.Option(
             ["--against"],
             metavar="FILE",
-            help="Compare with this file of iptables-save's text; - is stdin.",
+            help="Compare with this file of iptables-save's text, or of what nft list ruleset prints"
+            " (--native-nftables); - is stdin.",
         ),
         click.Option(
             ["--family"],

@@ -38,7 +38,9 @@ __all__ = ["command", "lab_config"]
 
 #: The lab has its own namespaces and its own DNS servers.
 _SETTINGS = tuple(
-    each for each in CAPTURE_SETTINGS if each.name not in {"network_namespace", "resolv_conf"}
+    each
+    for each in CAPTURE_SETTINGS
+    if each.name not in {"native_nftables", "nft_like_iptables", "network_namespace", "resolv_conf"}
 )
 _ALIASES = {"mode": "istio_inbound_interception_mode", "backend": "force_iptables_binary"}
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGENT_LOG_LEVEL",
+    "APPLICATION_PORTS",
     "EXCLUDE_INBOUND_PORTS",
     "EXCLUDE_INTERFACES",
     "EXCLUDE_OUTBOUND_PORTS",
@@ -31,12 +32,14 @@ __all__ = [
     "OVERRIDES",
     "PROXY_CONFIG",
     "PROXY_IMAGE",
+    "READINESS",
     "REROUTE_INTERFACES",
     "RESOURCES",
     "REWRITE_PROBES",
     "STATUS",
     "STATUS_PORT",
     "TEMPLATES",
+    "TRAFFIC",
     "interfaces",
     "mode_of_cni",
     "ports_or_all",
@@ -73,6 +76,25 @@ RESOURCES = {
     "sidecar.istio.io/proxyCPULimit": ("limits", "cpu"),
     "sidecar.istio.io/proxyMemoryLimit": ("limits", "memory"),
 }
+
+#: Those that become arguments of istio-init.
+TRAFFIC = (
+    INCLUDE_OUTBOUND_RANGES,
+    EXCLUDE_OUTBOUND_RANGES,
+    INCLUDE_INBOUND_PORTS,
+    EXCLUDE_INBOUND_PORTS,
+    INCLUDE_OUTBOUND_PORTS,
+    EXCLUDE_OUTBOUND_PORTS,
+    EXCLUDE_INTERFACES,
+    KUBEVIRT_INTERFACES,
+    REROUTE_INTERFACES,
+)
+#: About the readiness probe of istio-proxy.
+READINESS = tuple(
+    f"readiness.status.sidecar.istio.io/{each}"
+    for each in ("initialDelaySeconds", "periodSeconds", "failureThreshold")
+)
+APPLICATION_PORTS = "readiness.status.sidecar.istio.io/applicationPorts"
 
 _MAX_PORT = 65535
 _MAX_UINT32 = 2**32 - 1
@@ -170,9 +192,7 @@ _CHECKS: dict[str, Callable[[str], str]] = {
     KUBEVIRT_INTERFACES: interfaces,
     REROUTE_INTERFACES: interfaces,
     MERGE_METRICS: _boolean,
-    "readiness.status.sidecar.istio.io/initialDelaySeconds": _uint32,
-    "readiness.status.sidecar.istio.io/periodSeconds": _uint32,
-    "readiness.status.sidecar.istio.io/failureThreshold": _uint32,
+    **dict.fromkeys(READINESS, _uint32),
     **dict.fromkeys(RESOURCES, _quantity),
 }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from istio_iptables.errors import UsageProblems
 from istio_iptables.kubernetes import annotations as names
 from istio_iptables.kubernetes.injection import PROXY, Injection
+from istio_iptables.kubernetes.lint import lint_injection
 from istio_iptables.kubernetes.manifest import as_text
 from istio_iptables.kubernetes.merging import find
 from istio_iptables.kubernetes.sidecar import inject
@@ -77,8 +78,9 @@ def cni_arguments(
     changes *workload*. Raises UsageProblems for a pod that the plugin refuses or leaves alone.
     """
     places: dict[str, str] = {}
+    warnings: list[str] = []
     if names.STATUS not in workload.annotations:
-        places = _inject(workload, installation)
+        places, warnings = _inject(workload, installation)
     proxy = find(workload.containers("containers") + workload.containers("initContainers"), PROXY)
     if reason := _reason_to_skip(workload, proxy):
         raise UsageProblems([f"{workload.title}: {_PLUGIN} leaves it alone: {reason}"])
@@ -102,12 +104,12 @@ def cni_arguments(
     native = installation.value(_NATIVE)
     if native.value:
         found.append((("--native-nftables",), native.place))
-    switches, warnings = _switches(workload, proxy or {})
-    return (*found, *switches), tuple(warnings)
+    switches, more = _switches(workload, proxy or {})
+    return (*found, *switches), (*warnings, *more)
 
 
-def _inject(workload: Workload, installation: Installation) -> dict[str, str]:
-    """Inject *workload* with the plugin in use; the place of what each annotation then says."""
+def _inject(workload: Workload, installation: Installation) -> tuple[dict[str, str], list[str]]:
+    """Inject *workload* with the plugin in use; the place of what each annotation then says, and lint."""
     keys = CNI.split(".")
     tree: Any = True
     for key in reversed(keys):
@@ -122,8 +124,9 @@ def _inject(workload: Workload, installation: Installation) -> dict[str, str]:
     }
     places |= {name: f"annotation {name}" for name in injection.annotations}
     places[names.EXCLUDE_INBOUND_PORTS] = injection.excluded_inbound_ports.place
+    warnings = lint_injection(injection)
     inject(injection, "default")
-    return places
+    return places, warnings
 
 
 def _reason_to_skip(workload: Workload, proxy: Mapping[str, Any] | None) -> str:

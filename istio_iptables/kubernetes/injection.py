@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from istio_iptables.kubernetes.manifest import Workload
     from istio_iptables.kubernetes.values import Installation
 
-__all__ = ["INIT_NAMES", "PROXY", "InitContainer", "Injection", "reason_to_skip", "variables"]
+__all__ = [
+    "INIT_NAMES",
+    "PROXY",
+    "InitContainer",
+    "Injection",
+    "Owner",
+    "reason_to_skip",
+    "variables",
+]
 
 PROXY = "istio-proxy"
 INIT_NAMES = ("istio-init", "istio-validation")
@@ -38,8 +46,16 @@ _IGNORED_NAMESPACES = frozenset(
     {"kube-system", "kube-public", "kube-node-lease", "local-path-storage"}
 )
 _TEMPLATES = frozenset({"sidecar", "gateway"})
+_CAP_NET_BIND = "sidecar.istio.io/capNetBindService"
 _STATUS = Argument("", (names.STATUS_PORT,), "global.proxy.statusPort")
 _IMAGE_TYPES = ("distroless", "debug")
+
+
+class Owner(NamedTuple):
+    """A user and a group; None for what a manifest does not tell."""
+
+    uid: int | None = None
+    gid: int | None = None
 
 
 def reason_to_skip(workload: Workload) -> str:
@@ -155,6 +171,24 @@ class Injection:
             self.resources(),
             installation.value("global.imagePullPolicy").text,
         )
+
+    @property
+    def runs_as_root(self) -> bool:
+        """Whether the template has istio-proxy run as root."""
+        default = self.installation.value("global.proxy.capNetBindService").text
+        bind = self.annotations.get(_CAP_NET_BIND, default)
+        return bind == "true" or self.look_up(MODE).text == "TPROXY"
+
+    @property
+    def proxy_owner(self) -> Owner:
+        """Whom istio-proxy will run as."""
+        mine = self.own_proxy_context()
+        metadata = self.installation.setting("defaultConfig.proxyMetadata").value
+        traced = metadata.get("IPTABLES_TRACE_LOGGING") == "true"
+        uid = mine.get("runAsUser", 0 if self.runs_as_root or traced else int(_UID))
+        if "runAsUser" in mine and self.any_tproxy:
+            uid = 0
+        return Owner(uid, mine.get("runAsGroup", int(_UID)))
 
     @property
     def any_tproxy(self) -> bool:

@@ -34,6 +34,7 @@ _DEFAULT_PROXY_ID = 1337
 _OUTBOUND_MARK = 1338
 #: A namespace named by a process, which has a resolv.conf of its own.
 _NAMESPACE_OF_PROCESS = r"(?a)(/proc/\d+)/(?:task/\d+/)?ns/net"
+_DNS_PORT = 53
 _AGENT_DNS_PORT = 15053
 _LAST_PORT = 65535
 #: The address on lo that goes with IPv6 rules, and how many others a line names.
@@ -354,6 +355,11 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
             "it excludes ports from -b '*' only",
         ),
         (
+            "redirect_dns",
+            config.redirect_dns and _holds(config.outbound_ports_exclude, _DNS_PORT),
+            f"port {_DNS_PORT} is left out of outbound capture (-o)",
+        ),
+        (
             "capture_all_dns",
             config.capture_all_dns and not config.redirect_dns,
             "it needs --redirect-dns",
@@ -388,6 +394,10 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
         ("iptables_probe_port", *no_probe),
         ("probe_timeout", *no_probe),
     )
+
+
+def _holds(ports: tuple[PortRange, ...], port: int) -> bool:
+    return any(each.first <= port <= each.last for each in ports)
 
 
 def _ipv6(networks: tuple[Network, ...] | Wildcard, *, loopback: bool = True) -> tuple[str, ...]:
