@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["lacking"]
 
 _MODULES = "/lib/modules"
+_NETWORK = "/proc/self/net"
 #: The modules of extensions that are not named like them; they are in lower case on some kernels.
 _FILES = {"tcp": "xt_tcpudp", "udp": "xt_tcpudp"}
 
@@ -64,7 +65,7 @@ def _registered(family: Family, kind: str) -> set[str]:
     number = "" if family is Family.IPV4 else "6"
     suffix = "matches" if kind == "match" else "targets"
     try:
-        with open(f"/proc/self/net/ip{number}_tables_{suffix}", encoding="ascii") as file:
+        with open(f"{_NETWORK}/ip{number}_tables_{suffix}", encoding="ascii") as file:
             return set(file.read().split())
     except OSError:
         return set()
