@@ -51,6 +51,10 @@ root = SettingsCommand(
     name=PROGRAM,
     callback=_run,
     elsewhere={
+        "check": Subcommand(
+            "istio_iptables.commands.check",
+            "Say what is wrong in a namespace or with rules, and what to do about it.",
+        ),
         "clean": Subcommand(
             "istio_iptables.commands.clean", "Remove our rules, routes and address again."
         ),
