@@ -177,6 +177,14 @@ def test_describe(tmp_path: Path) -> None:
     check("`describe --json`", "field", DESCRIBE, document)
 
 
+def test_check(tmp_path: Path) -> None:
+    """The faults of a text."""
+    path = tmp_path / "rules"
+    path.write_text("*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n")
+    titles = {"findings": "field of a check finding"}
+    check("`check --json`", "field", titles, loaded(["check", "--rules", str(path), "--json"]))
+
+
 #: A chain that iptables does not show, in a namespace of its own.
 _LIVE = """
 ip link set lo up
