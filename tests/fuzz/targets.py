@@ -159,8 +159,9 @@ def review(data: bytes) -> None:
         after = jsonpatch.apply_patch(before, patch)
         names = {each["name"] for each in before["spec"]["containers"]}
         assert names <= {each["name"] for each in after["spec"]["containers"]}
-        # It takes longer than all the rest.
-        if zlib.crc32(data) % 16 == 0 and _is_valid(before):
+        # A user's own volumes are taken word for word, as in Istio. The rest takes longer than all before.
+        own = "userVolume" in json.dumps(before["metadata"].get("annotations"))
+        if not own and zlib.crc32(data) % 16 == 0 and _is_valid(before):
             assert _is_valid(after), after
 
 
