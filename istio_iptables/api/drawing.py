@@ -23,7 +23,7 @@ def draw_description(found: Description) -> tuple[Flow, ...]:
         )
         for each in found.rules
     }
-    return chart(found.rulesets, notes, _names(found.plan.config))
+    return chart(found.rulesets, notes, listeners(found.plan.config))
 
 
 def draw_way(found: Explanation) -> tuple[Flow, ...]:
@@ -48,4 +48,4 @@ def draw_way(found: Explanation) -> tuple[Flow, ...]:
         for chain in table.chains
         for number, rule in enumerate(chain.rules, 1)
     }
-    return chart((ruleset,), notes, _names(found.config))
+    return chart((ruleset,), notes, listeners(found.config))

@@ -10,6 +10,7 @@ from istio_iptables.pictures.page import element, listing, scrolling, section
 from istio_iptables.pictures.page import page as write_page
 from istio_iptables.pictures.sequence import Hop, Sequence
 from istio_iptables.pictures.svg import sequence_element
+from istio_iptables.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -59,8 +60,8 @@ def _path(result: PathResult, plan: DesiredState) -> Sequence:
     return Sequence(
         f"{result.path.title}, {result.path.family.title}: {verdict}",
         tuple(hops),
-        (answer_text(result), *result.differences),
-        frozenset(result.differences),
+        tuple(map(printable, (answer_text(result), *result.differences))),
+        frozenset(map(printable, result.differences)),
     )
 
 

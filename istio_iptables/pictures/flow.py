@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
+from istio_iptables.text import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -120,7 +122,7 @@ def _boxes(
         rule = chain.rules[nth - 1]
         to = tuple(dict.fromkeys(filter(None, map(leads_to, rule.targets))))
         note = notes.get(Place(family, table.name, chain.name, nth), Note())
-        return Line(str(nth), rule.text, note, to)
+        return Line(str(nth), printable(rule.text), note, to)
 
     lines = {
         names[chain.name]: [line(chain, nth) for nth in range(1, len(chain.rules) + 1)]
@@ -131,7 +133,7 @@ def _boxes(
     found = [
         Box(
             names[chain.name],
-            chain.name,
+            printable(chain.name),
             columns[names[chain.name]],
             tuple(_folded(lines[names[chain.name]])),
             any(each.note.passed for each in lines[names[chain.name]]),
@@ -151,7 +153,7 @@ def _end(target: Target, listeners: Mapping[str, str]) -> str:
     where = option.value if option else ""
     port = where.rpartition(":")[2]
     who = listeners.get(port)
-    return f"{who}, port {port}" if who else f"{target.name} {where}".rstrip()
+    return f"{who}, port {port}" if who else printable(f"{target.name} {where}".rstrip())
 
 
 def _columns(boxes: Mapping[str, list[Line]]) -> dict[str, int]:

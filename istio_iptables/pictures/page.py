@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
+from istio_iptables.text import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -45,6 +47,10 @@ input, select, button { font: inherit; color: var(--ink); background: var(--pape
 """
 
 
+#: What holds text of ours alone.
+_RAW = frozenset({"script", "style"})
+
+
 def element(tag: str, *content: ET.Element | str, **attributes: str) -> ET.Element:
     """An element with texts and elements in it; a trailing ``_`` of an attribute's name is dropped."""
     made = ET.Element(
@@ -53,10 +59,12 @@ def element(tag: str, *content: ET.Element | str, **attributes: str) -> ET.Eleme
     for each in content:
         if not isinstance(each, str):
             made.append(each)
-        elif len(made):
-            made[-1].tail = (made[-1].tail or "") + each
+            continue
+        text = each if tag in _RAW else "\n".join(map(printable, each.split("\n")))
+        if len(made):
+            made[-1].tail = (made[-1].tail or "") + text
         else:
-            made.text = (made.text or "") + each
+            made.text = (made.text or "") + text
     return made
 
 

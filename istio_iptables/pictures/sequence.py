@@ -30,6 +30,6 @@ class Sequence(NamedTuple):
 
     @property
     def actors(self) -> tuple[str, ...]:
-        """Everybody, in the order in which they come in."""
+        """Everybody, in the order in which they come in; somebody is always there."""
         names = (name for hop in self.hops for name in (hop.origin, hop.taker))
-        return tuple(dict.fromkeys(names))
+        return tuple(dict.fromkeys(names)) or ("nobody",)
