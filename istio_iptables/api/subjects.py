@@ -90,7 +90,8 @@ def _live(wanted: Plan | None, live: Live) -> Subject:
     namespace, backend = live.namespace or "", live.backend or ""
     if wanted is not None:
         namespace, backend = live.of(wanted)
-    asked = DesiredState(()) if wanted is None else wanted.state
+    # Whether a packet is captured is told by nat, whoever's settings they are: without it, nothing.
+    asked = DesiredState(_recovered().rulesets) if wanted is None else wanted.state
     try:
         state = kernel.read(asked, OWNERSHIP, namespace=namespace, backend=backend)
         with entered(namespace):
