@@ -101,7 +101,8 @@ def _live(wanted: Plan | None, live: Live) -> Subject:
     if wanted is not None:
         namespace, backend = live.of(wanted)
     # Whether a packet is captured is told by nat, whoever's settings they are: without it, nothing.
-    asked = DesiredState(_recovered().rulesets) if wanted is None else wanted.state
+    usual = plan(Capture(ip_family="dual"))
+    asked = DesiredState(usual.rulesets) if wanted is None else wanted.state
     try:
         state = kernel.read(asked, OWNERSHIP, namespace=namespace, backend=backend)
         with entered(namespace):
