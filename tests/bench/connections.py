@@ -80,7 +80,7 @@ def listening(port: int) -> socket.socket:
     listener.bind(("0.0.0.0", port))  # noqa: S104 - nobody else is in this namespace
     listener.listen(16)
     # Handshakes are the kernel's: who is connected waits here already, or went elsewhere.
-    listener.setblocking(False)
+    listener.settimeout(0)
     return listener
 
 
@@ -90,7 +90,7 @@ def pod(title: str, items: int, flags: tuple[str, ...] | None) -> Pod:
     taken_outside = listening(PORT)
     inside = network()
     there = f"/proc/{os.getpid()}/fd/{outside}"
-    command(*"ip link add eth0 type veth peer name eth1 netns".split(), there)
+    command("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth1", "netns", there)
     command("ip", "address", "add", f"{INSIDE}/24", "dev", "eth0")
     command("ip", "link", "set", "eth0", "up")
     with entered(there):
