@@ -82,7 +82,7 @@ def main(runs: int) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         store = Store(folder)
-        store.load_base(make_base(cache))
+        store.load_base(make_base(cache, folder))
         root = store.unpack(store.build("istio-iptables:bench"))
         try:
             with sandbox():
