@@ -35,6 +35,7 @@ __all__ = [
     "holds_ours",
     "native_of_ours",
     "planned_natively",
+    "planned_rulesets",
 ]
 
 #: The tables in which a foreign rule can decide before ours.
@@ -179,6 +180,15 @@ def _tables(found: Iterable[Ruleset]) -> tuple[Table, ...]:
 def diff_natively(plan: Plan, found: Iterable[Ruleset]) -> tuple[Difference, ...]:
     """What differs between the native tables of *plan* and those of ours that were *found*."""
     return diff_native(native_of_ours(_tables(found)), planned_natively(plan))
+
+
+def planned_rulesets(plan: Plan) -> tuple[Ruleset, ...]:
+    """The rules of *plan*, of iptables or native, as those of a text are read."""
+    if plan.config.native_nftables:
+        from istio_iptables.netfilter.nftlisting import families  # most rules are iptables'
+
+        return families(planned_natively(plan))
+    return plan.rulesets
 
 
 def _natively(plan: Plan, found: Sequence[Ruleset], name: str) -> Differences:

@@ -106,6 +106,9 @@ def _rules(statements: tuple[Statement, ...], family: Family) -> Iterator[Rule]:
         protocol = each.field.partition(" ")[0]
         if protocol in {"tcp", "udp"}:
             header["protocol"] = [Term(protocol)]
+    if any(each.field == "ct state" and each.values == ("invalid",) for each in conditions):
+        # Istio's native rule is for TCP, iptables' for every protocol.
+        header.pop("protocol", None)
     matches.sort(key=lambda each: _ORDER.get(each[0].name, 0))
     for terms in product(*header.values()):
         found = dict(zip(header, terms, strict=True))
