@@ -6,8 +6,6 @@ importing this package imports neither click nor python-iptables nor pyroute2.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_iptables.errors import (
     CannotTell,
     Differs,
@@ -15,6 +13,7 @@ from istio_iptables.errors import (
     KernelRefused,
     UsageProblems,
 )
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from istio_iptables.api.capture import Capture, Plan, plan

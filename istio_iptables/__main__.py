@@ -8,14 +8,22 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Until the program takes interrupts itself, one ends the process: Python would show where.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import gc
 import os
 import sys
 from contextlib import suppress
-from typing import NoReturn
 
 from istio_iptables import interrupts
+from istio_iptables.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 __all__ = ["run"]
+
+#: So many objects may be made before Python looks for cycles, of which a run has next to none. With
+#: its own 700, that takes 1 ms of a dry run, and 7 ms at 5,000 rules.
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
 
 
 def run() -> NoReturn:
@@ -25,6 +33,7 @@ def run() -> NoReturn:
     and helps nobody: the results are written, and the kernel closes what is open.
     """
     try:
+        gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
         # From here on: to load the program takes long enough to be interrupted.
         with interrupts.raised():
             from istio_iptables.cli import main

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from istio_iptables import interrupts
 from istio_iptables.commands.apply import CLEAN_SETTINGS, clean_ready, ready
@@ -16,6 +15,7 @@ from istio_iptables.commands.load import PROGRAM, tell
 from istio_iptables.errors import ExitStatus, IstioIptablesError, UsageProblems
 from istio_iptables.interrupts import TRACEBACK, Interrupted
 from istio_iptables.streams import OutputFailed, standard_streams
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,8 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(status or ExitStatus.DONE)
 
 
+#: Set by a shell that asks click what a word on the line may be completed to.
+_COMPLETION = "_ISTIO_IPTABLES_COMPLETE"
+
+
 def _run(given: list[str]) -> int | None:
     """Do what the arguments say; returns the exit status, None for 0."""
+    if os.environ.get(_COMPLETION):
+        # The process has no arguments then, which would mean: install.
+        from istio_iptables.commands.root import run
+
+        return run(given)
     if given[:1] == ["clean"]:
         flags, prepare = read_flags(given[1:], CLEAN_SETTINGS), clean_ready
     else:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from functools import cache
 
-__all__ = ["clip", "excerpt", "printable", "write_exactly"]
+from istio_iptables.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import re
+    from typing import TextIO
+
+__all__ = ["clip", "excerpt", "paint", "pattern", "printable", "write_exactly"]
+
+#: What paint knows, as ECMA-48 (SGR) numbers it.
+_STYLES = {"red": 31, "green": 32, "yellow": 33, "bold": 1}
 
 #: How much of somebody's text a message quotes.
 _MOST_LETTERS = 120
@@ -19,6 +30,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def paint(text: str, style: str, stream: TextIO) -> str:
+    """*text* in a style (red, green, yellow, bold), if *stream* is a terminal that shows styles.
+
+    NO_COLOR (https://no-color.org) and a dumb terminal are respected.
+    """
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
 
 
 def _escaped(letter: str) -> str:
@@ -36,6 +57,17 @@ def clip(text: str) -> str:
 def excerpt(text: str) -> str:
     """*text* in quotes, cut where a message has enough of it."""
     return repr(text) if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]!r}..."
+
+
+@cache
+def pattern(text: str) -> re.Pattern[str]:
+    """The regular expression *text*, compiled when it is first asked for.
+
+    A dry run needs none, and would take 3 ms longer with those of all its modules.
+    """
+    import re
+
+    return re.compile(text)
 
 
 def write_exactly(text: str) -> None:

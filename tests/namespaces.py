@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Family
 
 __all__ = [
+    "ALL_BACKENDS",
     "BACKENDS",
     "TOOLS",
     "Done",
@@ -41,6 +42,8 @@ __all__ = [
 
 #: The two stores of rules that the kernel has, by the name of their tools.
 BACKENDS = ("legacy", "nft")
+#: And our native nftables rules beside them.
+ALL_BACKENDS = (*BACKENDS, "native")
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 _MS_BIND, _MS_REC, _MS_PRIVATE, _MS_RDONLY, _MS_REMOUNT = 4096, 16384, 1 << 18, 1, 32

@@ -37,13 +37,15 @@ from tests.kernel.sandbox import (
     PATH,
     State,
     adopting,
+    chosen,
     forked,
     joined,
     process,
     state,
+    wait_for_children,
     wait_for_group,
 )
-from tests.namespaces import BACKENDS, sandbox
+from tests.namespaces import ALL_BACKENDS, sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +71,7 @@ class Round(NamedTuple):
     @property
     def words(self) -> tuple[str, ...]:
         """The command line."""
-        words = (CLI, "--force-iptables-binary", self.backend)
+        words = (CLI, *chosen(self.backend))
         if self.new is None:
             return (*words, "--cleanup-only")
         more = ("--reconcile",) if self.action == "replace" else ()
@@ -85,7 +87,7 @@ def after(name: str | None, backend: str) -> State:
     """What the namespace is like with a configuration installed among Docker's rules."""
     with sandbox():
         _begin(name, backend)
-        return state(backends=(backend,))
+        return seen(backend)
 
 
 @cache
@@ -98,18 +100,27 @@ def _seconds(each: Round) -> float:
         return time.monotonic() - start
 
 
+def iptables(backend: str) -> str:
+    """The backend of iptables that others have their rules in."""
+    return "nft" if backend == "native" else backend
+
+
+def seen(backend: str) -> State:
+    """What there is of ours and of others."""
+    return state(backends=tuple({backend, iptables(backend)}))
+
+
 def _begin(name: str | None, backend: str) -> None:
-    load_layout("docker", backend)
+    load_layout("docker", iptables(backend))
     if name is not None:
-        words = ("--force-iptables-binary", backend, *CONFIGURATIONS[name])
-        done = process(CLI, *words)
+        done = process(CLI, *chosen(backend), *CONFIGURATIONS[name])
         if done.status:
             raise Failed(done)
 
 
 def draw(chance: random.Random, disturbances: Sequence[str]) -> Round:
     """Any round with one of these disturbances."""
-    backend, action = chance.choice(BACKENDS), chance.choice(ACTIONS)
+    backend, action = chance.choice(ALL_BACKENDS), chance.choice(ACTIONS)
     first, second = chance.sample(_NAMES, 2)
     old = None if action == "install" else first
     new = None if action == "clean" else second
@@ -150,32 +161,21 @@ def _signalled(each: Round, chance: random.Random, old: State, new: State) -> st
     wait_for_group(running.pid)
     if number != signal.SIGKILL or running.returncode == 0:
         return _judge(each, running.returncode, err, old, new)
-    _wait_for_children()
-    now = state(backends=(each.backend,))
-    for before, behind, found in zip(
-        getattr(old, each.backend),
-        getattr(new, each.backend),
-        getattr(now, each.backend),
-        strict=True,
-    ):
+    wait_for_children()
+    now = seen(each.backend)
+    for backend in {each.backend, iptables(each.backend)}:
+        before, behind, found = (given.tables(backend) for given in (old, new, now))
         for table in {*before, *behind, *found}:
             if found.get(table) not in (before.get(table), behind.get(table)):
                 raise Failed(each, "half a table", table, found.get(table))
     done = process(*each.words, *(("--reconcile",) if each.new else ()))
-    if done.status or state(backends=(each.backend,)) != new:
-        raise Failed(each, "the second run does not end it", done, state(backends=(each.backend,)))
+    if done.status or seen(each.backend) != new:
+        raise Failed(each, "the second run does not end it", done, seen(each.backend))
     return "killed: " + ("old" if now == old else "new" if now == new else "between tables")
 
 
-def _wait_for_children() -> None:
-    """A child of the killed program may be at work still."""
-    with suppress(ChildProcessError):
-        while True:
-            os.waitpid(-1, 0)
-
-
 def _judge(each: Round, status: int, err: str, old: State, new: State) -> str:
-    now = state(backends=(each.backend,))
+    now = seen(each.backend)
     what = "new" if now == new else "old" if now == old else "half"
     allowed = {0: {"new"}, 1: {"old"}}.get(status, {"old", "new"})
     if what not in allowed or (status >= 0 and _is_traceback(err)):
@@ -191,21 +191,22 @@ def _is_traceback(err: str) -> bool:
 def _beside_writer(each: Round, folder: Path, old: State, new: State) -> str:
     results, stop = folder / "results", folder / "stop"
     results.touch()
-    child = forked(lambda: _write(each.backend, results, stop), quiet=True)
+    backend = iptables(each.backend)
+    child = forked(lambda: _write(backend, results, stop), quiet=True)
     while not results.read_text():
         time.sleep(0.01)
     done = process(*each.words)
     stop.touch()
     joined(child)
-    now = state(backends=(each.backend,))
+    now = seen(each.backend)
     added = results.read_text().split()
     # The IPv4 table nat, and without these rules everything is as if nobody had been there.
-    text = getattr(now, each.backend)[0].get("nat", "")
+    text = getattr(now, backend)[0].get("nat", "")
     found = re.findall(r"^-A OUTPUT .*--dport (2\d{4}) -j ACCEPT$", text, re.MULTILINE)
     # iptables-legacy says that it failed, too, when only the counters did; see install.py.
     if [port for port in found if port in added] != added:
         raise Failed(each, "lost or moved", set(added) - set(found), found)
-    if _without(now, each.backend) != _without(new if done.status == 0 else old, each.backend):
+    if _without(now, backend) != _without(new if done.status == 0 else old, backend):
         raise Failed(each, done, "half")
     return f"writer, status {done.status}, {'over 10' if len(added) > 10 else 'up to 10'} rules"
 

@@ -195,7 +195,7 @@ def test_programs_get_the_differences(saved: Callable[[str], str]) -> None:
             (
                 "/dev/null: holds no table of iptables-save, which prints none where it lacks"
                 " NET_ADMIN, and none of the rules that the other backend has: try"
-                " iptables-legacy-save and iptables-nft-save"
+                " iptables-legacy-save, iptables-nft-save and nft list ruleset"
             ),
         ),
         (["--against", "/dev/zero"], "/dev/zero: line 1: a NUL byte"),

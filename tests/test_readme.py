@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 CONTRACT = ROOT / "docs" / "contract.md"
 #: The settings that Istio's program does not have.
-OWN_SETTINGS = {"resolv_conf", "ip_family", "format", "only", "verbose", "strict", "json"}
+OWN_SETTINGS = {"resolv_conf", "ip_family", "format", "only", "verbose", "strict", "json"} | {
+    "nft_like_iptables",
+}
 BLOCKS = [
     pytest.param(block, id=f"{path.name}: {block[-1].command.strip()[:60]}")
     for path in TEXTS

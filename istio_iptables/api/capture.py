@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple, Self
 
 from istio_iptables.api.values import Unusable, text_of
 from istio_iptables.errors import UsageProblems
@@ -19,9 +18,11 @@ from istio_iptables.settings.declarations import (
     setting,
 )
 from istio_iptables.settings.sources import Origin, gather
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+    from typing import Self
 
     from istio_iptables.api.values import SettingValue
     from istio_iptables.netfilter.model import Ruleset

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_iptables.api.rules import LIVE, Live, rules_of
-from istio_iptables.differences.preceding import preceding
+from istio_iptables.api.rules import LIVE, Live, is_native, rules_of
+from istio_iptables.differences.preceding import preceding, preceding_natively
 from istio_iptables.differences.rulesets import (
     ChangeKind,
     Difference,
+    diff_native,
     diff_network,
     diff_rulesets,
 )
@@ -19,10 +20,11 @@ from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import DesiredState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.rules import Source
+    from istio_iptables.kernel.live import NativeChain
     from istio_iptables.netfilter.model import Ruleset, Table
 
 __all__ = ["Differences", "diff", "foreign_first", "holds_ours"]
@@ -63,15 +65,18 @@ def diff(
 ) -> Differences:
     """What differs between *plan* and the rules that it is held *against*.
 
-    These are the text of iptables-save (of one family or both), rulesets, or the rules in the
-    kernel: ``LIVE`` for those where the plan is to be, ``Live(namespace, backend)`` for others.
-    *family* is that of a text whose comments and addresses don't tell; *name* is what messages
-    call it. Foreign rules count where they decide before ours. Raises CannotTell for a text that is
-    none of iptables-save, and where the kernel's rules can't be read.
+    These are the text of iptables-save (of one family or both) or of ``nft list ruleset``, rulesets,
+    or the rules in the kernel: ``LIVE`` for those where the plan is to be, ``Live(namespace,
+    backend)`` for others. *family* is that of a text whose comments and addresses don't tell; *name*
+    is what messages call it. Foreign rules count where they decide before ours. Raises CannotTell for
+    a text that is none of iptables-save or nft, or is of the one where the plan is of the other,
+    and where the kernel's rules can't be read.
     """
     found = rules_of(against, Family(family) if family else None, name)
     if isinstance(found, Live):
         return _with_live(plan, *found.of(plan))
+    if plan.config.native_nftables or is_native(found):
+        return _natively(plan, found, name)
     families = tuple(each.family for each in found)
     wanted = tuple(each for each in plan.rulesets if each.family in families)
     differences = (
@@ -96,31 +101,90 @@ def _with_live(plan: Plan, namespace: str, backend: str) -> Differences:
     """The rules, routes and addresses of a namespace."""
     from istio_iptables.kernel import live as kernel
 
+    native = plan.config.native_nftables
+    wanted = plan.state._replace(rulesets=()) if native else plan.state
     try:
-        state = kernel.read(plan.state, OWNERSHIP, namespace=namespace, backend=backend)
+        state = kernel.read(wanted, OWNERSHIP, namespace=namespace, backend=backend, native=native)
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
-    found = list(diff_rulesets(state.rulesets, plan.rulesets, find_owned))
+    ours = [each for each in state.native or () if each.name in _NATIVE]
+    other = "nft" if state.backend == "legacy" else "legacy"
+    if native:
+        planned = _planned_natively(plan)
+        found = [
+            *diff_native(ours, planned),
+            *preceding_natively(state.native or (), planned, _marks(plan)),
+        ]
+    else:
+        found = list(diff_rulesets(state.rulesets, plan.rulesets, find_owned))
     # In both backends: the kernel asks the tables of the other one at the same hooks.
     for each in (state.rulesets, state.other_rulesets):
         found += preceding(each, plan.rulesets, find_owned, _marks(plan))
     there = DesiredState((), state.routes, state.addresses)
     found += (each for each in diff_network(there, plan.state) if each.text not in state.half_there)
-    found += _elsewhere(state.other_rulesets, "nft" if state.backend == "legacy" else "legacy")
+    found += _elsewhere(state.other_rulesets, other)
+    if native:
+        found += _elsewhere(state.rulesets, state.backend)
+    else:
+        found += _native_elsewhere(state.native_chains)
     warnings = list(state.warnings)
     unread = [each for each in state.unreadable if each.split()[1] in _BEFORE]
     if unread:
         tables = ", ".join(unread)
         warnings.append(f"foreign rules in tables that can't be read are not seen: {tables}")
-    rulesets_there = (*state.rulesets, *state.other_rulesets)
-    nothing = not (holds_ours(rulesets_there) or state.routes or state.addresses)
+    of_iptables = holds_ours((*state.rulesets, *state.other_rulesets))
+    mine, others = (ours, of_iptables) if native else (of_iptables, ours)
+    # Routes and addresses may go with the rules of the other kind.
+    nothing = not mine and bool(others or not (state.routes or state.addresses))
+    count = sum(each.rule_count for each in (_planned_natively(plan) if native else plan.rulesets))
     return Differences(
         found,
-        f"{namespace or 'this namespace'} ({state.backend})",
+        f"{namespace or 'this namespace'} ({'native nftables' if native else state.backend})",
         tuple(Family),
-        missing=sum(ruleset.rule_count for ruleset in plan.rulesets) if nothing else 0,
+        missing=count if nothing else 0,
         warnings=warnings,
     )
+
+
+#: The names of our native tables.
+_NATIVE = frozenset(f"inet {name}" for name in OWNERSHIP.native.tables)
+
+
+def _planned_natively(plan: Plan) -> tuple[Table, ...]:
+    """The native tables of *plan*."""
+    from istio_iptables.istio.native import build_native  # most rules are iptables'
+    from istio_iptables.netfilter.nftlisting import planned_tables
+
+    return planned_tables(build_native(plan.config, plan.state))
+
+
+def _natively(plan: Plan, found: Sequence[Ruleset], name: str) -> Differences:
+    """The native rules of a text."""
+    if not plan.config.native_nftables:
+        message = f"{name}: holds native nftables rules: give --native-nftables as well"
+        raise CannotTell(message)
+    if not is_native(found):
+        message = f"{name}: holds no native nftables rules, which --native-nftables is about"
+        raise CannotTell(message)
+    # A table of the family inet is each family's.
+    tables = {table.name: table for ruleset in found for table in ruleset.tables}
+    ours = [table for table in tables.values() if table.name in _NATIVE]
+    wanted = _planned_natively(plan)
+    differences = (
+        *diff_native(ours, wanted),
+        *preceding_natively(tables.values(), wanted, _marks(plan)),
+    )
+    missing = 0 if ours else sum(table.rule_count for table in wanted)
+    return Differences(differences, name, tuple(Family), missing=missing)
+
+
+def _native_elsewhere(chains: Iterable[NativeChain]) -> Iterator[Difference]:
+    """Native rules of ours where those of iptables are wanted: one difference, or none."""
+    tables = dict.fromkeys(f"{each.family} {each.table}" for each in chains)
+    ours = [name for name in tables if name in _NATIVE]
+    if ours:
+        text = f"native nftables rules of ours, which take effect as well: {', '.join(ours)}"
+        yield Difference(ChangeKind.EXTRA, None, "", "", text)
 
 
 #: More lines of a warning are no help: ``diff`` lists them all.

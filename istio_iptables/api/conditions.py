@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.netfilter.fieldvalues import address_text, protocol_name
 from istio_iptables.netfilter.sets import Bits, Intervals
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.sets import Values
     from istio_iptables.trace.cells import Box
 
-__all__ = ["FIELDS", "Condition", "conditions", "words"]
+__all__ = ["FIELDS", "Condition", "condition", "words"]
 
 #: The fields in the order in which they are told, and what is said of each.
 FIELDS = {
@@ -58,23 +58,19 @@ def _listed(items: tuple[str, ...]) -> str:
     return " or ".join(filter(None, (", ".join(items[:-1]), items[-1])))
 
 
-def conditions(box: Box, whole: Box, family: Family) -> tuple[Condition, ...]:
-    """What tells the packets of *box* from those of *whole*."""
-    return tuple(
-        _condition(field, box[field], whole[field], family)
-        for field in FIELDS
-        if field in box and box[field] != whole[field]
-    )
-
-
 def words(box: Box, whole: Box, family: Family) -> str:
-    """The same in one line."""
-    return ", ".join(each.text for each in conditions(box, whole, family)) or "everything"
+    """What tells the packets of *box* from those of *whole*, in one line."""
+    found = (condition(field, box[field], whole[field], family) for field in FIELDS if field in box)
+    return ", ".join(each.text for each in found if each) or "everything"
 
 
-def _condition(field: str, values: Values, every: Values, family: Family) -> Condition:
+def condition(field: str, values: Values, every: Values, family: Family) -> Condition | None:
+    """What tells *values* from *every* value of a field; None if that is what they are."""
+    if values == every:
+        return None
     others = every.split(values)[1]  # type: ignore[arg-type]
-    if field.endswith("_interface") and isinstance(values, Intervals) and isinstance(others, Intervals):
+    is_name = field.endswith("_interface")
+    if is_name and isinstance(values, Intervals) and isinstance(others, Intervals):
         return _names(field, values, others)
     among, but = (tuple(_items(field, each, family)) for each in (values, others))
     return Condition(field, among) if _length(among) <= _length(but) else Condition(field, but=but)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple, overload
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.kernel.install import InstallOptions
 from istio_iptables.kernel.install import clean as kernel_clean
 from istio_iptables.kernel.install import install as kernel_install
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple, overload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from istio_iptables.api.conditions import conditions, words
+from istio_iptables.api.conditions import FIELDS, condition, words
 from istio_iptables.api.packets import own_addresses, packet_words, usual_values
 from istio_iptables.api.subjects import subject_of
 from istio_iptables.istio.capture import DEPENDS, Verdict, brief, deciding_step, describe, fate_of
@@ -19,15 +18,18 @@ from istio_iptables.trace.classes import check_partition, divide
 from istio_iptables.trace.hooks import trace
 from istio_iptables.trace.merging import merge
 from istio_iptables.trace.reading import read_from_top
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import TypeAlias
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.conditions import Condition
     from istio_iptables.api.rules import Source
     from istio_iptables.api.subjects import Subject
     from istio_iptables.netfilter.model import Rule, Ruleset
+    from istio_iptables.netfilter.sets import Values
     from istio_iptables.trace.cells import Box, Kept
     from istio_iptables.trace.hooks import Outcome, Trace
     from istio_iptables.trace.reading import Line
@@ -97,6 +99,7 @@ class Matrix:
         self.warnings = subject.warnings
         self._subject = subject
         self._config = subject.plan.config
+        self._conditions: dict[tuple[str, int, bool], tuple[Values, Condition | None]] = {}
         self._items = {each.family: self._divide(each) for each in subject.rulesets}
 
     @property
@@ -127,15 +130,15 @@ class Matrix:
 
         items: list[_Item] = []
         impossible: list[Box] = []
-        for piece in divide(family, follow, lambda box: usual["in_interface" in box]):
-            if piece.result is None:
-                impossible.append(piece.box)
+        for box, kept, result in divide(family, follow, lambda box: usual["in_interface" in box]):
+            if result is None:
+                impossible.append(box)
                 continue
-            found, fate = piece.result
+            found, fate = result
             step = deciding_step(found)
             place = (step.table, step.chain, step.number or 0) if step else ("", "", 0)
-            about = _Found(found.outcomes, found.complete, step, piece.kept.get(place), fate)
-            items.append((_key(about), about, piece.box))
+            about = _Found(found.outcomes, found.complete, step, kept.get(place), fate)
+            items.append((_key(about), about, box))
         merged = merge(items)
         wholes = [everything(family, incoming=incoming) for incoming in (False, True)]
         check_partition(wholes, [*(box for _, _, box in merged), *impossible])
@@ -167,7 +170,7 @@ class Matrix:
         return TrafficClass(
             family,
             "in" if incoming else "out",
-            conditions(box, everything(family, incoming=incoming), family),
+            tuple(self._said(family, box)),
             _plain(outcomes[0].start or outcomes[0].packet),
             verdict.text,
             verdict.to_port,
@@ -176,6 +179,22 @@ class Matrix:
             step.place if step else None,
             step.text if step else "",
         )
+
+    def _said(self, family: Family, box: Box) -> Iterator[Condition]:
+        """The conditions of *box*; most of its sets are those of others as well."""
+        incoming = "in_interface" in box
+        whole = everything(family, incoming=incoming)
+        for field in FIELDS:
+            if field not in box:
+                continue
+            # The set is kept, so that its id stays its own.
+            key = (field, id(box[field]), incoming)
+            if key not in self._conditions:
+                said = condition(field, box[field], whole[field], family)
+                self._conditions[key] = (box[field], said)
+            said = self._conditions[key][1]
+            if said is not None:
+                yield said
 
     def _rule(self, family: Family, step: Step, number: int) -> Rule | None:
         for ruleset in self._subject.rulesets:

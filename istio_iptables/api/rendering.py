@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_iptables.netfilter import formats
 from istio_iptables.netfilter.model import Family
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from istio_iptables.api.capture import Plan

@@ -8,12 +8,12 @@ from istio_iptables.errors import CannotTell, SaveFileError
 from istio_iptables.netfilter.documents import rulesets
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.netfilter.model import Family, Ruleset
 
-__all__ = ["LIVE", "Live", "Source", "require_tables", "rules_of"]
+__all__ = ["LIVE", "Live", "Source", "is_native", "require_tables", "rules_of"]
 
 
 class Live(NamedTuple):
@@ -37,7 +37,7 @@ class Live(NamedTuple):
 LIVE = Live()
 
 
-#: Rules as they are given: the text of iptables-save, rulesets, or those in the kernel, which may be
+#: Rules as they are given: the text of iptables-save or nft, rulesets, or those in the kernel, which may be
 #: written as "live".
 Source: TypeAlias = "str | Live | Sequence[Ruleset]"
 
@@ -52,17 +52,22 @@ def require_tables(found: tuple[Ruleset, ...], name: str) -> tuple[Ruleset, ...]
         message = (
             f"{name}: holds no table of iptables-save, which prints none where it lacks"
             " NET_ADMIN, and none of the rules that the other backend has: try"
-            " iptables-legacy-save and iptables-nft-save"
+            " iptables-legacy-save, iptables-nft-save and nft list ruleset"
         )
         raise CannotTell(message)
     return found
+
+
+def is_native(found: Iterable[Ruleset]) -> bool:
+    """Whether the tables are those of nft, which have a family in their names."""
+    return any(" " in table.name for ruleset in found for table in ruleset.tables)
 
 
 def rules_of(source: Source, family: Family | None, name: str) -> tuple[Ruleset, ...] | Live:
     """The rulesets of *source*, or where in the kernel they are.
 
     *family* is that of a text whose comments and addresses don't tell, *name* what messages call
-    it. Raises CannotTell for a text that is none of iptables-save.
+    it. Raises CannotTell for a text that is none of iptables-save or nft.
     """
     if isinstance(source, Live):
         return source

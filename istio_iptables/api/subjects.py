@@ -63,6 +63,9 @@ def subject_of(
     Without *wanted* the settings are those that the rules were made by. *family* and *name* are as
     in ``rules_of``. Raises CannotTell for rules that can't be read.
     """
+    if wanted is not None and wanted.config.native_nftables:
+        message = "native nftables rules are not followed: explain is about rules of iptables"
+        raise CannotTell(message)
     if rules is None:
         own = _recovered() if wanted is None else wanted
         return Subject(own.rulesets, own, own.routes, "the plan")

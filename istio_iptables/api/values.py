@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, TypeGuard
 
 from istio_iptables.settings.converters import LISTS
 from istio_iptables.settings.declarations import ValueKind
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+    from typing import TypeGuard
 
     #: What one item may be beside text; an address or network is not taken for its addresses.
     Item = str | int | float | IPv4Address | IPv6Address | IPv4Network | IPv6Network

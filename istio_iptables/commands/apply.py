@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from istio_iptables.api.capture import Capture
 from istio_iptables.api.rendering import render
@@ -16,6 +15,7 @@ from istio_iptables.settings.converters import TRUE, Names
 from istio_iptables.settings.declarations import setting
 from istio_iptables.settings.sources import convert, gather
 from istio_iptables.text import write_exactly
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from istio_iptables.commands.apply import CLEAN_SETTINGS, clean_ready
-from istio_iptables.commands.options import SettingsCommand, split_extra
+from istio_iptables.commands.options import Example, SettingsCommand, split_extra
 
 if TYPE_CHECKING:
     from istio_iptables.errors import ExitStatus
@@ -28,4 +28,18 @@ command = SettingsCommand(
     " their address. What is"
     " ours is told from the rules themselves, so the flags of the installation are not needed;"
     " rules of others stay as they are.",
+    examples=(
+        Example(
+            "in the present network namespace",
+            "istio-iptables clean",
+        ),
+        Example(
+            "in a namespace that has a name",
+            "istio-iptables clean --network-namespace blue",
+        ),
+        Example(
+            "in the namespace of a process",
+            "istio-iptables clean --network-namespace /proc/4711/ns/net",
+        ),
+    ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,16 @@ from istio_iptables.commands.inputs import (
     require_namespace,
 )
 from istio_iptables.commands.load import Purpose, tell
-from istio_iptables.commands.options import SettingsCommand, flags_given
-from istio_iptables.commands.pod import POD_OPTIONS, read_pod
+from istio_iptables.commands.options import Example, SettingsCommand, flags_given
+from istio_iptables.commands.pod import POD_OPTIONS, read_pod, read_ways
 from istio_iptables.differences.rulesets import ChangeKind
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.netfilter.model import Family
-from istio_iptables.text import printable
+from istio_iptables.text import paint, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.comparing import Differences
 
@@ -33,6 +36,9 @@ __all__ = ["command"]
 
 #: Names that the JSON document keeps for those who read it, where the text has a better word.
 _JSON_KINDS = {ChangeKind.FOREIGN: "stranger"}
+
+#: What changes the fate of packets for certain.
+_LOST = frozenset({ChangeKind.MISSING, ChangeKind.EXTRA})
 
 
 @click.pass_context
@@ -45,6 +51,9 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     if golden is not None:
         plan = read_inputs(ctx, either_family=False, given=read_pod(options))
         return _with_golden(plan, golden, as_json=options["as_json"])
+    named = flags_given(ctx).get("network_namespace") or os.environ.get("NETWORK_NAMESPACE")
+    if options["cni"] and options["pod"] and against is None and not named:
+        return _with_cni(ctx, options)
     if against is None:
         require_namespace(ctx)
     plan = read_inputs(
@@ -58,11 +67,25 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     else:
         name = "stdin" if against == "-" else against
         found = diff(plan, read_rules(against, options["family"]), name=name)
+    return _report(found, as_json=options["as_json"], missing_at_once=against is None)
+
+
+def _with_cni(ctx: click.Context, options: Mapping[str, Any]) -> ExitStatus:
+    """The rules of a pod by its istio-init, and those by Istio's CNI plugin."""
+    by_init, by_cni = (
+        read_inputs(ctx, either_family=False, given=each, purpose=Purpose((), follow=False))
+        for each in read_ways(options, cni=(False, True))
+    )
+    found = diff(by_init, by_cni.rulesets, name="what istio-cni makes of the pod")
+    return _report(found, as_json=options["as_json"], missing_at_once=False)
+
+
+def _report(found: Differences, *, as_json: bool, missing_at_once: bool) -> ExitStatus:
     tell("warning", found.warnings)
-    if options["as_json"]:
+    if as_json:
         _print_json(found)
     else:
-        _print(found, missing_at_once=against is None)
+        _print(found, missing_at_once=missing_at_once)
     return ExitStatus.FAILED if found else ExitStatus.DONE
 
 
@@ -75,7 +98,11 @@ def _print(found: Differences, *, missing_at_once: bool) -> None:
     for difference in found:
         # All of the plan, rule by rule, would say no more than that nothing is there.
         if not (all_missing and difference.kind is ChangeKind.MISSING):
-            sys.stdout.writelines(f"{printable(line)}\n" for line in difference.lines)
+            kind = difference.kind.value
+            style = "red" if difference.kind in _LOST else "yellow"
+            first, *others = (f"{printable(line)}\n" for line in difference.lines)
+            first = first.replace(kind, paint(kind, style, sys.stdout), 1)
+            sys.stdout.writelines((first, *others))
     if all_missing:
         rules = "rule is" if all_missing == 1 else "rules are"
         line = f"no rules of ours are in {found.what} ({all_missing} {rules} missing)"
@@ -84,7 +111,8 @@ def _print(found: Differences, *, missing_at_once: bool) -> None:
         line = f"{found.what} differs from the plan: {counted}"
     else:
         line = f"{found.what} is as planned ({_titles(found.families)})"
-    sys.stdout.write(f"{printable(line)}\n")
+    line = paint(printable(line), "bold", sys.stdout)
+    sys.stdout.write(f"{line}\n")
 
 
 def _print_json(found: Differences) -> None:
@@ -143,7 +171,21 @@ command = SettingsCommand(
     name="diff",
     callback=_run,
     help="Compare the rules that the capture flags ask for with those of a namespace (this one, or"
-    " --network-namespace), of iptables-save's text (--against), or with a golden file.",
+    " --network-namespace), of iptables-save's or nft's text (--against), or with a golden file.",
+    examples=(
+        Example(
+            "is this namespace as it was installed?",
+            "istio-iptables diff -i '*' -b '*' -d 15090,15021,15020",
+        ),
+        Example(
+            "is what somebody saved?",
+            "istio-iptables diff -i '*' -b '*' --against saved.rules",
+        ),
+        Example(
+            "does a change of the arguments change the rules?",
+            "istio-iptables diff -i '*' -b 80 --ip-family ipv4 --golden rules.golden",
+        ),
+    ),
     epilog="Exit status: 0 the same; 1 there are differences; 2 it can't be told, or the command"
     " line is wrong.",
     more=(
@@ -151,7 +193,8 @@ command = SettingsCommand(
         click.Option(
             ["--against"],
             metavar="FILE",
-            help="Compare with this file of iptables-save's text; - is stdin.",
+            help="Compare with this file of iptables-save's text, or of what nft list ruleset prints"
+            " (--native-nftables); - is stdin.",
         ),
         click.Option(
             ["--family"],

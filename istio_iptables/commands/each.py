@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
 
 from istio_iptables.commands.load import tell
 from istio_iptables.errors import ExitStatus, IstioIptablesError
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
+    from typing import Any
 
     from istio_iptables.commands.load import Tell
 

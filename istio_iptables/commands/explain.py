@@ -11,9 +11,10 @@ from istio_iptables.api.explaining import explain
 from istio_iptables.commands.documents import JSON_OPTION, print_json
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.load import warn
-from istio_iptables.commands.options import SettingsCommand
+from istio_iptables.commands.options import Example, SettingsCommand
 from istio_iptables.commands.sources import SOURCE_OPTIONS, read_asked
 from istio_iptables.errors import ExitStatus, UsageProblems
+from istio_iptables.text import paint
 
 __all__ = ["command"]
 
@@ -42,7 +43,8 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     if as_json:
         print_json(found.as_json())
     else:
-        sys.stdout.write(found.text(near=options["near"]))
+        *steps, verdict = found.text(near=options["near"]).splitlines()
+        sys.stdout.writelines(f"{line}\n" for line in (*steps, paint(verdict, "bold", sys.stdout)))
     return ExitStatus.DONE
 
 
@@ -56,6 +58,20 @@ command = SettingsCommand(
     callback=_run,
     help="Follow one packet through the rules and say which of them decide: the rules of the capture"
     " flags, those of a namespace (--live), or those of a file (--rules).",
+    examples=(
+        Example(
+            "what becomes of a connection of the application?",
+            "istio-iptables explain -i '*' -b '*' --dst 93.184.216.34:443",
+        ),
+        Example(
+            "what becomes of one that arrives, by the rules in the kernel?",
+            "istio-iptables explain --live --in --dst 10.0.0.1:8080",
+        ),
+        Example(
+            "what becomes of a DNS query, by saved rules, and why not otherwise?",
+            "istio-iptables explain --rules saved.rules --proto udp --dst 10.96.0.10:53 -v",
+        ),
+    ),
     epilog="Exit status: 0 answered; 2 it can't be told, or the command line is wrong.",
     more=(
         *SOURCE_OPTIONS,

@@ -7,10 +7,9 @@ command, a mistake), click reads that, and leaves the meaning of the settings to
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from istio_iptables.errors import UsageProblems
 from istio_iptables.settings.declarations import SETTINGS, ValueKind
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

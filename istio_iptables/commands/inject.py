@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from istio_iptables.commands.inputs import read_text
-from istio_iptables.commands.load import tell
-from istio_iptables.commands.options import SettingsCommand, split_extra
+from istio_iptables.commands.load import tell, warn
+from istio_iptables.commands.options import Example, SettingsCommand, split_extra
 from istio_iptables.commands.pod import INSTALLATION_OPTIONS, installation, require_yaml
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.text import write_exactly
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from istio_iptables.kubernetes.manifest import Workload
+    from istio_iptables.kubernetes.values import Installation
 
 __all__ = ["command"]
 
@@ -25,30 +31,51 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     if problems:
         raise UsageProblems(problems)
     require_yaml("inject")
-    from istio_iptables.kubernetes.injection import Injection, reason_to_skip
     from istio_iptables.kubernetes.manifest import read_documents, workloads, write_documents
-    from istio_iptables.kubernetes.sidecar import inject
 
     name = "stdin" if path == "-" else path
     documents = read_documents(read_text(path, "manifest"), name)
     found = installation(options)
-    skipped = []
+    told: dict[str, list[str]] = {"info": [], "warning": []}
     for each in workloads(documents, name, istioctl=True):
-        if reason := reason_to_skip(each):
-            skipped.append(f"{each.title}: is left as it is: {reason}")
-            continue
         try:
-            injection = Injection(
-                each, found, native=options["native"], init_image=options["init_image"] or ""
-            )
-            inject(injection, options["revision"])
+            _inject(each, found, options, told)
         except UsageProblems as error:
             problems += error.lines
     if problems:
         raise UsageProblems(problems)
-    tell("warning", skipped)
+    warn(told["warning"], strict=options["strict"])
+    tell("info", told["info"])
     write_exactly(write_documents(documents))
     return ExitStatus.DONE
+
+
+def _inject(
+    workload: Workload, found: Installation, options: Mapping[str, Any], told: dict[str, list[str]]
+) -> None:
+    """Inject *workload* unless Istio leaves it as it is; what is to be said goes to *told*."""
+    from istio_iptables.commands.started import mistakes_in
+    from istio_iptables.kubernetes.injection import Injection, reason_to_skip
+    from istio_iptables.kubernetes.lint import lint, lint_injection
+    from istio_iptables.kubernetes.pod import started_by
+    from istio_iptables.kubernetes.sidecar import inject
+
+    mistakes = lint(workload)
+    told["warning"] += mistakes
+    if reason := reason_to_skip(workload):
+        # Host networking is a wish for something else, which keeps the pod out of the mesh.
+        kind = "warning" if workload.spec.get("hostNetwork") else "info"
+        told[kind].append(f"{workload.title}: is left as it is: {reason}")
+        return
+    injection = Injection(
+        workload, found, native=options["native"], init_image=options["init_image"] or ""
+    )
+    told["warning"] += (
+        lint_injection(injection)
+        if injection.reason_for_none
+        else mistakes_in(started_by(injection))
+    )
+    inject(injection, options["revision"])
 
 
 command = SettingsCommand(
@@ -57,6 +84,20 @@ command = SettingsCommand(
     callback=_run,
     help="Print a manifest with what Istio's injector adds to its pods, as `istioctl kube-inject`"
     " does: istio-init, the sidecar, and the rest of Istio's default templates.",
+    examples=(
+        Example(
+            "the manifest as Istio's injector would change it",
+            "istio-iptables inject -f web.yaml",
+        ),
+        Example(
+            "with the values and the mesh configuration of an installation",
+            "istio-iptables inject -f web.yaml --values values.yaml --mesh-config mesh.yaml",
+        ),
+        Example(
+            "with TPROXY in place of REDIRECT",
+            "istio-iptables inject -f web.yaml --set meshConfig.defaultConfig.interceptionMode=TPROXY",
+        ),
+    ),
     more=(
         click.Option(
             ["-f", "--filename", "file"], metavar="FILE", help="The manifest; - is stdin."
@@ -78,5 +119,6 @@ command = SettingsCommand(
             metavar="IMAGE",
             help="The image of istio-init.  [default: Istio's]",
         ),
+        click.Option(["--strict"], is_flag=True, help="Fail on warnings."),
     ),
 )

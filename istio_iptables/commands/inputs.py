@@ -13,7 +13,6 @@ from istio_iptables.commands.options import flags_given, split_extra
 from istio_iptables.errors import CannotTell, KernelRefused, SaveFileError
 from istio_iptables.netfilter.documents import decode_lines, read
 from istio_iptables.netfilter.model import Family
-from istio_iptables.settings.converters import TRUE
 from istio_iptables.settings.declarations import (
     DNS,
     FAMILIES,
@@ -47,7 +46,7 @@ CAPTURE_SETTINGS = tuple(
     each
     for each in SETTINGS
     if each.group in {PROXY, INBOUND, OUTBOUND, DNS, FAMILIES}
-    or each.name in {"force_iptables_binary", "strict"}
+    or each.name in {"force_iptables_binary", "native_nftables", "nft_like_iptables", "strict"}
 )
 
 
@@ -70,25 +69,13 @@ def read_inputs(
     # Nothing is installed here, so what is unknown about the machine is assumed, and said.
     flags["dry_run"] = "true"
     try:
-        extra = [*split_extra(ctx), *_native_refused()]
-        plan = load_plan(flags, extra, given or Given(os.environ), purpose or Purpose())
+        plan = load_plan(flags, split_extra(ctx), given or Given(os.environ), purpose or Purpose())
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     file = plan.config.dns_servers_file
     if file:
         tell("info", (f"the DNS servers are those of {file} (--resolv-conf)",))
     return plan
-
-
-def _native_refused() -> Iterator[str]:
-    """A line if the environment asks for native rules, which these commands don't read."""
-    values, _ = gather({}, os.environ, (setting("native_nftables"),))
-    native = values["native_nftables"]
-    if native.text in TRUE:
-        yield (
-            f"{native.label}: diff and explain are about rules of iptables: native nftables rules"
-            " are printed, installed and removed only"
-        )
 
 
 def require_namespace(ctx: click.Context) -> None:
@@ -124,7 +111,7 @@ def read_text(path: str, kind: str = "golden file") -> str:
 
 
 def read_rules(path: str, family: str | None) -> tuple[Ruleset, ...]:
-    """The rulesets of a file of iptables-save's text; raises CannotTell with the bad line."""
+    """The rulesets of a file of iptables-save's or nft's text; raises CannotTell with the bad line."""
     with _open(path) as file:
         try:
             found = read(decode_lines(file.readline), Family(family) if family else None)

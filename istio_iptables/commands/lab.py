@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from istio_iptables.commands.documents import JSON_OPTION, print_json
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.load import tell
-from istio_iptables.commands.options import SettingsCommand, flags_given, split_extra
+from istio_iptables.commands.options import Example, SettingsCommand, flags_given, split_extra
+from istio_iptables.commands.pod import POD_OPTIONS, read_pod
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.istio.plan import build
 from istio_iptables.kernel.host import Host
+from istio_iptables.netfilter.model import Family
 from istio_iptables.settings.config import configure
 from istio_iptables.settings.declarations import SETTINGS
 from istio_iptables.settings.sources import gather
@@ -23,15 +26,21 @@ from istio_iptables.settings.sources import gather
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from click.shell_completion import CompletionItem
+
+    from istio_iptables.commands.load import Given
     from istio_iptables.lab.runner import LabOutcome, Up
     from istio_iptables.lab.scenarios import Scenario
     from istio_iptables.settings.config import Config
+    from istio_iptables.settings.sources import Value
 
 __all__ = ["command", "lab_config"]
 
 #: The lab has its own namespaces and its own DNS servers.
 _SETTINGS = tuple(
-    each for each in CAPTURE_SETTINGS if each.name not in {"network_namespace", "resolv_conf"}
+    each
+    for each in CAPTURE_SETTINGS
+    if each.name not in {"native_nftables", "nft_like_iptables", "network_namespace", "resolv_conf"}
 )
 _ALIASES = {"mode": "istio_inbound_interception_mode", "backend": "force_iptables_binary"}
 
@@ -52,15 +61,23 @@ class _Pod(Host):
         return NAMESERVERS
 
 
-def lab_config(flags: Mapping[str, str], environ: Mapping[str, str]) -> tuple[Config, list[str]]:
-    """The Config of the lab's pod, and warnings; what is not given is as DEFAULTS has it."""
+def lab_config(
+    flags: Mapping[str, str],
+    environ: Mapping[str, str],
+    beneath: Mapping[str, Value] | None = None,
+) -> tuple[Config, list[str]]:
+    """The Config of the lab's pod, and warnings.
+
+    What is not given is as DEFAULTS has it; where a manifest gives the values *beneath*, as it is for
+    any pod.
+    """
     from istio_iptables.lab.scenarios import DEFAULTS
 
     own = {each.name for each in _SETTINGS}
-    defaults = dict(DEFAULTS)
+    defaults = {} if beneath is not None else dict(DEFAULTS)
     if "ip_family" in flags:
-        del defaults["dual_stack"]
-    values, warnings = gather(flags, environ, _SETTINGS)
+        defaults.pop("dual_stack", None)
+    values, warnings = gather(flags, environ, _SETTINGS, beneath=beneath)
     others, _ = gather({}, {}, [each for each in SETTINGS if each.name not in own])
     values = {
         name: value if value.given or name not in defaults else value._replace(text=defaults[name])
@@ -82,9 +99,13 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         if options[alias] is not None:
             flags[name] = options[alias]
     problems = split_extra(ctx)
-    config, warnings = _configure(flags, problems)
+    given = read_pod(options)
+    config, warnings = _configure(flags, problems, given)
     plan = build(config)
     scenario = scenarios.make(options["scenario"], config, options["envoy_uid"])
+    if flags.get("ip_family") == Family.IPV4.value:
+        paths = tuple(path for path in scenario.paths if path.family is Family.IPV4)
+        scenario = scenario._replace(paths=paths)
     _check_paths(scenario, options["path"])
     left = left_out(plan, options["without"])
     if config.strict and warnings:
@@ -93,11 +114,10 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
 
     def show(outcome: LabOutcome) -> None:
         if options["as_json"]:
-            import json  # no other format needs it
-
-            sys.stdout.write(json.dumps(report.as_json(outcome, plan), indent=2) + "\n")
+            print_json(report.as_json(outcome, plan))
         else:
-            sys.stdout.write(report.text(outcome))
+            text = report.text(outcome, scenario.nodes, plan, full=options["full"])
+            sys.stdout.write(text)
         sys.stdout.flush()
 
     def keep(up: Up) -> None:
@@ -124,9 +144,15 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     return ExitStatus.DONE if outcome.as_predicted else ExitStatus.FAILED
 
 
-def _configure(flags: Mapping[str, str], problems: list[str]) -> tuple[Config, list[str]]:
+def _configure(
+    flags: Mapping[str, str], problems: list[str], given: Given | None
+) -> tuple[Config, list[str]]:
     try:
-        config, warnings = lab_config(flags, os.environ)
+        if given is None:
+            config, warnings = lab_config(flags, os.environ)
+        else:
+            config, warnings = lab_config(flags, given.environ, given.values)
+            warnings = [*given.warnings, *warnings]
     except UsageProblems as error:
         raise UsageProblems([*problems, *error.lines]) from None
     if problems:
@@ -153,6 +179,32 @@ def _check_paths(scenario: Scenario, names: tuple[str, ...]) -> None:
         raise UsageProblems(wrong)
 
 
+class _PathOption(click.Option):
+    """The option for paths; its help and its completion know their names."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The help with the names of the paths, as far as the lab is installed."""
+        option, text = super().get_help_record(ctx) or ("", "")
+        names = ", ".join(_path_names("sidecar"))
+        return option, f"{text}  [of sidecar: {names}]" if names else text
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The names of the scenario's paths."""
+        from click.shell_completion import CompletionItem
+
+        names = _path_names(ctx.params.get("scenario") or "sidecar")
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _path_names(scenario: str) -> list[str]:
+    """The paths of a scenario under the lab's own settings; none without the lab."""
+    try:
+        from istio_iptables.lab.scenarios import make
+    except ImportError:
+        return []
+    return [*dict.fromkeys(path.name for path in make(scenario, lab_config({}, {})[0]).paths)]
+
+
 command = SettingsCommand(
     _SETTINGS,
     name="lab",
@@ -161,10 +213,25 @@ command = SettingsCommand(
     " flags and a real Envoy; send traffic, and show hop by hop what happens to it beside what the"
     " rules predict. Needs root and the extra istio-iptables[lab]; nothing outside is touched and"
     " nothing is left. Flags that are not given are those of the documented pod, with DNS capture,"
-    " IPv6, and one excluded port, network and interface.",
+    " IPv6, and one excluded port, network and interface; with --pod, those of any pod.",
+    examples=(
+        Example(
+            "all paths of the documented pod",
+            "istio-iptables lab",
+        ),
+        Example(
+            "one path, under TPROXY",
+            "istio-iptables lab --mode TPROXY --path client-app",
+        ),
+        Example(
+            "what is a rule there for?",
+            "istio-iptables lab --without 'nat ISTIO_OUTPUT 3'",
+        ),
+    ),
     epilog="Exit status: 0 every path went as predicted; 1 one did not, or the lab can't be built;"
     " 2 the command line is wrong.",
     more=(
+        *POD_OPTIONS,
         click.Option(
             ["--scenario"],
             type=click.Choice(["sidecar", "ingress", "egress", "plain-client"]),
@@ -183,7 +250,7 @@ command = SettingsCommand(
             type=click.IntRange(0, 2**32 - 2),
             help="Who Envoy runs as.  [default: the proxy's uid; under TPROXY 0]",
         ),
-        click.Option(
+        _PathOption(
             ["--path"],
             multiple=True,
             metavar="NAME",
@@ -198,6 +265,11 @@ command = SettingsCommand(
         click.Option(
             ["--keep"], is_flag=True, help="Leave it up until Ctrl-C, and say how to enter it."
         ),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print it as JSON."),
+        click.Option(
+            ["-v", "--verbose", "full"],
+            is_flag=True,
+            help="Each rule on a line of its own, with its text and its reason.",
+        ),
+        JSON_OPTION,
     ),
 )

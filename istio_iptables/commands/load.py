@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Capture, Plan, Purpose, plan
 from istio_iptables.api.rendering import effective_text
 from istio_iptables.errors import UsageProblems
-from istio_iptables.text import printable
+from istio_iptables.text import paint, printable
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -32,10 +32,15 @@ class Given(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
+#: How kinds of lines that need attention look on a terminal.
+_STYLES = {"error": "red", "warning": "yellow"}
+
+
 def tell(kind: str, lines: Iterable[str]) -> None:
     """Write each line to stderr, behind the program's name and what kind of line it is."""
+    shown = paint(kind, _STYLES[kind], sys.stderr) if kind in _STYLES else kind
     for line in lines:
-        print(f"{PROGRAM}: {kind}: {printable(line)}", file=sys.stderr)
+        print(f"{PROGRAM}: {shown}: {printable(line)}", file=sys.stderr)
 
 
 def warn(lines: Collection[str], *, strict: bool, tell: Tell = tell) -> None:

@@ -17,9 +17,11 @@ from istio_iptables.settings.declarations import GROUPS, SETTINGS, Setting, Valu
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from click.shell_completion import CompletionItem
+
     from istio_iptables.commands.flags import Flags
 
-__all__ = ["SettingsCommand", "Subcommand", "flags_given", "split_extra"]
+__all__ = ["Example", "Section", "SettingsCommand", "Subcommand", "flags_given", "split_extra"]
 
 #: What is no command here, but can only mean an option.
 _ASKED = {"help": "--help", "version": "--version", "-V": "--version"}
@@ -43,10 +45,33 @@ class _SettingOption(click.Option):
             help=_help(setting),
         )
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The values that begin with *incomplete*, as far as there is a list of them."""
+        from istio_iptables.commands import completion
 
-def _show_help(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click calls it so
+        return completion.values(self.setting, incomplete) or super().shell_complete(
+            ctx, incomplete
+        )
+
+
+class _File(click.types.StringParamType):
+    """The name of a file, which the shell completes; whether it can be read is found by reading."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Leave it to the shell."""
+        del ctx, param
+        from istio_iptables.commands import completion
+
+        return completion.files(incomplete)
+
+
+def _show_help(ctx: click.Context, option: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click calls it so
     if asked:
-        print(ctx.get_help())
+        command = ctx.command
+        brief = isinstance(command, SettingsCommand) and "-h" in option.opts
+        print(command.get_brief_help(ctx) if brief else ctx.get_help())  # type: ignore[attr-defined]
         ctx.exit()
 
 
@@ -72,8 +97,24 @@ class Subcommand(NamedTuple):
     about: str
 
 
+class Example(NamedTuple):
+    """A command line that a person may want, for the help."""
+
+    about: str
+    line: str
+
+
+class Section(NamedTuple):
+    """A part of the help: what is told of each of its options or commands."""
+
+    title: str
+    rows: list[tuple[str, str]]
+
+
 class SettingsCommand(click.Group):
     """A command whose options are settings, grouped in its help; subcommands come first.
+
+    ``--help`` shows all of them and *examples*, ``-h`` those that are used most.
 
     ``ctx.obj`` holds the settings that were given (see ``flags``); click itself reads what else is on
     the line.
@@ -85,26 +126,35 @@ class SettingsCommand(click.Group):
         *,
         elsewhere: Mapping[str, Subcommand] | None = None,
         more: Iterable[click.Option] = (),
+        examples: Iterable[Example],
         **attributes: Any,  # noqa: ANN401 - click's, handed on as they are
     ) -> None:
         self.settings = tuple(settings)
         self._elsewhere = dict(elsewhere or {})
+        self.examples = tuple(examples)
         self._own = tuple(more)
+        for option in self._own:
+            if option.metavar == "FILE":
+                option.type = _File()
         options: list[click.Parameter] = [
             _SettingOption(setting) for setting in self.settings if setting.on_command_line
         ]
         options += self._own
         # click's own help option looks for a translation of its text, which takes 2 ms.
-        options.append(
+        options += [
             click.Option(
-                ["-h", "--help"],
+                [name],
                 is_flag=True,
                 is_eager=True,
                 expose_value=False,
                 callback=_show_help,
-                help="Show this message and exit.",
+                help=about,
             )
-        )
+            for name, about in (
+                ("-h", "Show the options that are used most, and exit."),
+                ("--help", "Show all options and examples, and exit."),
+            )
+        ]
         super().__init__(
             params=options,
             invoke_without_command=True,
@@ -194,41 +244,81 @@ class SettingsCommand(click.Group):
         """What may follow the name: a subcommand is one only in the first place."""
         return ["[COMMAND] [OPTIONS]" if self._elsewhere else "[OPTIONS]"]
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the command's own options, then the settings under the headings of their groups."""
-        if own := _records(self._own, ctx):
-            with formatter.section(f"Options of {self.name}"):
-                formatter.write_dl(own)
+    def sections(self, ctx: click.Context) -> list[Section]:
+        """Commands, the command's own options, the settings by group, and the rest."""
         records = {
             option.setting.name: record
             for option in self.params
             if isinstance(option, _SettingOption)
             and (record := option.get_help_record(ctx)) is not None
         }
-        for group in GROUPS:
-            rows = [
-                records[setting.name]
-                if setting.on_command_line
-                else (f"${setting.environment[0]}", f"{_help(setting)}  [environment only]")
-                for setting in self.settings
-                if setting.group is group
-            ]
-            if rows:
-                with formatter.section(group.title):
-                    formatter.write_dl(rows)
         others = [
             option
             for option in self.get_params(ctx)
             if not isinstance(option, _SettingOption) and option not in self._own
         ]
-        with formatter.section("Other"):
-            formatter.write_dl(_records(others, ctx))
-        if self._elsewhere:
-            # click would import all of them for the same lines.
-            with formatter.section("Commands"):
-                formatter.write_dl(
-                    [(name, self._elsewhere[name].about) for name in sorted(self._elsewhere)]
+        found = [
+            Section("Commands", self._commands()),
+            Section(f"Options of {self.name}", _records(self._own, ctx)),
+            *(
+                Section(
+                    group.title,
+                    [
+                        records[setting.name]
+                        if setting.on_command_line
+                        else (f"${setting.environment[0]}", f"{_help(setting)}  [environment only]")
+                        for setting in self.settings
+                        if setting.group is group
+                    ],
                 )
+                for group in GROUPS
+            ),
+            Section("Other", _records(others, ctx)),
+        ]
+        return [each for each in found if each.rows]
+
+    def _commands(self) -> list[tuple[str, str]]:
+        # click would import all of them for the same lines.
+        return [(name, self._elsewhere[name].about) for name in sorted(self._elsewhere)]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, then the sections."""
+        with formatter.section("Examples"):
+            for example in self.examples:
+                formatter.write(f"  # {example.about}\n  {example.line}\n")
+        _write(self.sections(ctx), formatter)
+
+    def get_brief_help(self, ctx: click.Context) -> str:
+        """The help of ``-h``: commands, the command's own options, and settings with a letter."""
+        formatter = ctx.make_formatter()
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        letters = [
+            (f"-{each.short} {each.kind.value}".rstrip(), _brief(each.help))
+            for each in self.settings
+            if each.short
+        ]
+        own = _records(self._own, ctx)
+        sections = (
+            Section("Commands", self._commands()),
+            Section(f"Options of {self.name}", [] if self._elsewhere else own),
+            Section("Flags that are used most", letters),
+        )
+        _write([each for each in sections if each.rows], formatter)
+        formatter.write_paragraph()
+        formatter.write_text(f"'{ctx.command_path} --help' shows all options, with examples.")
+        return formatter.getvalue().rstrip("\n")
+
+
+def _brief(about: str) -> str:
+    """The first clause of a help text."""
+    return about.partition(":")[0].partition(";")[0].rstrip(".")
+
+
+def _write(sections: Iterable[Section], formatter: click.HelpFormatter) -> None:
+    for section in sections:
+        with formatter.section(section.title):
+            formatter.write_dl(section.rows)
 
 
 def _label(param: click.Parameter) -> str:

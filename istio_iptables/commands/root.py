@@ -9,7 +9,7 @@ import click
 from istio_iptables import __version__
 from istio_iptables.commands.apply import ready
 from istio_iptables.commands.load import PROGRAM
-from istio_iptables.commands.options import SettingsCommand, Subcommand, split_extra
+from istio_iptables.commands.options import Example, SettingsCommand, Subcommand, split_extra
 from istio_iptables.commands.pod import POD_OPTIONS, read_pod
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.interrupts import Interrupted
@@ -28,6 +28,9 @@ def run(args: list[str]) -> int | None:
         raise UsageProblems([error.format_message()]) from error
     except click.Abort as error:
         raise Interrupted(signal.SIGINT) from error
+    except SystemExit as error:
+        # A shell's question about completion is answered.
+        return int(error.code or 0)
     return status
 
 
@@ -70,6 +73,20 @@ root = SettingsCommand(
     },
     more=POD_OPTIONS,
     help="Redirect a pod's traffic to Envoy: make Istio's iptables rules, and install or print them.",
+    examples=(
+        Example(
+            "install what Istio's injection installs in a pod",
+            "istio-iptables -p 15001 -z 15006 -u 1337 -m REDIRECT -i '*' -b '*' -d 15090,15021,15020",
+        ),
+        Example(
+            "print the rules, each with its reason; nothing is changed",
+            "istio-iptables -i '*' -b '*' --dry-run --format annotated",
+        ),
+        Example(
+            "print the rules that a pod with Istio's annotations gets",
+            "istio-iptables --pod web.yaml --dry-run",
+        ),
+    ),
     epilog="Exit status: 0 done, or already so; 1 failed, or differs; 2 the command line is wrong;"
     " 126 validation failed.",
 )

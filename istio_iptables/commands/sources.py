@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["SOURCE_OPTIONS", "Asked", "read_asked", "settings_given"]
 
 #: The settings that say where the rules are and how to be told, and nothing of what they are.
-_ELSEWHERE = frozenset({"network_namespace", "cni_mode", "force_iptables_binary", "strict"})
+_ELSEWHERE = frozenset(
+    {"network_namespace", "cni_mode", "force_iptables_binary", "native_nftables", "strict"}
+)
 _DECIDING = tuple(each for each in CAPTURE_SETTINGS if each.name not in _ELSEWHERE)
 
 SOURCE_OPTIONS = (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_iptables.netfilter.model import HEADER_OPTIONS, quote
+from istio_iptables.netfilter.nftrules import NftRule
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,15 @@ def parts(rule: Rule) -> dict[str, str]:
 
 
 def _parts(rule: Rule) -> Iterator[tuple[str, str]]:
+    if isinstance(rule, NftRule):
+        for place, each in enumerate(rule.statements):
+            # A condition by its field; of what is done, there is seldom more than one of a kind.
+            does = each.target.name if each.target else each.text
+            yield (
+                each.field or ("verdict" if place == len(rule.statements) - 1 else does),
+                each.text,
+            )
+        return
     for flag, term in zip(HEADER_OPTIONS, rule.header, strict=True):
         if term is not None:
             sense = "! " if term.negated else ""

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.differences.rules import diff_rules, resemble
 from istio_iptables.differences.sequence import align
 from istio_iptables.netfilter.canonical import canonical
-from istio_iptables.netfilter.model import TABLES, Family, Rule, Ruleset, Table, is_built_in
+from istio_iptables.netfilter.model import TABLES, Chain, Family, Rule, Ruleset, Table, is_built_in
 from istio_iptables.netfilter.ownership import Owned, Position
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
-    from istio_iptables.netfilter.model import Chain
     from istio_iptables.netfilter.plan import DesiredState, InterfaceAddress, PolicyRoute
 
 __all__ = [
     "ChangeKind",
     "Difference",
+    "diff_native",
     "diff_network",
     "diff_rulesets",
     "diff_tables",
@@ -52,7 +52,7 @@ class Difference(NamedTuple):
     """One difference; *text* is the rule (or chain, route, address) that it is about."""
 
     kind: ChangeKind
-    #: None for rules of ours in the other backend, told as one.
+    #: None for nftables' own rules, and for rules of ours in another backend, told as one.
     family: Family | None
     #: "" for a route or an address.
     table: str
@@ -76,10 +76,11 @@ class Difference(NamedTuple):
         else:
             at = self.wanted_number if self.live_number is None else self.live_number
             number = "" if at is None else f" rule {at}"
-        if self.family is None:
-            return f"{self.kind.value}: {self.text}"
-        head = f"{self.family.title} {where}{number}" if where else self.family.title
-        return f"{self.kind.value}: {head}: {self.text}"
+        family = self.family.title if self.family else ""
+        head = " ".join(filter(None, (family, f"{where}{number}")))
+        return (
+            f"{self.kind.value}: {head}: {self.text}" if head else f"{self.kind.value}: {self.text}"
+        )
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -141,6 +142,31 @@ def diff_tables(
     return _Comparison(family, live, wanted, owned).found()
 
 
+def diff_native(live: Iterable[Table], wanted: Iterable[Table]) -> tuple[Difference, ...]:
+    """The same for native tables, all of which are ours, in the order of those *wanted*."""
+    there, asked = ({table.name: table for table in tables} for tables in (live, wanted))
+    found: list[Difference] = []
+    for name in dict.fromkeys((*asked, *there)):
+        old, new = there.get(name, Table(name)), asked.get(name, Table(name))
+        found += _diff_objects(old, new)
+        found += _Comparison(None, old, new, everything(old)).found()
+    return tuple(found)
+
+
+def _diff_objects(live: Table, wanted: Table) -> Iterator[Difference]:
+    """What a table has beside its chains: sets, and flags."""
+    for name in dict.fromkeys((*wanted.objects, *live.objects)):
+        old, new = live.objects.get(name), wanted.objects.get(name)
+        if old == new:
+            continue
+        details: tuple[str, ...] = ()
+        kind = ChangeKind.MISSING if old is None else ChangeKind.EXTRA
+        if old is not None and new is not None:
+            kind, details = ChangeKind.CHANGED, (f"should be {new}",)
+        text = f"{name}: {new if old is None else old}"
+        yield Difference(kind, None, live.name, "", text, details=details)
+
+
 def find_respelled(family: Family, table: Table, ours: Callable[[Table], Owned]) -> Owned:
     """Our part of *table* as *ours* tells it, which is spared the older spellings of our rules."""
     return ours(
@@ -171,7 +197,10 @@ def _plainly_spelt(rule: Rule, family: Family) -> Rule:
 class _Comparison:
     """Compares one table with what it should be."""
 
-    def __init__(self, family: Family, live: Table, wanted: Table | None, owned: Owned) -> None:
+    def __init__(
+        self, family: Family | None, live: Table, wanted: Table | None, owned: Owned
+    ) -> None:
+        # None for native tables, whose rules are compared as nft lists them.
         self._family = family
         self._table = live.name
         self._live = {chain.name: chain for chain in live.chains}
@@ -196,7 +225,17 @@ class _Comparison:
         live, wanted = self._live.get(name), self._wanted.get(name)
         if live is None or wanted is None:
             kind = ChangeKind.MISSING if live is None else ChangeKind.EXTRA
-            yield Difference(kind, self._family, self._table, name, f"-N {name}")
+            text = f"-N {name}" if self._family else _chain_text(live or wanted or Chain(name))
+            yield Difference(kind, self._family, self._table, name, text)
+        elif self._family is None and (live.base, live.policy) != (wanted.base, wanted.policy):
+            yield Difference(
+                ChangeKind.CHANGED,
+                None,
+                self._table,
+                name,
+                _chain_text(live),
+                details=(f"should be {_chain_text(wanted)}",),
+            )
         rules = live.rules if live else ()
         yield from self._rules(name, rules, range(len(rules)), wanted.rules if wanted else ())
 
@@ -251,7 +290,10 @@ class _Comparison:
         )
 
     def _key(self, rule: Rule) -> str:
-        return canonical(rule, self._family).text
+        return self._canonical(rule).text
+
+    def _canonical(self, rule: Rule) -> Rule:
+        return canonical(rule, self._family) if self._family else rule
 
     def _rules(
         self, chain: str, live: tuple[Rule, ...], numbers: Iterable[int], wanted: tuple[Rule, ...]
@@ -283,7 +325,7 @@ class _Comparison:
             kind = ChangeKind.MOVED
         else:
             kind = ChangeKind.CHANGED
-            changes = diff_rules(canonical(old, self._family), canonical(new, self._family))
+            changes = diff_rules(self._canonical(old), self._canonical(new))
             details = (*changes, f"should be {_text(chain, new)}")
         return Difference(
             kind,
@@ -297,8 +339,15 @@ class _Comparison:
 
 
 def _text(chain: str, rule: Rule | None) -> str:
-    text = rule.text if rule else ""
-    return f"-A {chain} {text}" if text else f"-A {chain}"
+    return rule.line(chain) if rule else ""
+
+
+def _chain_text(chain: Chain) -> str:
+    """A chain without its rules, as a command of nft makes it."""
+    if chain.base is None:
+        return f"chain {chain.name}"
+    policy = (chain.policy or "ACCEPT").lower()
+    return f"chain {chain.name} {{ {chain.base}; policy {policy}; }}"
 
 
 def diff_network(live: DesiredState, wanted: DesiredState) -> tuple[Difference, ...]:

@@ -7,10 +7,9 @@ which takes longer than all the rest of a dry run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_iptables.settings.converters import MAX_ID
 from istio_iptables.settings.types import ALL, IPV4, IPV6, Mode
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -43,7 +42,7 @@ def plan_warnings(
     The latter only with *follow*, and so for applications that pass for Envoy.
     """
     lines = _nothing_captured(config, values, ways)
-    if config.native_nftables:
+    if config.native_nftables and not config.nft_like_iptables:
         lines += _otherwise_natively(config, values)
     if follow and worth_following(config):
         from istio_iptables.istio.checks import findings

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from itertools import chain, groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.istio.plan import Common, template
 from istio_iptables.istio.rules import NATIVE_TABLE, common_values, rules
@@ -23,6 +22,7 @@ from istio_iptables.netfilter.native import (
     NativeTable,
 )
 from istio_iptables.netfilter.nftspelling import action, conditions
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,6 +44,7 @@ _TABLES: dict[str, dict[str, Hook | None]] = {
         "ISTIO_REDIRECT": None,
         "ISTIO_IN_REDIRECT": None,
         "ISTIO_OUTPUT": None,
+        "ISTIO_OUTPUT_GROUPS": None,
         "ISTIO_OUTPUT_DNS": None,
     },
     "mangle": {
@@ -64,10 +65,18 @@ _TABLES: dict[str, dict[str, Hook | None]] = {
 }
 
 
+#: At the head of each base chain, since the rules behind it are for both families.
+_PASS_IPV6 = NativeRule(
+    "meta nfproto ipv6 counter return",
+    "IPv6 is off: its packets are left alone, as they are by rules of iptables.",
+)
+
+
 def build_native(config: Config, state: DesiredState) -> NativePlan:
     """The native rules of *config*, in the address families of *state*, its plan for iptables.
 
-    A rule that names no address is for both families, whichever are meant: Istio's is, too.
+    A rule that names no address is for both families, whichever are meant: Istio's is, too. With
+    ``nft_like_iptables`` no packet is treated otherwise than by the rules of iptables.
     """
     wanted = [_wanted(config, ruleset.family) for ruleset in state.rulesets]
     tables = []
@@ -76,6 +85,8 @@ def build_native(config: Config, state: DesiredState) -> NativePlan:
         for name, hook in hooks.items():
             place = (table, name)
             placed = _placed([each[place] for each in wanted if place in each])
+            if placed and hook and config.nft_like_iptables and not config.ipv6:
+                placed.insert(0, _PASS_IPV6)
             if placed:
                 chains.append(NativeChain(_chain_name(name), hook, tuple(placed)))
         if chains:
@@ -121,7 +132,7 @@ def _wanted(config: Config, family: Family) -> dict[tuple[str, str], list[_Wante
             rule = rule._replace(destination=Term(values["network"]))
         _, table, _, name, _ = text.split(" ", 4)
         found.setdefault((table, name), []).append(
-            _Wanted(text, values, _native(rule, family, table), known.position)
+            _Wanted(text, values, _native(rule, family, table, config), known.position)
         )
     return found
 
@@ -168,10 +179,10 @@ def _runs(wanted: Iterable[_Wanted]) -> deque[list[_Wanted]]:
     return deque(list(run) for _, run in groupby(wanted, key=attrgetter("source")))
 
 
-def _native(rule: Rule, family: Family, table: str) -> NativeRule:
+def _native(rule: Rule, family: Family, table: str, config: Config) -> NativeRule:
     """The rule as nft lists it after Istio wrote it."""
     found = conditions(rule, family)
-    if found.get("state") == "ct state invalid":
+    if found.get("state") == "ct state invalid" and not config.nft_like_iptables:
         # Istio's native rule is for TCP, iptables' for every protocol.
         found["protocol"] = "meta l4proto tcp"
     # nft lists conditions as they were written, which Istio does in more than one order.

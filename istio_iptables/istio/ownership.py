@@ -24,8 +24,6 @@ Istio's ambient mode have such names too and count as ours.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_iptables.istio.plan import build_address
 from istio_iptables.istio.rules import (
     CHAIN_PREFIX,
@@ -38,6 +36,7 @@ from istio_iptables.istio.rules import (
 from istio_iptables.netfilter.model import is_built_in
 from istio_iptables.netfilter.ownership import NativeOwnership, Owned, Ownership, Position
 from istio_iptables.settings.declarations import setting
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
-
 from istio_iptables.istio.rules import CHAIN_PREFIX, common_values, rules
 from istio_iptables.netfilter.model import (
     BUILT_IN_CHAINS,
@@ -20,9 +18,11 @@ from istio_iptables.netfilter.model import (
 from istio_iptables.netfilter.plan import DesiredState, InterfaceAddress, PolicyRoute
 from istio_iptables.netfilter.savefile import parse_rule
 from istio_iptables.settings.types import Mode
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
     from istio_iptables.settings.config import Config
 
@@ -43,6 +43,8 @@ def build(config: Config) -> DesiredState:
     Every ruleset is in the canonical order and spelling, so its text is what the kernel says
     after it was installed into an empty namespace (docs/contract.md, section 3).
     """
+    # That is about native rules, which ``native`` makes.
+    config = config._replace(nft_like_iptables=False)
     families = (Family.IPV4, Family.IPV6) if config.ipv6 else (Family.IPV4,)
     routed = families if config.mode is Mode.TPROXY and config.inbound_ports else ()
     return DesiredState(

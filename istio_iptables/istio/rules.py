@@ -4,6 +4,10 @@ A rule here is what follows the word ``iptables`` (``ip6tables`` for IPv6) on a 
 spelling of iptables-save. The functions stand in the order of docs/contract.md, section 2, which is
 the order of the rules; a chain exists as soon as a rule jumps to it.
 
+With ``nft_like_iptables`` some are otherwise: native nftables rules that are made from these treat
+packets as iptables treats them by the usual ones. That is so where a negated owner matches packets
+of no socket, which it does in iptables alone, and where iptables' TPROXY finds no listener.
+
 ``{name}`` is a value: one of ``common_values``, or, in a condition, one that ``rule`` is given. A
 value that every packet has (``0.0.0.0/0``, ``::/0``, interface ``+``, ports ``0:65535``) makes no
 condition: iptables-save does not print it, and it is left out. The reasons are plain f-strings.
@@ -11,10 +15,9 @@ condition: iptables-save does not print it, and it is left out. The reasons are 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_iptables.netfilter.model import Family
 from istio_iptables.settings.types import ALL, IPV4, IPV6, Mode
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,6 +33,7 @@ __all__ = [
     "NATIVE_TABLE",
     "OUTBOUND_MARK",
     "OUTPUT",
+    "OUTPUT_GROUPS",
     "REDIRECT",
     "RuleText",
     "common_values",
@@ -43,6 +47,7 @@ NATIVE_TABLE = "istio-proxy-"
 
 # Chains that other modules ask for by name.
 OUTPUT = "ISTIO_OUTPUT"
+OUTPUT_GROUPS = "ISTIO_OUTPUT_GROUPS"
 REDIRECT = "ISTIO_REDIRECT"
 IN_REDIRECT = "ISTIO_IN_REDIRECT"
 DIVERT = "ISTIO_DIVERT"
@@ -208,6 +213,12 @@ def _inbound_tproxy(c: Config) -> Iterator[RuleText]:
         f" {c.inbound_capture_port} with both addresses unchanged, so that the application sees"
         " the client's address; loopback is left out.",
     )
+    if c.nft_like_iptables:
+        yield rule(
+            "-t mangle -A ISTIO_TPROXY ! -d {loopback} -p tcp -j DROP",
+            f"While Envoy does not listen on port {c.inbound_capture_port}, new inbound connections"
+            " are dropped, so that none reaches the application past it.",
+        )
     yield rule(
         "-t mangle -A PREROUTING -p tcp -j ISTIO_INBOUND",
         "Every TCP packet that arrives at the pod is checked against the inbound rules.",
@@ -290,6 +301,15 @@ def _proxy_traffic(c: Config) -> Iterator[RuleText]:
         )
         if captures_loopback:
             pass
+        elif c.nft_like_iptables:
+            yield rule(
+                "-t nat -A ISTIO_OUTPUT -o lo -p tcp -m tcp ! --dport 53 -j RETURN"
+                if c.redirect_dns
+                else "-t nat -A ISTIO_OUTPUT -o lo -j RETURN",
+                "All other traffic to its own pod over loopback is not captured, be it Envoy's"
+                f" ({who}), the application's or of no process"
+                + ("; DNS over TCP is left to the rules below." if c.redirect_dns else "."),
+            )
         elif c.redirect_dns:
             yield rule(
                 "-t nat -A ISTIO_OUTPUT -o lo -p tcp -m tcp ! --dport 53 -m owner ! --{kind}-owner {number} -j RETURN",
@@ -324,6 +344,26 @@ def _owner_groups(c: Config) -> Iterator[RuleText]:
                 " (ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE).",
                 group=group,
             )
+    elif c.owner_groups and c.nft_like_iptables:
+        only = (
+            f"Only processes of group {', '.join(map(str, c.owner_groups))} are captured outbound"
+            " (ISTIO_OUTBOUND_OWNER_GROUPS)"
+        )
+        yield rule(
+            "-t nat -A ISTIO_OUTPUT -j ISTIO_OUTPUT_GROUPS",
+            f"{only}: a chain of their own tells them from all others.",
+        )
+        for group in map(str, c.owner_groups):
+            yield rule(
+                "-t nat -A ISTIO_OUTPUT_GROUPS -m owner --gid-owner {group} -j RETURN",
+                f"Processes of group {group} go on to the rules that capture"
+                " (ISTIO_OUTBOUND_OWNER_GROUPS).",
+                group=group,
+            )
+        yield rule(
+            "-t nat -A ISTIO_OUTPUT_GROUPS -j ACCEPT",
+            f"{only}; the traffic of all others is not, nor is that of no process.",
+        )
     elif c.owner_groups:
         none_of_them = " ".join(f"-m owner ! --gid-owner {group}" for group in c.owner_groups)
         yield rule(

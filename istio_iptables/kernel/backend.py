@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
-
 from istio_iptables.errors import KernelRefused
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
+    from typing import TypeVar
 
     from istio_iptables.netfilter.edits import Edit
     from istio_iptables.netfilter.model import Family, Ruleset, Table
+
+    _Result = TypeVar("_Result")
 
 __all__ = [
     "Backend",
@@ -21,8 +23,6 @@ __all__ = [
     "refuse",
     "retrying",
 ]
-
-_Result = TypeVar("_Result")
 
 #: How often tables that others change at the same time are tried again.
 _ATTEMPTS = 10

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 
 from istio_iptables.errors import KernelRefused
+from istio_iptables.text import pattern
 
 __all__ = ["Host"]
 
@@ -74,7 +74,7 @@ class Host:
 
 def _read(path: str) -> str:
     """The text of a file; below /proc/PID/root its links lead to where they do for that process."""
-    root = re.match(r"/proc/\d+/root(?=/)", path)
+    root = path.startswith("/proc/") and pattern(r"/proc/\d+/root(?=/)").match(path)
     if root:
         path = _resolve_links(root[0], path.removeprefix(root[0]))
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)

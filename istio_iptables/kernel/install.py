@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import Differs, KernelRefused
 from istio_iptables.kernel import routes
@@ -23,6 +22,7 @@ from istio_iptables.kernel.tablenames import inet_tables
 from istio_iptables.kernel.usernamespace import require_plan_mapped
 from istio_iptables.netfilter.model import TABLES, Family
 from istio_iptables.netfilter.plan import DesiredState
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -8,14 +8,13 @@ without the 27 ms that both have in common).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_iptables.errors import KernelRefused, SaveFileError
 from istio_iptables.kernel.backend import Reading, UnusableTable
 from istio_iptables.kernel.programs import run, run_all
 from istio_iptables.kernel.tablenames import hidden_legacy_tables, legacy_tables
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS, Family, Ruleset
 from istio_iptables.netfilter.savefile import parse
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

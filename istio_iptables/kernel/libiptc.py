@@ -9,15 +9,17 @@ import os
 import struct
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel.capabilities import missing
 from istio_iptables.kernel.xt_abi import UnknownPartError, encode
 from istio_iptables.netfilter.edits import Action
 from istio_iptables.netfilter.model import Family
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from istio_iptables.netfilter.edits import Edit
 
 __all__ = ["Handle", "import_iptc"]

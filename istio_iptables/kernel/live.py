@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import nftables, routes
 from istio_iptables.kernel.backend import refuse, retrying
 from istio_iptables.kernel.detect import detect
 from istio_iptables.kernel.namespace import entered
-from istio_iptables.netfilter.model import TABLES, Family, Ruleset
+from istio_iptables.kernel.nftlist import native_tables
+from istio_iptables.netfilter.model import TABLES, Family, Ruleset, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -50,6 +52,8 @@ class LiveState(NamedTuple):
     half_there: tuple[str, ...] = ()
     #: Chains at the hooks of our tables that iptables does not show.
     native_chains: tuple[NativeChain, ...] = ()
+    #: The tables of these; None where they could not be listed.
+    native: tuple[Table, ...] | None = ()
     #: Tables that could not be read, such as ``IPv4 filter (nft)``.
     unreadable: tuple[str, ...] = ()
     #: Lines about tables that the kernel does not apply (they count as absent), or that are owned.
@@ -57,18 +61,25 @@ class LiveState(NamedTuple):
 
 
 def read(
-    plan: DesiredState, ownership: Ownership, *, namespace: str = "", backend: str = ""
+    plan: DesiredState,
+    ownership: Ownership,
+    *,
+    namespace: str = "",
+    backend: str = "",
+    native: bool = False,
 ) -> LiveState:
     """The state of *namespace* ("" is the current one), without changing or loading anything.
 
     Raises KernelRefused when what *plan* is about can't be read: a table of ours, or one that the
-    plan has rules in.
+    plan has rules in; with *native*, native tables.
     """
     with entered(namespace):
-        return retrying(lambda: _read(plan, ownership, backend))
+        return retrying(lambda: _read(plan, ownership, backend, native=native))
 
 
-def _read(plan: DesiredState, ownership: Ownership, forced: str) -> LiveState:
+def _read(
+    plan: DesiredState, ownership: Ownership, forced: str, *, native: bool = False
+) -> LiveState:
     detected = detect(forced, ownership)
     chosen = detected.readings
     _, others = detected.other or (None, ())
@@ -85,7 +96,7 @@ def _read(plan: DesiredState, ownership: Ownership, forced: str) -> LiveState:
         tuple(filter(routes.has_route, plan.routes)),
         tuple(filter(routes.has_address, plan.addresses)),
         tuple(" ".join(each) for route in plan.routes for each in routes.half_there(route)),
-        _native_chains(),
+        *_native(native=native),
         tuple(fault.name for fault in faults if fault.unread),
         tuple(_warnings(faults)),
     )
@@ -96,6 +107,19 @@ def _warnings(faults: Iterable[UnusableTable]) -> Iterator[str]:
     for fault in faults:
         if not fault.unread and (fault.dormant or fault.ours):
             yield fault.reason
+
+
+def _native(*, native: bool) -> tuple[tuple[NativeChain, ...], tuple[Table, ...] | None]:
+    """The chains that iptables does not show, and the tables they are in, if nft lists them."""
+    chains = _native_chains()
+    if not (chains or native):
+        return (), ()
+    try:
+        return chains, native_tables()
+    except KernelRefused:
+        if native:
+            raise
+        return chains, None
 
 
 def _native_chains() -> tuple[NativeChain, ...]:

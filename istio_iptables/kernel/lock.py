@@ -7,9 +7,9 @@ import fcntl
 import os
 import time
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 from istio_iptables.errors import KernelRefused
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,7 +7,6 @@ was made is told by the handles of the tables, which it gives anew; that needs n
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import nftables
@@ -16,6 +15,7 @@ from istio_iptables.kernel.steps import Step
 from istio_iptables.kernel.tablenames import inet_tables
 from istio_iptables.netfilter.native import NativePlan, listing, text, transaction
 from istio_iptables.netfilter.plan import DesiredState
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_iptables.errors import KernelRefused, SaveFileError
 from istio_iptables.kernel import nftables, nftbatch
 from istio_iptables.kernel.backend import Reading, UnusableTable
@@ -11,6 +9,7 @@ from istio_iptables.kernel.programs import ProgramFailed, run, run_all
 from istio_iptables.netfilter.edits import restore_lines
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS, TABLES, Family, Match, Ruleset, Target
 from istio_iptables.netfilter.savefile import parse
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -11,13 +11,13 @@ import errno
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import nftables
 from istio_iptables.kernel.capabilities import missing
 from istio_iptables.kernel.netlink import attributes
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

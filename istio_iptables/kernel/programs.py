@@ -11,13 +11,14 @@ import select
 import signal
 import time
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Self
 
 from istio_iptables import interrupts
 from istio_iptables.errors import KernelRefused
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import Self
 
 __all__ = ["ProgramFailed", "run", "run_all"]
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import Self
+
+from istio_iptables.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Self
 
 from istio_iptables.errors import KernelRefused
 

@@ -13,7 +13,6 @@ import os
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeGuard
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import netlink
@@ -22,9 +21,11 @@ from istio_iptables.kernel.reserve import require_space
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import Packet
 from istio_iptables.netfilter.plan import InterfaceAddress, PolicyRoute
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
+    from typing import Any, Self, TypeGuard
 
 __all__ = [
     "Change",

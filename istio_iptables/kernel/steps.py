@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from istio_iptables.errors import KernelRefused
 from istio_iptables.interrupts import held
 from istio_iptables.kernel.backend import retrying
 from istio_iptables.kernel.reserve import Reserve
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel.steps import Step
 from istio_iptables.netfilter.edits import Action, apply, edits, undo
 from istio_iptables.netfilter.model import Table, is_built_in
 from istio_iptables.netfilter.ownership import Owned
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

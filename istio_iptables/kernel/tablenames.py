@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import netlink
 from istio_iptables.netfilter.model import TABLES, Family
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

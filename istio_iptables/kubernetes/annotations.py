@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGENT_LOG_LEVEL",
+    "APPLICATION_PORTS",
     "EXCLUDE_INBOUND_PORTS",
     "EXCLUDE_INTERFACES",
     "EXCLUDE_OUTBOUND_PORTS",
@@ -31,13 +32,19 @@ __all__ = [
     "OVERRIDES",
     "PROXY_CONFIG",
     "PROXY_IMAGE",
+    "READINESS",
     "REROUTE_INTERFACES",
     "RESOURCES",
     "REWRITE_PROBES",
     "STATUS",
     "STATUS_PORT",
     "TEMPLATES",
+    "TRAFFIC",
+    "interfaces",
+    "mode_of_cni",
+    "ports_or_all",
     "problems",
+    "ranges_or_all",
 ]
 
 MODE = "sidecar.istio.io/interceptionMode"
@@ -69,6 +76,25 @@ RESOURCES = {
     "sidecar.istio.io/proxyCPULimit": ("limits", "cpu"),
     "sidecar.istio.io/proxyMemoryLimit": ("limits", "memory"),
 }
+
+#: Those that become arguments of istio-init.
+TRAFFIC = (
+    INCLUDE_OUTBOUND_RANGES,
+    EXCLUDE_OUTBOUND_RANGES,
+    INCLUDE_INBOUND_PORTS,
+    EXCLUDE_INBOUND_PORTS,
+    INCLUDE_OUTBOUND_PORTS,
+    EXCLUDE_OUTBOUND_PORTS,
+    EXCLUDE_INTERFACES,
+    KUBEVIRT_INTERFACES,
+    REROUTE_INTERFACES,
+)
+#: About the readiness probe of istio-proxy.
+READINESS = tuple(
+    f"readiness.status.sidecar.istio.io/{each}"
+    for each in ("initialDelaySeconds", "periodSeconds", "failureThreshold")
+)
+APPLICATION_PORTS = "readiness.status.sidecar.istio.io/applicationPorts"
 
 _MAX_PORT = 65535
 _MAX_UINT32 = 2**32 - 1
@@ -128,6 +154,11 @@ def _mode(text: str) -> str:
     return "" if text in {"REDIRECT", "TPROXY", "NONE"} else "is not REDIRECT, TPROXY or NONE"
 
 
+def mode_of_cni(text: str) -> str:
+    """Why Istio's CNI plugin refuses *text* as a mode; "" if it does not."""
+    return "" if text in {"REDIRECT", "TPROXY"} else f"{excerpt(text)} is not REDIRECT or TPROXY"
+
+
 def _uint32(text: str) -> str:
     digits = text.lstrip("0") or text[:1]
     good = text.isascii() and text.isdigit() and len(digits) <= len(str(_MAX_UINT32))
@@ -143,22 +174,25 @@ def _quantity(text: str) -> str:
     return "" if canonical(text) is not None else "is no quantity"
 
 
+#: Why a list is refused; "" if it is not.
+interfaces = _items(_interface)
+ports_or_all = _items(_port, star=True)
+ranges_or_all = _items(_cidr, star=True)
+
 #: What the injector looks at; of the other annotations (includeOutboundPorts among them) nothing.
 _CHECKS: dict[str, Callable[[str], str]] = {
     MODE: _mode,
     STATUS_PORT: _port,
-    INCLUDE_OUTBOUND_RANGES: _items(_cidr, star=True),
+    INCLUDE_OUTBOUND_RANGES: ranges_or_all,
     EXCLUDE_OUTBOUND_RANGES: _items(_cidr),
-    INCLUDE_INBOUND_PORTS: _items(_port, star=True),
+    INCLUDE_INBOUND_PORTS: ports_or_all,
     EXCLUDE_INBOUND_PORTS: _items(_port),
     EXCLUDE_OUTBOUND_PORTS: _items(_port),
-    EXCLUDE_INTERFACES: _items(_interface),
-    KUBEVIRT_INTERFACES: _items(_interface),
-    REROUTE_INTERFACES: _items(_interface),
+    EXCLUDE_INTERFACES: interfaces,
+    KUBEVIRT_INTERFACES: interfaces,
+    REROUTE_INTERFACES: interfaces,
     MERGE_METRICS: _boolean,
-    "readiness.status.sidecar.istio.io/initialDelaySeconds": _uint32,
-    "readiness.status.sidecar.istio.io/periodSeconds": _uint32,
-    "readiness.status.sidecar.istio.io/failureThreshold": _uint32,
+    **dict.fromkeys(READINESS, _uint32),
     **dict.fromkeys(RESOURCES, _quantity),
 }
 

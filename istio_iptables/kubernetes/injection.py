@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from istio_iptables.kubernetes.manifest import Workload
     from istio_iptables.kubernetes.values import Installation
 
-__all__ = ["INIT_NAMES", "PROXY", "InitContainer", "Injection", "reason_to_skip", "variables"]
+__all__ = [
+    "INIT_NAMES",
+    "PROXY",
+    "InitContainer",
+    "Injection",
+    "Owner",
+    "reason_to_skip",
+    "variables",
+]
 
 PROXY = "istio-proxy"
 INIT_NAMES = ("istio-init", "istio-validation")
@@ -38,8 +46,16 @@ _IGNORED_NAMESPACES = frozenset(
     {"kube-system", "kube-public", "kube-node-lease", "local-path-storage"}
 )
 _TEMPLATES = frozenset({"sidecar", "gateway"})
+_CAP_NET_BIND = "sidecar.istio.io/capNetBindService"
 _STATUS = Argument("", (names.STATUS_PORT,), "global.proxy.statusPort")
 _IMAGE_TYPES = ("distroless", "debug")
+
+
+class Owner(NamedTuple):
+    """A user and a group; None for what a manifest does not tell."""
+
+    uid: int | None = None
+    gid: int | None = None
 
 
 def reason_to_skip(workload: Workload) -> str:
@@ -157,6 +173,24 @@ class Injection:
         )
 
     @property
+    def runs_as_root(self) -> bool:
+        """Whether the template has istio-proxy run as root."""
+        default = self.installation.value("global.proxy.capNetBindService").text
+        bind = self.annotations.get(_CAP_NET_BIND, default)
+        return bind == "true" or self.look_up(MODE).text == "TPROXY"
+
+    @property
+    def proxy_owner(self) -> Owner:
+        """Whom istio-proxy will run as."""
+        mine = self.own_proxy_context()
+        metadata = self.installation.setting("defaultConfig.proxyMetadata").value
+        traced = metadata.get("IPTABLES_TRACE_LOGGING") == "true"
+        uid = mine.get("runAsUser", 0 if self.runs_as_root or traced else int(_UID))
+        if "runAsUser" in mine and self.any_tproxy:
+            uid = 0
+        return Owner(uid, mine.get("runAsGroup", int(_UID)))
+
+    @property
     def any_tproxy(self) -> bool:
         """Whether the mesh or the pod asks for TPROXY, whichever is obeyed."""
         asked = self.installation.setting("defaultConfig.interceptionMode").value
@@ -198,7 +232,7 @@ class Injection:
         if argument.option == "-u":
             found = self._uid()
         elif argument.option == "-d":
-            found = self._excluded(found)
+            found = self._excluded()
         if argument.unless and self.installation.value(argument.unless).value:
             return None
         if argument.switch:
@@ -215,15 +249,11 @@ class Injection:
             return Found(mine, f"securityContext.runAsUser of {PROXY}")
         return Found(_UID, "Istio's template")
 
-    def _excluded(self, listed: Found) -> Found:
-        status = self.look_up(_STATUS)
-        ports = _with_port(listed.text, status.text.strip())
-        places = [listed.place] if listed.text else []
-        if ports != listed.text:
-            places.append(status.place)
+    def _excluded(self) -> Found:
+        ports = self.excluded_inbound_ports
         return Found(
-            f"{_ENVOY_PORTS},{ports}" if ports else _ENVOY_PORTS,
-            ", ".join(["Istio's template", *places]),
+            f"{_ENVOY_PORTS},{ports.text}" if ports.text else _ENVOY_PORTS,
+            ", ".join(["Istio's template", *([ports.place] if ports.place else [])]),
         )
 
     @property
@@ -232,10 +262,15 @@ class Injection:
         return self.look_up(_STATUS).text
 
     @property
-    def excluded_inbound_ports(self) -> str:
+    def excluded_inbound_ports(self) -> Found:
         """What Istio's CNI plugin is told not to capture: as in -d, without Envoy's own ports."""
-        row = next(each for each in ARGUMENTS if each.option == "-d")
-        return _with_port(self.look_up(row).text, self.status_port.strip())
+        listed = self.look_up(next(each for each in ARGUMENTS if each.option == "-d"))
+        status = self.look_up(_STATUS)
+        ports = _with_port(listed.text, status.text.strip())
+        places = [listed.place] if listed.text else []
+        if ports != listed.text:
+            places.append(status.place)
+        return Found(ports, ", ".join(places))
 
     def environment(self) -> tuple[tuple[str, Found], ...]:
         """The variables that both containers get from proxyMetadata."""

@@ -44,6 +44,10 @@ class Workload(NamedTuple):
     #: The object that has the pod in it, and its metadata.
     document: dict[str, Any]
     top: dict[str, Any]
+    #: Where in the document the annotations are: ``spec.template.metadata.annotations``.
+    place: str
+    #: Where else annotations of a pod are looked for by mistake, and the metadata there.
+    around: tuple[tuple[str, dict[str, Any]], ...]
 
     @property
     def title(self) -> str:
@@ -193,14 +197,40 @@ def _workload(
         return found
 
     top = at(("metadata",))
-    metadata = at((*(_ISTIOCTL_METADATA.get(kind, place) if istioctl else place), "metadata"))
+    path = (*(_ISTIOCTL_METADATA.get(kind, place) if istioctl else place), "metadata")
+    metadata = at(path)
     if "spec" not in at(place):
         raise UsageProblems([f"{name}: {kind}: {'.'.join((*place, 'spec'))} is missing"])
     title, namespace = (
         as_text(metadata.get(key) or top.get(key) or "") for key in ("name", "namespace")
     )
     title = title or as_text(top.get("generateName") or "")
-    return Workload(kind, title, namespace, metadata, at((*place, "spec")), document, top)
+    places = ((), place, _ISTIOCTL_METADATA.get(kind, place))
+    others = {(*each, "metadata") for each in places} - {path}
+    around = tuple(
+        (".".join((*each, "annotations")), found)
+        for each in sorted(others)
+        if (found := _there(document, each))
+    )
+    return Workload(
+        kind,
+        title,
+        namespace,
+        metadata,
+        at((*place, "spec")),
+        document,
+        top,
+        ".".join((*path, "annotations")),
+        around,
+    )
+
+
+def _there(document: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """The mapping at *path*; an empty one, of no document, if there is none."""
+    found: Any = document
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def mapping(owner: dict[str, Any], key: str, label: str) -> dict[str, Any]:

@@ -27,7 +27,6 @@ _CANONICAL = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app"
 _USER_VOLUMES = "sidecar.istio.io/userVolume"
 _USER_MOUNTS = "sidecar.istio.io/userVolumeMount"
 _DATADOG = "apm.datadoghq.com/env"
-_CAP_NET_BIND = "sidecar.istio.io/capNetBindService"
 _NETWORKS = "k8s.v1.cni.cncf.io/networks"
 
 
@@ -57,10 +56,10 @@ class Marks:
             "owner": lambda: self._owner.address,
             "mode": lambda: injection.look_up(MODE).text,
             "native": lambda: injection.native,
-            "runs as root": self._runs_as_root,
+            "runs as root": lambda: injection.runs_as_root,
             "holds the application": lambda: injection.holds and not injection.native,
             "status port": lambda: injection.status_port if injection.status_port != "0" else None,
-            "excluded inbound ports": lambda: injection.excluded_inbound_ports,
+            "excluded inbound ports": lambda: injection.excluded_inbound_ports.text,
             "init container": self._init_container,
             "proxy image": lambda: injection.image("global.proxy.image"),
             "proxy config": lambda: f"{proxy_config(injection.installation)}\n",
@@ -102,11 +101,6 @@ class Marks:
         ports = [go_json(port) for each in self._containers for port in each.get("ports") or []]
         lines = [f"\n    {',' * bool(number)}{port}" for number, port in enumerate(ports)]
         return f"[{''.join(lines)}\n]"
-
-    def _runs_as_root(self) -> bool:
-        default = self._injection.installation.value("global.proxy.capNetBindService").text
-        bind = self._injection.annotations.get(_CAP_NET_BIND, default)
-        return bind == "true" or self._injection.look_up(MODE).text == "TPROXY"
 
     def _init_container(self) -> dict[str, Any] | None:
         init = self._injection.init_container()

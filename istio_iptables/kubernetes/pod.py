@@ -6,17 +6,25 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_iptables.errors import UsageProblems
-from istio_iptables.kubernetes.injection import INIT_NAMES, Injection, reason_to_skip
+from istio_iptables.kubernetes.injection import (
+    INIT_NAMES,
+    PROXY,
+    Injection,
+    Owner,
+    reason_to_skip,
+)
+from istio_iptables.kubernetes.lint import lint, lint_injection, owner_in
 from istio_iptables.kubernetes.manifest import as_text, read_documents, workloads
+from istio_iptables.kubernetes.merging import find
 from istio_iptables.text import excerpt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from istio_iptables.kubernetes.manifest import Workload
     from istio_iptables.kubernetes.values import Installation
 
-__all__ = ["Start", "start_of"]
+__all__ = ["Start", "start_of", "started_by"]
 
 #: How the container starts a program with the arguments; another has arguments of its own.
 _PROGRAM = "istio-iptables"
@@ -24,36 +32,70 @@ _PROGRAM = "istio-iptables"
 _VARIABLE = re.compile(r"\$(\$|\(([^()]+)\))")
 
 
+Arguments = tuple[tuple[tuple[str, ...], str], ...]
+
+
 class Start(NamedTuple):
     """How an init container starts istio-iptables."""
 
     #: The words of each argument, and where they are from.
-    arguments: tuple[tuple[tuple[str, ...], str], ...]
+    arguments: Arguments
     #: The text of each variable, and where it is from.
     environment: Mapping[str, tuple[str, str]]
-    #: What of it can't be told from the manifest.
+    workload: Workload
+    #: Whom istio-proxy runs as.
+    proxy: Owner
+    #: What of it can't be told from the manifest, and what in that is a likely mistake.
     warnings: tuple[str, ...] = ()
 
 
-def start_of(text: str, name: str, wanted: str | None, installation: Installation) -> Start:
+def start_of(
+    text: str, name: str, wanted: str | None, installation: Installation, *, cni: bool = False
+) -> Start:
     """How istio-init starts in the pod of a manifest, the one called *wanted* if there are several.
 
-    *name* is what messages call the text. Raises UsageProblems where there is no such pod, or none
+    *name* is what messages call the text. With *cni* it is a start with the rules that Istio's CNI
+    plugin gives the same pod. Raises UsageProblems where there is no such pod, or none
     that gets rules.
     """
     workload = _chosen(list(workloads(read_documents(text, name), name)), name, wanted)
-    for each in workload.containers("initContainers"):
-        if each["name"] in INIT_NAMES:
-            return _given(each, workload.title)
+    mistakes = lint(workload)
+    inits = [each for each in workload.containers("initContainers") if each["name"] in INIT_NAMES]
+    if inits and not cni:
+        arguments, environment, unknown = _given(inits[0], workload.title)
+        return Start(arguments, environment, workload, _proxy(workload), (*mistakes, *unknown))
     reason = reason_to_skip(workload)
     if reason:
         raise UsageProblems([f"{workload.title}: is not injected: {reason}"])
-    injection = Injection(workload, installation, native=False)
+    if cni:
+        from istio_iptables.kubernetes.cni import cni_arguments
+
+        arguments, warnings = cni_arguments(workload, installation)
+        return Start(arguments, {}, workload, _proxy(workload), (*mistakes, *warnings))
+    return started_by(Injection(workload, installation, native=False), mistakes)
+
+
+def started_by(injection: Injection, mistakes: Iterable[str] = ()) -> Start:
+    """How the istio-init starts that *injection* adds; *mistakes* are those in the manifest itself.
+
+    Raises UsageProblems if it adds none.
+    """
     init = injection.init_container()
     if init is None:
         reason = injection.reason_for_none
-        raise UsageProblems([f"{workload.title}: gets no init container: {reason}"])
-    return Start(init.arguments, {name: (each.text, each.place) for name, each in init.environment})
+        raise UsageProblems([f"{injection.pod.title}: gets no init container: {reason}"])
+    return Start(
+        init.arguments,
+        {name: (each.text, each.place) for name, each in init.environment},
+        injection.pod,
+        injection.proxy_owner,
+        (*mistakes, *lint_injection(injection)),
+    )
+
+
+def _proxy(workload: Workload) -> Owner:
+    listed = workload.containers("containers") + workload.containers("initContainers")
+    return owner_in(workload.spec, find(listed, PROXY) or {})
 
 
 def _chosen(found: list[Workload], name: str, wanted: str | None) -> Workload:
@@ -71,7 +113,9 @@ def _chosen(found: list[Workload], name: str, wanted: str | None) -> Workload:
     raise UsageProblems([line])
 
 
-def _given(container: dict[str, Any], title: str) -> Start:
+def _given(
+    container: dict[str, Any], title: str
+) -> tuple[Arguments, dict[str, tuple[str, str]], list[str]]:
     """What a container of a manifest says itself."""
     label = container["name"]
     environment: dict[str, tuple[str, str]] = {}
@@ -102,7 +146,7 @@ def _given(container: dict[str, Any], title: str) -> Start:
     elif container.get("command"):
         message = f"{title}: {label} starts {excerpt(words[0])} and not {_PROGRAM}"
         raise UsageProblems([message])
-    return Start(((tuple(words), f"args of {label}"),), environment, tuple(warnings))
+    return ((tuple(words), f"args of {label}"),), environment, warnings
 
 
 def _expanded(text: str, environment: Mapping[str, tuple[str, str]]) -> str:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from istio_iptables.kubernetes.values import Installation
 
-__all__ = ["proxy_config"]
+__all__ = ["FIELDS", "proxy_config"]
 
 #: The fields in the order of their declaration.
-_FIELDS = [
+FIELDS = [
     "configPath",
     "binaryPath",
     "serviceCluster",
@@ -49,7 +49,7 @@ _FIELDS = [
     "image",
     "privateKeyProvider",
 ]
-_RANKS = {name: rank for rank, name in enumerate(_FIELDS)}
+_RANKS = {name: rank for rank, name in enumerate(FIELDS)}
 _DEFAULTS: dict[str, Any] = {
     "configPath": "./etc/istio/proxy",
     "binaryPath": "/usr/local/bin/envoy",

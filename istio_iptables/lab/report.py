@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from istio_iptables.lab.compare import place_text
+from istio_iptables.lab.nodes import addresses_of
 from istio_iptables.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from istio_iptables.lab.compare import PathResult
     from istio_iptables.lab.nodes import Node
@@ -20,17 +22,27 @@ if TYPE_CHECKING:
 __all__ = ["as_json", "kept", "text"]
 
 _SHOWN_OF_A_CIRCLE = 3
+_COLUMNS = 80
 
 
-def text(outcome: LabOutcome) -> str:
-    """The report for people: each path hop by hop, and its verdict."""
+def text(
+    outcome: LabOutcome, nodes: Iterable[Node], plan: DesiredState, *, full: bool = False
+) -> str:
+    """The report for people: who is there, each path hop by hop, and its verdict.
+
+    With *full* each rule has a line of its own, with its text and its reason.
+    """
     lines = [
-        "Each line is one connection: from where to where, the rules it meets, and who takes it.",
-        "In brackets: how often that rule or listener was counted on this path.",
+        *_legend(nodes),
+        "",
+        "Below each connection: the rules that it meets, and who takes it. In brackets:",
+        "how often that rule or listener was counted on this path; raw and mangle count",
+        "packets, nat counts connections.",
         "",
     ]
+    rules = plan if full else None
     for result in outcome.results:
-        lines += _path(result)
+        lines += _path(result, rules)
     good = sum(not result.differences for result in outcome.results)
     lines.append(
         f"{outcome.scenario}, {outcome.mode}, {outcome.backend}: {good} of {len(outcome.results)}"
@@ -40,13 +52,42 @@ def text(outcome: LabOutcome) -> str:
     return "".join(f"{printable(line)}\n" for line in lines)
 
 
-def _path(result: PathResult) -> Iterator[str]:
+def _legend(nodes: Iterable[Node]) -> Iterator[str]:
+    """Who is there: addresses, what runs, and where the rules are."""
+    for node in nodes:
+        addresses = [each for interface in node.interfaces for each in addresses_of(interface)]
+        runs = [f"{each.name} on port {each.port}" for each in dict.fromkeys(node.servers)]
+        if node.proxy:
+            runs.append(f"Envoy as user {node.proxy.identity.uid}")
+        if node.captured:
+            runs.append("the rules")
+        yield from _wrapped(f"{node.name + ':':<9}", addresses, ",")
+        yield from _wrapped(" " * 9, runs, ",")
+
+
+def _wrapped(start: str, items: Iterable[str], separator: str) -> list[str]:
+    """The items on lines of at most 80 columns, each item whole."""
+    text = f"{separator} ".join(item.replace(" ", "\xa0") for item in items)
+    lines = wrap(
+        text,
+        _COLUMNS,
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace("\xa0", " ") for line in lines]
+
+
+def _path(result: PathResult, plan: DesiredState | None) -> Iterator[str]:
     verdict = "not as predicted" if result.differences else "as predicted"
     yield f"{result.path.title}, {result.path.family.title}: {verdict}"
     legs = result.expected.legs
     shown = legs[:_SHOWN_OF_A_CIRCLE] if result.expected.loops else legs
     for leg in shown:
-        yield f"  {leg.origin} {_where(leg)}{_met(leg, result)} -> {_taker(leg, result)}"
+        yield f"  {leg.origin} {_where(leg)}"
+        yield from _met(leg, result) if plan is None else _met_in_full(leg, result, plan)
+        yield f"    => {_taker(leg, result)}"
     if len(shown) < len(legs):
         yield "  ... and so on, in a circle"
     yield f"  {_answer(result)}"
@@ -59,7 +100,7 @@ def _where(leg: Leg) -> str:
     return f"{leg.source} -> {address}:{leg.port}"
 
 
-def _met(leg: Leg, result: PathResult) -> str:
+def _met(leg: Leg, result: PathResult) -> list[str]:
     """The rules that a connection meets, grouped by table."""
     words = []
     table = ""
@@ -67,15 +108,23 @@ def _met(leg: Leg, result: PathResult) -> str:
         name = place_text(place) if place.table != table else f"{place.chain} {place.number}"
         table = place.table
         words.append(f"{name} [{result.counts.rules[place]}]")
-    return f" | {', '.join(words)}" if words else ""
+    return _wrapped("    ", words, ",")
+
+
+def _met_in_full(leg: Leg, result: PathResult, plan: DesiredState) -> Iterator[str]:
+    """The same with the text of each rule and its reason, as explain shows them."""
+    for place in leg.places:
+        rule = _rule_json(place, plan)
+        yield f"    {place_text(place)} [{result.counts.rules[place]}] {rule['text']}"
+        yield from _wrapped("        ", rule["reason"].split(), "")
 
 
 def _taker(leg: Leg, result: PathResult) -> str:
-    port = f"{leg.taken_to} " if leg.taken_to else ""
+    port = f" on port {leg.taken_to}" if leg.taken_to else ""
     if leg.listener:
         counted = result.counts.listeners[leg.at, leg.listener]
-        return f"{port}Envoy {leg.listener} of {leg.at} [{counted}]"
-    return f"{port}{leg.server or leg.problem}"
+        return f"Envoy {leg.listener} of {leg.at}{port} [{counted}]"
+    return f"{leg.server}{port}" if leg.server else leg.problem
 
 
 def _answer(result: PathResult) -> str:
@@ -93,7 +142,6 @@ def _answer(result: PathResult) -> str:
 def as_json(outcome: LabOutcome, plan: DesiredState) -> dict[str, Any]:
     """The report for programs."""
     return {
-        "version": 1,
         "scenario": outcome.scenario,
         "mode": outcome.mode,
         "backend": outcome.backend,

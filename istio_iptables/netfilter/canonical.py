@@ -7,11 +7,10 @@ order, ``-m state``) becomes that. What is not known here stays word for word.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_iptables.netfilter.extensions import match_extension, target_extension
 from istio_iptables.netfilter.fieldvalues import network, protocol_name
 from istio_iptables.netfilter.model import Family, Match, Option, Rule, Target, Term
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

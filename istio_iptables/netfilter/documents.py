@@ -1,7 +1,8 @@
-"""A file of one or two iptables-save documents to rulesets, each of its family."""
+"""A file of one or two iptables-save documents, or of what nft lists, to rulesets, each of its family."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,8 @@ _UTF8_MARK = b"\xef\xbb\xbf"
 
 #: Longer lines are no rules: 255 words of at most 1024 letters are what iptables-restore reads.
 _LONGEST_LINE = 1 << 20
+#: A million rules of nft's JSON.
+_LONGEST_JSON = 1 << 28
 
 
 def rulesets(text: str, family: Family | None = None) -> tuple[Ruleset, ...]:
@@ -51,9 +54,13 @@ def rulesets(text: str, family: Family | None = None) -> tuple[Ruleset, ...]:
 def read(lines: Iterable[str], family: Family | None = None) -> tuple[Ruleset, ...]:
     """The rulesets in *lines*: both families' if comments such as ``# IPv6`` part them.
 
-    A document without such a comment is of *family*, or of the one that its addresses have.
-    Raises SaveFileError, which names the line.
+    A document without such a comment is of *family*, or of the one that its addresses have. What
+    ``nft list ruleset`` prints, as text or JSON, is of both. Raises SaveFileError, which names the
+    line.
     """
+    start, lines = _start(lines)
+    if start.startswith(("table ", "{")):
+        return _read_native(start, lines, family)
     reader = Reader()
     found: dict[Family, Reader] = {}
     current: Family | None = None
@@ -78,6 +85,33 @@ def read(lines: Iterable[str], family: Family | None = None) -> tuple[Ruleset, .
     return tuple(each.ruleset(whose) for whose, each in found.items())
 
 
+def _start(lines: Iterable[str]) -> tuple[str, Iterator[str]]:
+    """The first line that says anything, and all of them."""
+    lines, before = iter(lines), []
+    for line in lines:
+        before.append(line)
+        if line.strip() and not line.startswith("#"):
+            break
+    return before[-1].lstrip() if before else "", itertools.chain(before, lines)
+
+
+def _read_native(start: str, lines: Iterator[str], family: Family | None) -> tuple[Ruleset, ...]:
+    from istio_iptables.netfilter.nftlisting import families, read_listing  # few texts are nft's
+
+    if start.startswith("{"):
+        from istio_iptables.netfilter.nftjson import listing_of
+
+        lines = iter(listing_of("\n".join(lines)))
+    try:
+        found = families(read_listing(lines))
+    except SaveFileError as error:
+        if start.startswith("{"):
+            # Its lines are none of the file's.
+            raise SaveFileError(1, error.reason) from error
+        raise
+    return tuple(each for each in found if family in {None, each.family})
+
+
 def _has_ipv6(ruleset: Ruleset) -> bool:
     """Whether a rule names an IPv6 address."""
     return any(
@@ -98,6 +132,14 @@ def decode_lines(readline: Callable[[int], bytes]) -> Iterator[str]:
     crlf = False
     while line := readline(_LONGEST_LINE):
         number += 1
+        if number == 1 and line.startswith(b"{"):
+            # nft prints its JSON in one line.
+            while (
+                len(line) < _LONGEST_JSON
+                and not line.endswith(b"\n")
+                and (more := readline(_LONGEST_LINE))
+            ):
+                line += more
         if number == 1:
             for start, what in _OTHER_FILES:
                 if line.startswith(start):
@@ -106,7 +148,7 @@ def decode_lines(readline: Callable[[int], bytes]) -> Iterator[str]:
             crlf = line.endswith(b"\r\n")
         if b"\0" in line:
             raise SaveFileError(number, "a NUL byte: this is a binary file or UTF-16, and no rules")
-        if len(line) == _LONGEST_LINE:
+        if len(line) >= (_LONGEST_JSON if line.startswith(b"{") else _LONGEST_LINE):
             raise SaveFileError(number, "is too long for a rule: this is a file of something else")
         line = line.removesuffix(b"\n")
         if crlf:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.netfilter.model import Chain, Rule, Table, is_built_in
 from istio_iptables.netfilter.ownership import Owned, Position
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

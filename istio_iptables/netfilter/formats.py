@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_iptables.netfilter import savefile
 from istio_iptables.netfilter.edits import Action, edits, restore_lines
 from istio_iptables.netfilter.model import Family
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,12 +7,18 @@ times as fast, and declaring the classes costs a fifth of the start-up time.
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+from types import MappingProxyType
+
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "BUILT_IN_CHAINS",
     "HEADER_OPTIONS",
     "TABLES",
+    "Base",
     "Chain",
     "Counters",
     "Family",
@@ -158,6 +164,17 @@ class Rule(NamedTuple):
         """The rule as iptables-save prints it behind ``-A CHAIN``, without the blank between."""
         return self.verbatim or " ".join(self._words())
 
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """All that the rule may do: one target or none, but for rules of nftables."""
+        target = self.target
+        return () if target is None else (target,)
+
+    def line(self, chain: str) -> str:
+        """The rule as a command adds it to *chain*: ``-A CHAIN ...``."""
+        text = self.text
+        return f"-A {chain} {text}" if text else f"-A {chain}"
+
     def _words(self) -> list[str]:
         words: list[str] = []
         for flag, term in (
@@ -218,13 +235,28 @@ def quote(word: str) -> str:
     return f'"{word.translate(_QUOTE_BEFORE)}"'
 
 
+class Base(NamedTuple):
+    """Where the kernel calls a base chain of nftables."""
+
+    #: ``nat``, ``filter`` or ``route``.
+    kind: str
+    #: As iptables calls it: ``PREROUTING``, ``OUTPUT``, ...
+    hook: str
+    priority: int
+
+    def __str__(self) -> str:
+        return f"type {self.kind} hook {self.hook.lower()} priority {self.priority}"
+
+
 class Chain(NamedTuple):
-    """A chain and its rules in order; *policy* is None for a chain that is not built in."""
+    """A chain and its rules in order; *policy* is None for a chain that the kernel does not call."""
 
     name: str
     policy: str | None = None
     rules: tuple[Rule, ...] = ()
     counters: Counters = Counters()
+    #: Of a base chain of nftables; the names of iptables' chains say where they are called.
+    base: Base | None = None
 
 
 class Table(NamedTuple):
@@ -234,6 +266,9 @@ class Table(NamedTuple):
     chains: tuple[Chain, ...] = ()
     #: Comment and blank lines that stood before the table when it was read, without line ends.
     comments: tuple[str, ...] = ()
+    #: What else a table of nftables has, as nft lists it: ``{"set blocked": "type ipv4_addr ...",
+    #: "flags": "dormant"}``.
+    objects: Mapping[str, str] = MappingProxyType({})
 
     @property
     def rule_count(self) -> int:

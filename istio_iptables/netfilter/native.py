@@ -6,10 +6,9 @@ is in it is a Rule of the model, which ``nftspelling`` translates.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from istio_iptables.netfilter.formats import network, network_json
 from istio_iptables.netfilter.model import Family
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
-
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, address_number, protocol_name
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.questions import among, has_address, has_bits, named, same
 from istio_iptables.netfilter.sets import Intervals, one_number
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

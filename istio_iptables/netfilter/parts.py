@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, TypeVar
+
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import TypeVar
+
     from istio_iptables.netfilter.model import Match, Option, Target
 
-__all__ = ["align_size", "known", "only", "part"]
+    _T = TypeVar("_T")
 
-_T = TypeVar("_T")
+__all__ = ["align_size", "known", "only", "part"]
 
 #: The head of a part: its size, its name, its revision.
 _HEAD = struct.Struct("=H29sB")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from istio_iptables.netfilter.model import Family, Ruleset
+from istio_iptables.typed import NamedTuple
 
 __all__ = ["DesiredState", "InterfaceAddress", "PolicyRoute"]
 

@@ -10,11 +10,11 @@ Two values of the many are taken to differ (a source and a destination, a mark a
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from istio_iptables.errors import CannotTell
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, address_number
 from istio_iptables.netfilter.sets import Bits, Intervals, Masked, name
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Family

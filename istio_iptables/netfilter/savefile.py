@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from istio_iptables.errors import SaveFileError
 from istio_iptables.netfilter.model import (
@@ -20,10 +18,12 @@ from istio_iptables.netfilter.model import (
     Target,
     Term,
 )
-from istio_iptables.text import clip, excerpt
+from istio_iptables.text import clip, excerpt, pattern
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Any, NoReturn
 
 __all__ = ["Reader", "parse", "parse_rule", "render", "render_table"]
 
@@ -220,7 +220,7 @@ class _TableReader:
         append, _, rest = line.partition(" ")
         chain, _, text = rest.partition(" ")
         if "\t" in append or "\t" in chain:
-            append, chain, text = (*_TABBED.split(line, 2), "", "")[:3]
+            append, chain, text = (*pattern(_TABBED).split(line, 2), "", "")[:3]
         if append != "-A" or not chain:
             raise SaveFileError(number, f"expected -A CHAIN and a rule, found {excerpt(line)}")
         rules = self._rules.get(chain)
@@ -250,7 +250,7 @@ class _TableReader:
 
 _NO_COUNTERS = Counters()
 #: What iptables-restore takes for the blank behind -A and a chain.
-_TABBED = re.compile("[ \t]+")
+_TABBED = "[ \t]+"
 
 #: The kernel counts in 64 bits.
 _MOST_DIGITS = 20
@@ -311,13 +311,13 @@ def parse_rule(text: str) -> Rule:
 
     Raises ValueError with the reason when the words make no rule.
     """
-    return _read(text)
+    return Rule(*_parts(text), verbatim=text)
 
 
 def _read(text: str, bracket: str = "") -> Rule:
     """The rule of *text*, with the counters that stood in brackets before it."""
     content = (text, bracket) if bracket else (text,)
-    if not text or _PLAIN(f" {text}"):
+    if not text or pattern(_PLAIN).fullmatch(f" {text}"):
         return _PlainRule(content)
     _parts(text)
     return _ReadRule(content)
@@ -333,12 +333,11 @@ _OPTION = (
 
 #: Most rules are of this form, in which nothing can be wrong: their parts need not be read to
 #: know that, which is half of the time that a large file takes.
-_PLAIN = re.compile(
-    rf"(?: (?:! )?-[sdiop] {_WORD})*+"
+_PLAIN = (
+    rf"(?as)(?: (?:! )?-[sdiop] {_WORD})*+"
     rf"(?: -m {_WORD}(?:{_OPTION})*+)*+"
-    rf"(?: -[jg] {_WORD}(?:{_OPTION})*+)?",
-    re.ASCII | re.DOTALL,
-).fullmatch
+    rf"(?: -[jg] {_WORD}(?:{_OPTION})*+)?"
+)
 
 
 def _part(number: int) -> Any:  # noqa: ANN401 - a property of any type
@@ -418,13 +417,13 @@ class _PlainRule(_ReadRule):
     def target(self) -> Target | None:
         """The target; one without options ends the text."""
         text = self.text
-        found = None if '"' in text else _TARGET(text)
+        found = None if '"' in text else pattern(_TARGET).search(text)
         return _parts(text)[7] if found is None else Target(found[2], (), found[1] == "g")
 
 
 _TERM = r"(?:(! )?-{} ([^ ]+) ?)?"
-_TARGET = re.compile("(?:^| )-([jg]) ([^ ]+)$").search
-_TERMS = re.compile("".join(map(_TERM.format, "sdiop")) + "(?=$|-[mjg])").match
+_TARGET = "(?:^| )-([jg]) ([^ ]+)$"
+_TERMS = "".join(map(_TERM.format, "sdiop")) + "(?=$|-[mjg])"
 
 
 @lru_cache(maxsize=16)
@@ -433,7 +432,7 @@ def _header(text: str) -> Sequence[Term | None]:
 
     A rule is asked for all of them, one after the other.
     """
-    found = _TERMS(text)
+    found = pattern(_TERMS).match(text)
     if found is None:
         # In another order than iptables-save's.
         return _parts(text)[:5]
@@ -579,9 +578,9 @@ def _split(text: str) -> list[str]:
 
 #: Where a quoted text starts: iptables-save writes the quote at the start of a word. Inside a
 #: word it is a letter, as in the name of a chain.
-_START = re.compile(r'(?<![^ \t])"')
+_START = r'(?<![^ \t])"'
 #: The rest of a quoted text, with the quote at its end.
-_REST = re.compile(r'(?:[^"\\]|\\.)*+"', re.DOTALL)
+_REST = r'(?s)(?:[^"\\]|\\.)*+"'
 
 
 def is_open(text: str, *, inside: bool = False) -> bool:
@@ -589,11 +588,11 @@ def is_open(text: str, *, inside: bool = False) -> bool:
     position = 0
     while True:
         if not inside:
-            start = _START.search(text, position)
+            start = pattern(_START).search(text, position)
             if start is None:
                 return False
             position = start.end()
-        rest = _REST.match(text, position)
+        rest = pattern(_REST).match(text, position)
         if rest is None:
             return True
         position, inside = rest.end(), False
@@ -607,22 +606,22 @@ def _split_quoted(text: str) -> tuple[list[str], frozenset[int]]:
     words: list[str] = []
     quote: set[int] = set()
     position = 0
-    while start := _START.search(text, position):
+    while start := pattern(_START).search(text, position):
         words += _split(text[position : start.start()])
-        rest = _REST.match(text, start.end())
+        rest = pattern(_REST).match(text, start.end())
         if rest is None:
             message = "a double quote is not closed"
             raise ValueError(message)
-        tail = _TAIL.match(text, rest.end())
+        tail = pattern(_TAIL).match(text, rest.end())
         position = tail.end() if tail else rest.end()
         quote.add(len(words))
-        inside = _ESCAPED.sub(r"\1", text[start.end() : rest.end() - 1])
+        inside = pattern(_ESCAPED).sub(r"\1", text[start.end() : rest.end() - 1])
         words.append(inside + text[rest.end() : position])
     return words + _split(text[position:]), frozenset(quote)
 
 
-_TAIL = re.compile(r"[^ \t]*")
-_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_TAIL = r"[^ \t]*"
+_ESCAPED = r"(?s)\\(.)"
 
 
 _Parts = tuple[

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from istio_iptables.netfilter.fieldvalues import address_number, number
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import TypeAlias
 
     from istio_iptables.netfilter.fieldvalues import Range
     from istio_iptables.netfilter.model import Family

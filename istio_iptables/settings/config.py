@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from istio_iptables.errors import KernelRefused, UsageProblems
 from istio_iptables.settings.converters import MAX_INTERFACE_BYTES, Names
 from istio_iptables.settings.sources import convert
 from istio_iptables.settings.types import ALL, IPV6, IdRange, Mode, Network, PortRange, Wildcard
+from istio_iptables.text import pattern
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +33,8 @@ MAX_OWNER_GROUPS = 49
 _DEFAULT_PROXY_ID = 1337
 _OUTBOUND_MARK = 1338
 #: A namespace named by a process, which has a resolv.conf of its own.
-_NAMESPACE_OF_PROCESS = re.compile(r"(/proc/\d+)/(?:task/\d+/)?ns/net", re.ASCII)
+_NAMESPACE_OF_PROCESS = r"(?a)(/proc/\d+)/(?:task/\d+/)?ns/net"
+_DNS_PORT = 53
 _AGENT_DNS_PORT = 15053
 _LAST_PORT = 65535
 #: The address on lo that goes with IPv6 rules, and how many others a line names.
@@ -100,6 +101,7 @@ class Config(NamedTuple):
     force_apply: bool
     cleanup_only: bool
     native_nftables: bool
+    nft_like_iptables: bool
     dry_run: bool
     format: str
     only: str
@@ -166,7 +168,8 @@ def configure(
         plan_counts = not (fields["cleanup_only"] or fields["skip_rule_apply"])
         live = plan_counts
     addresses = _complete_families(fields, values, machine, warnings, live=live)
-    if plan_counts and not fields["ipv6"] and not fields["native_nftables"]:
+    as_iptables = fields["nft_like_iptables"] or not fields["native_nftables"]
+    if plan_counts and not fields["ipv6"] and as_iptables:
         auto = fields["ip_family"] == "auto"
         warnings += uncaptured_ipv6(addresses, "--dual-stack" if auto else "--ip-family dual")
     _complete_dns(fields, values, machine, warnings)
@@ -220,7 +223,8 @@ def _not_natively(fields: Mapping[str, object], values: Mapping[str, Value]) -> 
         ("exclude_interfaces", "istio_exclude_interfaces"),
         ("virtual_interfaces", "kube_virt_interfaces"),
     ):
-        for each in cast("tuple[str, ...]", fields[field]):
+        # None where an item was wrong already.
+        for each in cast("tuple[str, ...] | None", fields[field]) or ():
             # nft counts the backslash that keeps a * at the end from being a wildcard.
             if (
                 each.endswith("*")
@@ -300,7 +304,8 @@ def _complete_dns(
     fields["dns_servers_file"] = ""
     if redirect and not everything and not fields["cleanup_only"]:
         path = str(fields["resolv_conf"])
-        process = _NAMESPACE_OF_PROCESS.fullmatch(str(fields["network_namespace"]))
+        namespace = str(fields["network_namespace"])
+        process = namespace and pattern(_NAMESPACE_OF_PROCESS).fullmatch(namespace)
         if process and not values["resolv_conf"].given:
             path = f"{process[1]}/root/etc/resolv.conf"
         fields["dns_servers_file"] = path
@@ -350,6 +355,11 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
             "it excludes ports from -b '*' only",
         ),
         (
+            "redirect_dns",
+            config.redirect_dns and _holds(config.outbound_ports_exclude, _DNS_PORT),
+            f"port {_DNS_PORT} is left out of outbound capture (-o)",
+        ),
+        (
             "capture_all_dns",
             config.capture_all_dns and not config.redirect_dns,
             "it needs --redirect-dns",
@@ -359,6 +369,7 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
             config.native_nftables and not config.dry_run,
             "native nftables rules are in no backend of iptables",
         ),
+        ("nft_like_iptables", not config.native_nftables, "it needs --native-nftables"),
         ("istio_service_cidr", included, no_ipv6.format(", ".join(included))),
         ("istio_service_exclude_cidr", excluded, no_ipv6.format(", ".join(excluded))),
         ("istio_service_exclude_cidr", not captures_out, "nothing outbound is captured"),
@@ -383,6 +394,10 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
         ("iptables_probe_port", *no_probe),
         ("probe_timeout", *no_probe),
     )
+
+
+def _holds(ports: tuple[PortRange, ...], port: int) -> bool:
+    return any(each.first <= port <= each.last for each in ports)
 
 
 def _ipv6(networks: tuple[Network, ...] | Wildcard, *, loopback: bool = True) -> tuple[str, ...]:

@@ -6,14 +6,14 @@ before anything is touched.
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
-
 from istio_iptables.settings.declarations import ValueKind
 from istio_iptables.settings.types import ALL, IPV4, IPV6, IdRange, Mode, Network, PortRange
+from istio_iptables.text import pattern
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
 __all__ = [
     "FALSE",
@@ -48,7 +48,7 @@ _LOOPBACK_PREFIX = 8
 
 
 #: Control characters, and the two that end a line beside them.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
 
 
 class Problem(NamedTuple):
@@ -75,7 +75,7 @@ def parse(kind: ValueKind, text: str, names: Names) -> tuple[object, list[Proble
 
     Lists are separated by commas; empty items and blanks around items are dropped.
     """
-    control = _CONTROL.search(text)
+    control = None if text.isprintable() else pattern(_CONTROL).search(text)
     if control is not None:
         reason = f"holds the control character {control[0]!a}; items are separated by commas"
         return None, [Problem(0, text, reason)]
@@ -157,7 +157,7 @@ def _ports(text: str, _: Names) -> PortRange:
     if number is not None and number <= _MAX_PORT:
         return PortRange(number, number)
     _refuse_option(text)
-    dashed = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text, re.ASCII)
+    dashed = pattern(r"(?a)(\d{1,5})-(\d{1,5})").fullmatch(text)
     if dashed:
         reason = f"is not a port: write a range as {dashed[1]}:{dashed[2]}"
         raise _Refused(reason)
@@ -233,7 +233,7 @@ def _id(text: str, lookup: Callable[[str], int | None], what: str) -> IdRange:
         found = lookup(text)
         if found is not None:
             return IdRange(found, found)
-        ends = re.fullmatch(r"(\d+)[-:](\d+)", text, re.ASCII)
+        ends = pattern(r"(?a)(\d+)[-:](\d+)").fullmatch(text)
         if ends is None:
             reason = f"is neither a number nor a {what} that exists here"
             raise _Refused(reason)
@@ -268,7 +268,7 @@ def _positive(text: str, _: Names) -> int:
     _refuse_option(text)
     stripped = text.strip(" ")
     number = _number(stripped)
-    if number is None and re.fullmatch(r"0[xX][0-9a-fA-F]+", stripped):
+    if number is None and pattern("0[xX][0-9a-fA-F]+").fullmatch(stripped):
         number = int(stripped, 16)
     if number is None or not 1 <= number <= _MAX_NUMBER:
         reason = f"is not a number from 1 to {_MAX_NUMBER}, decimal or 0x..."
@@ -284,11 +284,18 @@ _MAX_SECONDS = (2**63 - 1) / 1e9
 _LONGEST_WAIT = (2**31 - 1) // 1000
 
 
-def _duration(text: str, _: Names) -> float:
-    if not re.fullmatch(rf"\+?({_GO_PART})+", text, re.ASCII):
+def _go_seconds(text: str) -> float:
+    if not pattern(rf"(?a)\+?({_GO_PART})+").fullmatch(text):
         reason = "is not a duration: write 5s, 1m30s or 500ms"
         raise _Refused(reason)
-    seconds = sum(float(size) * _GO_UNITS[unit] for size, unit in re.findall(_GO_PART, text))
+    parts = pattern(_GO_PART).findall(text)
+    return sum(float(size) * _GO_UNITS[unit] for size, unit in parts)
+
+
+def _duration(text: str, _: Names) -> float:
+    whole = _number(text.removesuffix("s")) if text.endswith("s") else None
+    # The default is read without a regular expression.
+    seconds = _go_seconds(text) if whole is None else float(whole)
     if not seconds > 0:
         reason = "is no time at all: the duration has to be longer than nothing"
         raise _Refused(reason)

@@ -8,7 +8,8 @@ made from this table (docs/contract.md, section 1). The text of a value becomes 
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+
+from istio_iptables.typed import NamedTuple
 
 __all__ = ["GROUPS", "SETTINGS", "Group", "Setting", "ValueKind", "setting"]
 
@@ -175,7 +176,7 @@ SETTINGS: tuple[Setting, ...] = (
         "istio_inbound_tproxy_mark",
         INBOUND,
         ValueKind.NUMBER,
-        "The packet mark of TPROXY, decimal or 0x....",
+        "The packet mark of TPROXY, decimal or hexadecimal",
         default="1337",
         short="t",
         environment=("ISTIO_INBOUND_TPROXY_MARK",),
@@ -184,7 +185,7 @@ SETTINGS: tuple[Setting, ...] = (
         "istio_inbound_tproxy_route_table",
         INBOUND,
         ValueKind.NUMBER,
-        "The routing table that delivers marked packets locally, decimal or 0x....",
+        "The routing table that delivers marked packets locally, decimal or hexadecimal",
         default="133",
         short="r",
         environment=("ISTIO_INBOUND_TPROXY_ROUTE_TABLE",),
@@ -363,6 +364,13 @@ SETTINGS: tuple[Setting, ...] = (
         "Native nftables rules in place of those of iptables; with --dry-run, as nft lists them.",
         default="false",
         environment=("NATIVE_NFTABLES",),
+    ),
+    Setting(
+        "nft_like_iptables",
+        APPLYING,
+        ValueKind.FLAG,
+        "Native nftables rules that treat every packet as those of iptables do, which Istio's don't.",
+        default="false",
     ),
     Setting(
         "dry_run",

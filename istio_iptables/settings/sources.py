@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.settings.converters import FALSE, TRUE, Names, parse
 from istio_iptables.settings.declarations import SETTINGS, Setting, ValueKind
 from istio_iptables.text import excerpt
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -35,6 +35,8 @@ class Value(NamedTuple):
     variable: str = ""
     #: What in a manifest gave the value, as a reader would say it; "" for another origin.
     place: str = ""
+    #: Whether a manifest gives it without anyone's wish, so that it is no news if it has no effect.
+    unasked: bool = False
 
     @property
     def label(self) -> str:
@@ -62,7 +64,7 @@ class Value(NamedTuple):
     @property
     def given(self) -> bool:
         """Whether the user gave the value, by flag, environment or manifest."""
-        return self.origin is not Origin.DEFAULT
+        return self.origin is not Origin.DEFAULT and not self.unasked
 
 
 def gather(

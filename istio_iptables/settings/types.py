@@ -7,7 +7,8 @@ where the two could meet (strict equality), so that nothing at run time has to t
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+
+from istio_iptables.typed import NamedTuple
 
 __all__ = ["ALL", "IPV4", "IPV6", "IdRange", "Mode", "Network", "PortRange", "Wildcard"]
 

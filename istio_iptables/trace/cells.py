@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from functools import lru_cache
 
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import STATES, Packet
 from istio_iptables.netfilter.questions import ManyMarks, ManyNumbers, ManyTexts, Part, named
 from istio_iptables.netfilter.sets import Bits, Intervals, names_from
 from istio_iptables.trace.stretches import stretches
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import TypeAlias
 
     from istio_iptables.netfilter.model import Chain
     from istio_iptables.netfilter.sets import Values
@@ -24,10 +26,10 @@ Box: TypeAlias = "dict[str, Values]"
 
 _MARKS = ("mark", "connmark")
 _NUMBERS = ("protocol", "source_port", "destination_port", "uid", "gid")
-_S = TypeVar("_S", Intervals, Bits)
 _LAST_ID = 2**32 - 2
 
 
+@lru_cache(maxsize=4)
 def everything(family: Family, *, incoming: bool) -> Box:
     """All packets of one direction that ``explain`` can be asked about.
 
@@ -77,12 +79,12 @@ class Memory:
         self._splits: dict[tuple[int, int], tuple[Values, Values, Values, Values]] = {}
         self._stretches: dict[int, tuple[Chain, dict[int, Stretch]]] = {}
 
-    def split(self, values: _S, wanted: _S) -> tuple[_S, _S]:
+    def split(self, values: Values, wanted: Values) -> tuple[Values, Values]:
         """What of *values* is among *wanted*, and what is not."""
         key = (id(values), id(wanted))
         known = self._splits.get(key)
         if known is None:
-            inside, outside = values.split(wanted)
+            inside, outside = values.split(wanted)  # type: ignore[arg-type]
             # The same object as before where nothing goes, for the sake of the next question.
             known = (
                 inside if outside else values,
@@ -91,7 +93,7 @@ class Memory:
                 wanted,
             )
             self._splits[key] = known
-        return known[0], known[1]  # type: ignore[return-value]
+        return known[0], known[1]
 
     def stretches(self, chain: Chain, family: Family) -> Mapping[int, Stretch]:
         """The stretches of a chain."""
@@ -123,7 +125,7 @@ class Cell:
 
     def keep(self, field: str, wanted: Values, answer: bool) -> None:  # noqa: FBT001 - it is data
         """Let those go whose *field* has another answer to whether it is among *wanted*."""
-        inside, outside = self.memory.split(self.box[field], wanted)  # type: ignore[type-var]
+        inside, outside = self.memory.split(self.box[field], wanted)
         mine, others = (inside, outside) if answer else (outside, inside)
         if mine is not self.box[field]:
             self.others.append({**self.box, field: others})

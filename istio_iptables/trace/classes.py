@@ -7,7 +7,6 @@ it has come to its end is a class: whoever answers, every packet of it is answer
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from istio_iptables.errors import CannotTell
 from istio_iptables.netfilter.fieldvalues import address_text
@@ -15,31 +14,24 @@ from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import WITH_PORTS
 from istio_iptables.netfilter.sets import Bits, Intervals
 from istio_iptables.trace.cells import Cell, Memory, everything
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import TypeVar
 
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.netfilter.sets import Values
     from istio_iptables.trace.cells import Box, Kept
 
-__all__ = ["MAX_CLASSES", "NotAPartition", "Piece", "check_partition", "divide", "value_of"]
+    _R = TypeVar("_R")
+
+__all__ = ["MAX_CLASSES", "NotAPartition", "check_partition", "divide", "value_of"]
 
 #: Rules that ask for many things at once, one by one, divide packets without end.
 MAX_CLASSES = 20000
 
 _PORTED = Intervals.of((each, each) for each in WITH_PORTS)
-_R = TypeVar("_R")
-
-
-class Piece(NamedTuple, Generic[_R]):
-    """Packets that are answered the same; *result* is None where a box holds none that could be."""
-
-    box: Box
-    #: By table, chain and number (from 1): rules that stand for those of other values.
-    kept: Mapping[tuple[str, str, int], Kept]
-    result: _R | None
-
 
 class NotAPartition(AssertionError):
     """Classes that leave a packet out, or share one: a fault of this program."""
@@ -49,10 +41,11 @@ def divide(
     family: Family,
     follow: Callable[[Packet], _R],
     prefer: Callable[[Box], Mapping[str, Iterable[int | str]]],
-) -> Iterator[Piece[_R]]:
+) -> Iterator[tuple[Box, Mapping[tuple[str, str, int], Kept], _R | None]]:
     """All packets of a family in classes, each with what *follow* says of the packet chosen for it.
 
-    *prefer* says which values are good ones for an example. Raises CannotTell for rules that
+    With each are the rules in it, by table, chain and number (from 1), that stand for those of
+    other values. What is None has no packet that could be. *prefer* says which values are good ones for an example. Raises CannotTell for rules that
     divide into too many classes.
     """
     memory = Memory()
@@ -63,12 +56,12 @@ def divide(
         box = pending.pop()
         chosen = choose(box, prefer(box), family)
         if chosen is None:
-            yield Piece(box, {}, None)
+            yield box, {}, None
             continue
         cell = Cell(family, box, chosen, memory)
         result = follow(cell.packet)
         # A copy, since whoever asks the packets of *result* more would still split the cell.
-        yield Piece(dict(cell.box), cell.kept, result)
+        yield dict(cell.box), cell.kept, result
         pending += reversed(cell.others)
     message = f"the rules divide packets into more than {MAX_CLASSES} classes"
     raise CannotTell(message)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
+    from typing import TypeVar
 
     from istio_iptables.netfilter.sets import Values
     from istio_iptables.trace.cells import Box
 
-__all__ = ["merge"]
+    _K = TypeVar("_K", bound=Hashable)
+    _V = TypeVar("_V")
 
-_K = TypeVar("_K", bound="Hashable")
-_V = TypeVar("_V")
+__all__ = ["merge"]
 
 #: In which order boxes are put together that differ in one field alone: what is read last first.
 _FIELDS = (

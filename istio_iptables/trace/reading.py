@@ -6,10 +6,11 @@ between them has come before; and a line does not say what follows from those be
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import TypeAlias
 
     from istio_iptables.netfilter.sets import Values
     from istio_iptables.trace.cells import Box

@@ -8,11 +8,11 @@ values that the same rules ask for, but for the value, have the same fate.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.netfilter.fieldvalues import address_number, port_range, protocol_number
 from istio_iptables.netfilter.questions import among, has_address, is_many
 from istio_iptables.netfilter.sets import Intervals, network, numbers, one_number
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

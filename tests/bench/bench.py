@@ -1,11 +1,11 @@
-"""Whole processes against the clock, each in a fresh network namespace; what ``make bench`` runs.
+"""Whole processes against the clock, each in a fresh network namespace: the table of ``make bench``.
 
-Two tables, both made in one run of this script. The first is about starting: the program with
-the documented arguments beside Python itself, click, and iptables-restore of the same rules. The
-second is about size: every operation at up to 5,000 excluded ports and networks, beside one
-iptables-restore. Measurements go round-robin, so that a busy moment hits all of them alike, and
-making a namespace is never part of one. Nothing here can fail on time; what the program does not
-do (or does wrongly) is said instead of a number.
+    python tests/bench/bench.py [--runs N] [--only TEXT]
+
+Everything is measured round-robin in one run, so that a busy moment hits all of it alike, and a
+namespace is made outside of what is measured. The least that any program takes stands beside: bare
+Python, click, and iptables-restore of the same rules. Nothing here can fail on time; what the
+program does not do (or does wrongly) is said instead of a number. Needs root.
 """
 
 from __future__ import annotations
@@ -35,38 +35,50 @@ DOCUMENTED = (
     *("-p", "15001", "-z", "15006", "-u", "1337", "-m", "REDIRECT"),
     *("-i", "*", "-b", "*", "-d", "15090,15021,15020"),
 )
-BASE = ("-p", "15001", "-z", "15006", "-u", "1337", "-i", "*", "-b", "*")
+PORTS = (*DOCUMENTED[:-1], ",".join(str(20000 + number) for number in range(5000)))
+NETWORKS = (
+    *DOCUMENTED,
+    "-x",
+    ",".join(f"10.{number >> 8}.{number & 255}.0/24" for number in range(5000)),
+)
 BACKENDS = ("legacy", "nft")
-SIZES = (1000, 5000)
+BASE = "python -c pass"
 LIMIT_SECONDS = 600
 _CLONE_NEWNET = 0x40000000
+#: A program is as large as its parent until it is one of its own: this parent is small.
+_PEAK = """
+import os, sys
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+print(os.wait4(child, 0)[2].ru_maxrss, file=sys.stderr)
+"""
+#: An installed program has its modules compiled; here, the first run of each command does it.
+ENVIRONMENT = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 class Step(NamedTuple):
-    """One program to run in a namespace, and its name in the tables."""
+    """One program to run in a namespace, and its row in the table."""
 
     name: str
     command: tuple[str, ...]
+    #: The multiple of bare Python that is aimed at.
+    target: float | None = None
     stdin: str = os.devnull
+    status: int = 0
 
 
 class Outcome(NamedTuple):
-    """How long a step took, in milliseconds, or why it can't be said."""
+    """How long a step took, in milliseconds, or why it can't be said; and its peak in MB."""
 
     milliseconds: float
     fault: str = ""
+    peak: float = 0.0
 
 
-class Case(NamedTuple):
-    """Arguments of the program, others to replace them by, and the rules they make."""
+def measure(steps: Sequence[Step], *, peak: bool) -> list[Outcome]:
+    """Run *steps* one after the other in one fresh namespace; the time of each process alone.
 
-    name: str
-    arguments: tuple[str, ...]
-    others: tuple[str, ...]
-
-
-def measure(steps: Sequence[Step]) -> list[Outcome]:
-    """Run *steps* one after the other in one fresh namespace; the time of each process alone."""
+    With *peak* it is the memory that is measured, and the times are those of another process too.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -76,9 +88,9 @@ def measure(steps: Sequence[Step]) -> list[Outcome]:
             signal.signal(signal.SIGALRM, _too_long)
             with tempfile.NamedTemporaryFile() as lock:
                 # The lock is the machine's otherwise, and someone else may hold it.
-                os.environ["XTABLES_LOCKFILE"] = lock.name
+                ENVIRONMENT["XTABLES_LOCKFILE"] = lock.name
                 _fresh_namespace()
-                outcomes = [_timed(step) for step in steps]
+                outcomes = [_run(step, peak=peak) for step in steps]
             os.write(writing, json.dumps(outcomes).encode())
             status = 0
         os._exit(status)
@@ -102,184 +114,156 @@ def _fresh_namespace() -> None:
     subprocess.run(("ip", "address", "add", "10.0.0.1/32", "dev", "lo"), check=True)
 
 
-def _timed(step: Step) -> Outcome:
+def _run(step: Step, *, peak: bool) -> Outcome:
+    command = step.command
+    if peak:
+        program = shutil.which(command[0]) or command[0]
+        command = (PYTHON, "-I", "-S", "-c", _PEAK, program, *command[1:])
     with Path(step.stdin).open("rb") as stdin, tempfile.TemporaryFile() as told:
         # run(timeout=...) would look for the end every 50 ms only.
         signal.alarm(LIMIT_SECONDS)
         started = time.perf_counter()
         try:
             done = subprocess.run(
-                step.command,
+                command,
                 stdin=stdin,
                 stdout=subprocess.DEVNULL,
                 stderr=told,
+                env=ENVIRONMENT,
                 check=False,
             )
         except TimeoutError:
             return Outcome(0.0, f"more than {LIMIT_SECONDS} s")
         taken = (time.perf_counter() - started) * 1000
         signal.alarm(0)
-        if done.returncode == 0:
-            return Outcome(taken)
         told.seek(0)
         lines = told.read().decode(errors="replace").splitlines() or ["nothing said"]
+        if peak:
+            return Outcome(taken, "", int(lines[-1]) / 1024)
+        if done.returncode == step.status:
+            return Outcome(taken)
         return Outcome(0.0, f"exit {done.returncode}: {lines[-1][:150]}")
 
 
-def rounds(chains: Sequence[Sequence[Step]], runs: int) -> dict[str, list[Outcome]]:
-    """The outcomes of each step by name, of *runs* rounds through all *chains*.
+def chains(folder: Path) -> Iterator[list[Step]]:
+    """What is measured; each list in a namespace of its own, one step after the other."""
+    yield [Step(BASE, (PYTHON, "-c", "pass"))]
+    yield [Step("python -I -S -c pass", (PYTHON, "-I", "-S", "-c", "pass"))]
+    yield [Step("python -c 'import click'", (PYTHON, "-c", "import click"))]
+    yield [Step("--help", (PROGRAM, "--help"), 4.5)]
+    yield [Step("dry run", (PROGRAM, *DOCUMENTED, "--dry-run"), 3.0)]
+    yield [Step("explain", (PROGRAM, "explain", *DOCUMENTED), 5.0)]
+    saved = _printed(folder / "documented.save", DOCUMENTED)
+    yield [Step("diff", (PROGRAM, "diff", *DOCUMENTED, "--against", saved), 5.0)]
+    yield [Step("install", (PROGRAM, *DOCUMENTED), 3.9)]
+    for backend, again, clean in (("legacy", 3.5, 3.9), ("nft", 4.5, 6.5)):
+        yield [_restore(folder, backend, DOCUMENTED, "")]
+        yield _life(backend, DOCUMENTED, "", [3.9, again, clean])
+    size = ", 5,000 ports"
+    yield [Step(f"dry run{size}", (PROGRAM, *PORTS, "--dry-run"))]
+    for backend, *targets in (("legacy", 8.5, 14.0, None), ("nft", 13.5, None, None)):
+        yield [_restore(folder, backend, PORTS, size)]
+        yield _life(backend, PORTS, size, targets)
+    yield from _questions(folder)
 
-    Each chain is run in a namespace of its own, its steps in that one.
-    """
-    outcomes: dict[str, list[Outcome]] = {}
-    for _ in range(runs):
-        for chain in chains:
-            for step, outcome in zip(chain, measure(chain), strict=True):
-                outcomes.setdefault(step.name, []).append(outcome)
+
+def _life(
+    backend: str, arguments: Sequence[str], size: str, targets: Sequence[float | None]
+) -> list[Step]:
+    """Installed, installed again, and removed."""
+    install = (PROGRAM, *arguments, "--force-iptables-binary", backend)
+    commands = {"install": install, "again": install, "clean": (PROGRAM, "clean")}
+    return [
+        Step(f"{name} {backend}{size}", command, target)
+        for (name, command), target in zip(commands.items(), targets, strict=True)
+    ]
+
+
+def _questions(folder: Path) -> Iterator[list[Step]]:
+    """What explain and diff say of 5,000 excluded networks."""
+    save = _printed(folder / "networks.save", NETWORKS)
+    text = Path(save).read_text(encoding="utf-8")
+    older, broken = folder / "older.save", folder / "broken.save"
+    older.write_text(text.replace("/24 ", "/255.255.255.0 ").replace("-A ", "[1:2] -A "))
+    lines = text.splitlines(keepends=True)
+    # Every tenth rule is gone, and the last thousand stand before the others.
+    middle = [line for number, line in enumerate(lines[:5000]) if number < 50 or number % 10]
+    moved = middle[:40] + middle[-1050:-50] + middle[40:-1050] + middle[-50:]
+    broken.write_text("".join(moved + lines[5000:]))
+    diff = (PROGRAM, "diff", *NETWORKS, "--against")
+    yield [Step("explain, 5,000 networks", (PROGRAM, "explain", *NETWORKS))]
+    yield [Step("explain --rules, 5,000", (PROGRAM, "explain", "--rules", save))]
+    yield [Step("diff, 5,000 the same", (*diff, save))]
+    yield [Step("diff, 5,000 of older text", (*diff, str(older)))]
+    yield [Step("diff, 5,000 gone and moved", (*diff, str(broken)), status=1)]
+
+
+def _printed(file: Path, arguments: Sequence[str], form: str = "save") -> str:
+    """The rules that *arguments* make, as text in *file*."""
+    command = (PROGRAM, *arguments, "--dry-run", "--ip-family", "ipv4", "--format", form)
+    file.write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
+    return str(file)
+
+
+def _restore(folder: Path, backend: str, arguments: Sequence[str], size: str) -> Step:
+    """One iptables-restore of the same rules."""
+    rules = _printed(folder / f"{len(arguments)}{size}.restore", arguments, "restore")
+    name = f"iptables-{backend}-restore"
+    return Step(f"{name}{size}", (name, "--noflush"), stdin=rules)
+
+
+def measure_all(runs: int, only: str) -> dict[Step, list[Outcome]]:
+    """The outcomes of *runs* rounds; the first of each step has its peak of memory alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        lists = [
+            each for each in chains(Path(folder)) if only in each[0].name or each[0].name == BASE
+        ]
+        outcomes: dict[Step, list[Outcome]] = {}
+        for number in range(runs + 1):
+            for steps in lists:
+                for step, outcome in zip(steps, measure(steps, peak=not number), strict=True):
+                    outcomes.setdefault(step, []).append(outcome)
     return outcomes
 
 
-def restore_step(case: Case, backend: str, folder: Path) -> Step:
-    """One iptables-restore of the rules that the arguments of *case* make."""
-    rules = folder / "rules"
-    printed = subprocess.run(
-        (PROGRAM, *case.arguments, "--dry-run", "--ip-family", "ipv4", "--format", "restore"),
-        capture_output=True,
-        check=True,
-    )
-    rules.write_bytes(printed.stdout)
-    return Step(
-        f"iptables-{backend}-restore", (f"iptables-{backend}-restore", "--noflush"), str(rules)
-    )
-
-
-def start_table(runs: int) -> None:
-    """The first table: the documented arguments, and what is the least any program takes."""
-    print(f"\nThe documented arguments, {runs} runs each: milliseconds of a whole process")
-    with tempfile.TemporaryDirectory() as folder:
-        case = Case("documented", DOCUMENTED, ())
-        chains = [
-            [Step("python -c pass", (PYTHON, "-c", "pass"))],
-            [Step("python -c 'import click'", (PYTHON, "-c", "import click"))],
-            [Step("istio-iptables --help", (PROGRAM, "--help"))],
-            [Step("dry run", (PROGRAM, *DOCUMENTED, "--dry-run"))],
-        ]
-        for backend in BACKENDS:
-            install = (PROGRAM, *DOCUMENTED, "--force-iptables-binary", backend)
-            chains.append([Step(f"install, {backend}", install)])
-            chains.append([restore_step(case, backend, Path(folder))])
-        outcomes = rounds(chains, runs)
-    base = statistics.median(each.milliseconds for each in outcomes["python -c pass"])
-    print(f"{'':28}{'median':>8}{'min':>8}{'x pass':>8}")
-    faults = []
-    for name, each in outcomes.items():
-        times = _times(each)
-        if times is None:
-            faults.append(f"{name}: {_fault(each)}")
-            print(f"{name:28}{'-':>8}{'-':>8}{'-':>8}")
+def show(outcomes: dict[Step, list[Outcome]]) -> None:
+    """Print the table."""
+    times = {
+        step.name: [each.milliseconds for each in found[1:]] for step, found in outcomes.items()
+    }
+    middle, least = statistics.median(times[BASE]), min(times[BASE])
+    print(f"{'':28}{'milliseconds':>16}{'x python -c pass':>20}{'':>9}{'peak':>6}")
+    print(f"{'':28}{'median':>8}{'min':>8}{'of medians':>12}{'of min':>8}{'target':>9}{'MB':>6}")
+    for step, found in outcomes.items():
+        fault = next((each.fault for each in found if each.fault), "")
+        if fault:
+            print(f"{step.name:28}  {fault}")
             continue
-        median = statistics.median(times)
-        print(f"{name:28}{median:8.1f}{min(times):8.1f}{median / base:8.2f}")
-    _tell(faults)
-
-
-def _times(outcomes: Sequence[Outcome]) -> list[float] | None:
-    """The times, or None if any run of the step failed."""
-    if any(each.fault for each in outcomes):
-        return None
-    return [each.milliseconds for each in outcomes]
-
-
-def _fault(outcomes: Sequence[Outcome]) -> str:
-    return next(each.fault for each in outcomes if each.fault)
-
-
-def _tell(faults: Sequence[str]) -> None:
-    for fault in faults:
-        print(f"  - {fault}")
-
-
-def cases() -> Iterator[Case]:
-    """What the second table measures; the others of each case are as many, one moved on."""
-    yield Case("documented", DOCUMENTED, (*DOCUMENTED[:-1], "15090,15021"))
-    for size in SIZES:
-        for option, item in (("-d", _port), ("-o", _port), ("-x", _network)):
-            first, second = (
-                (*BASE, option, ",".join(item(number) for number in range(start, start + size)))
-                for start in (0, 1)
-            )
-            yield Case(f"{option} {size}", first, second)
-
-
-def _port(number: int) -> str:
-    return str(20000 + number)
-
-
-def _network(number: int) -> str:
-    return f"10.{number >> 8}.{number & 255}.0/24"
-
-
-def size_table(runs: int, only: str) -> None:
-    """The second table: every operation, at every size, in both backends."""
-    names = ("dry run", "install", "again", "replace", "clean")
-    print(
-        f"\nBy size, median of {runs} runs: milliseconds of a whole process, and in brackets how"
-        "\nmany times one iptables-restore --noflush of the same rules (-o makes two rules a port)"
-    )
-    print(f"{'':12}{'backend':9}{'restore':>9}" + "".join(f"{name:>16}" for name in names))
-    faults = []
-    for case in cases():
-        if only not in case.name:
-            continue
-        for backend in BACKENDS:
-            which = ("--force-iptables-binary", backend)
-            chain = [
-                Step("dry run", (PROGRAM, *case.arguments, "--dry-run")),
-                Step("install", (PROGRAM, *case.arguments, *which)),
-                Step("again", (PROGRAM, *case.arguments, *which)),
-                Step("replace", (PROGRAM, *case.others, *which, "--reconcile")),
-                Step("clean", (PROGRAM, "clean")),
-            ]
-            with tempfile.TemporaryDirectory() as folder:
-                restore = restore_step(case, backend, Path(folder))
-                outcomes = rounds([[restore], chain], runs)
-            times = _times(outcomes[restore.name])
-            base = statistics.median(times) if times else 0.0
-            row = f"{case.name:12}{backend:9}" + (f"{base:9.1f}" if times else f"{'-':>9}")
-            for name in names:
-                times = _times(outcomes[name])
-                if times is None:
-                    faults.append(f"{case.name}, {backend}, {name}: {_fault(outcomes[name])}")
-                    row += f"{'-':>16}"
-                    continue
-                median = statistics.median(times)
-                row += f"{median:9.1f}" + (f" ({median / base:.1f})" if base else "").rjust(7)
-            print(row, flush=True)
-    _tell(faults)
+        here = times[step.name]
+        median = statistics.median(here)
+        row = f"{step.name:28}{median:8.1f}{min(here):8.1f}"
+        row += f"{median / middle:12.1f}{min(here) / least:8.1f}"
+        row += f"{step.target:9.1f}" if step.target else f"{'':9}"
+        print(f"{row}{found[0].peak:6.0f}")
 
 
 def main() -> int:
     """Measure, print, and say nothing about whether it is good enough."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=20, help="rounds of the first table (20)")
-    parser.add_argument("--size-runs", type=int, default=5, help="rounds of the second table (5)")
-    parser.add_argument("--table", choices=("start", "size"), help="one of the tables alone")
-    parser.add_argument("--only", default="", help="cases of the second table with this in them")
+    parser.add_argument("--runs", type=int, default=20, help="rounds (20)")
+    parser.add_argument("--only", default="", help="rows that begin a list with this in their name")
     asked = parser.parse_args()
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        print("bench: namespaces take root and the program ip", file=sys.stderr)
+        return 1
     version = subprocess.run(
         ("iptables-legacy", "--version"), capture_output=True, text=True, check=False
     ).stdout.strip()
     print(
         f"Python {platform.python_version()}, Linux {platform.release()}, {version},"
-        f" {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.2f}"
+        f" {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.2f}; whole processes, {asked.runs} each"
     )
-    if shutil.which("ip") is None or os.geteuid() != 0:
-        print("bench: namespaces take root and the program ip", file=sys.stderr)
-        return 1
-    if asked.table != "size":
-        start_table(asked.runs)
-    if asked.table != "start":
-        size_table(asked.size_runs, asked.only)
+    show(measure_all(asked.runs, asked.only))
     return 0
 
 

@@ -103,11 +103,14 @@ LIGHT = frozenset(
         *("netfilter.fieldvalues", "netfilter.formats", "netfilter.model", "netfilter.plan"),
         *("netfilter.savefile", "settings", "settings.config", "settings.converters"),
         *("settings.declarations", "settings.sources", "settings.types", "streams", "text"),
-        "netfilter.ownership",
+        *("netfilter.ownership", "typed"),
     }
 )
 HEAVY = frozenset(
-    {"click", "iptc", "pyroute2", "subprocess", "json", "ctypes", "inspect", "threading", "pathlib"}
+    {
+        *("click", "iptc", "pyroute2", "subprocess", "json", "ctypes", "inspect", "threading"),
+        *("pathlib", "typing", "re", "socket"),
+    }
 )
 
 

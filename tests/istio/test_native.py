@@ -135,6 +135,37 @@ def test_what_is_otherwise_is_told(arguments: list[str], told: list[str]) -> Non
         assert fragment in line
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-i", "*", "-b", "*", "--ip-family", "ipv4"],
+        ["-i", "*", "-b", "80", "-m", "TPROXY", "--drop-invalid", "--ip-family", "dual"],
+    ],
+)
+def test_nothing_is_otherwise_like_iptables(arguments: list[str]) -> None:
+    """There is nothing to tell of with --nft-like-iptables, which is of no use without native rules."""
+    assert run([*NATIVE, "-u", "5", *arguments, "--strict"]).status == 2
+    assert run([*NATIVE, "-u", "5", *arguments, "--strict", "--nft-like-iptables"]).status == 0
+    plain = run(["-n", "-u", "5", *arguments])
+    idle = run(["-n", "-u", "5", *arguments, "--nft-like-iptables"])
+    assert idle.out == plain.out
+    assert idle.warnings == ["--nft-like-iptables: no effect: it needs --native-nftables"]
+
+
+def test_native_rules_like_those_of_iptables() -> None:
+    """No negated owner, no protocol before invalid, a drop behind TPROXY, IPv6 first."""
+    words = ("--nft-like-iptables", "-i", "*", "-b", "*", "-m", "TPROXY", "--drop-invalid")
+    ipv4 = (*words, "--ip-family", "ipv4")
+    for name in ("output", "prerouting"):
+        assert chain(name, *ipv4)[0] == "meta nfproto ipv6 counter return"
+        assert "meta nfproto" not in str(chain(name, *words, "--ip-family", "dual"))
+    assert 'oifname "lo" counter return' in chain("istio-output", *ipv4)
+    tproxy = chain("istio-tproxy", *ipv4)
+    assert tproxy[-1] == "meta l4proto tcp ip daddr != 127.0.0.1 counter drop"
+    printed = run([*NATIVE, "-u", "5", *ipv4]).out
+    assert "\t\tct state invalid counter jump istio-drop" in printed
+
+
 def test_a_name_that_nft_can_not_take_is_refused() -> None:
     """Its parser counts 16 bytes."""
     done = run([*NATIVE, "-c", "abcdefghijklmn*,abcdefghijklm*,abcdefghijklmn+"])
@@ -143,11 +174,9 @@ def test_a_name_that_nft_can_not_take_is_refused() -> None:
     assert "'abcdefghijklmn*' is too long for nft" in line
 
 
-@pytest.mark.parametrize("words", [["explain"], ["diff", "--golden", "/dev/null"]])
-def test_diff_and_explain_refuse_it(words: list[str]) -> None:
-    """From the command line as any option that is not theirs, and from the environment."""
-    done = run([*words, "-i", "*"], {"NATIVE_NFTABLES": "true"})
-    assert (done.status, done.out) == (2, "")
-    (line,) = done.errors
-    assert line.startswith("NATIVE_NFTABLES: diff and explain are about rules of iptables")
-    assert run([*words, "--native-nftables"]).status == 2
+def test_explain_refuses_it() -> None:
+    """It does not follow them yet."""
+    for words, environment in ((["--native-nftables"], {}), ([], {"NATIVE_NFTABLES": "true"})):
+        done = run(["explain", "-i", "*", *words], environment)
+        assert (done.status, done.out) == (2, "")
+        assert "native nftables rules are not followed" in done.errors[-1]

@@ -20,7 +20,7 @@ import pytest
 
 from istio_iptables.netfilter.model import Family
 from tests import program
-from tests.namespaces import BACKENDS
+from tests.namespaces import ALL_BACKENDS, BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +31,7 @@ __all__ = [
     "Finished",
     "State",
     "adopting",
+    "chosen",
     "command",
     "forked",
     "install",
@@ -44,6 +45,7 @@ __all__ = [
     "save",
     "state",
     "tables",
+    "wait_for_children",
     "wait_for_group",
 ]
 
@@ -68,9 +70,14 @@ def run(*arguments: str, environment: Mapping[str, str] | None = None) -> progra
     return program.run(arguments, PATH | dict(environment or {}))
 
 
+def chosen(backend: str) -> tuple[str, ...]:
+    """The words that make it *backend* that rules are installed into."""
+    return ("--native-nftables",) if backend == "native" else ("--force-iptables-binary", backend)
+
+
 def install(backend: str, *arguments: str) -> program.Result:
     """Install into *backend*."""
-    return run("--force-iptables-binary", backend, *arguments)
+    return run(*chosen(backend), *arguments)
 
 
 class Finished(NamedTuple):
@@ -154,6 +161,9 @@ def planned(*arguments: str) -> dict[Family, dict[str, str]]:
     return {Family.IPV4: tables(ipv4), Family.IPV6: tables(ipv6)}
 
 
+_LINES = re.MULTILINE | re.DOTALL
+
+
 class State(NamedTuple):
     """Everything of a network namespace that an install may change, as text."""
 
@@ -162,9 +172,19 @@ class State(NamedTuple):
     rules: tuple[str, str]
     routes: tuple[str, str]
     addresses: str
+    #: The tables of the family inet by name, without counters and handles.
+    native: dict[str, str]
+
+    def tables(self, backend: str) -> dict[str, str]:
+        """The tables of a backend, those of each address family by names of their own."""
+        if backend == "native":
+            return self.native
+        found = self.legacy if backend == "legacy" else self.nft
+        families = zip(Family, found, strict=True)
+        return {f"{family} {name}": each[name] for family, each in families for name in each}
 
 
-def state(*, backends: tuple[str, ...] = BACKENDS, everything: bool = False) -> State:
+def state(*, backends: tuple[str, ...] = ALL_BACKENDS, everything: bool = False) -> State:
     """What the namespace holds now; tables without rules only with *everything*."""
     read = tables if everything else ours_in
     both = {
@@ -175,9 +195,12 @@ def state(*, backends: tuple[str, ...] = BACKENDS, everything: bool = False) -> 
     }
     # One process for the lot: most of the time goes into starting them.
     asked = "ip -4 rule; echo %; ip -6 rule; echo %; ip -4 route show table all; echo %;"
-    asked += "ip -6 route show table all; echo %; ip -o addr"
+    asked += "ip -6 route show table all; echo %; ip -o addr; echo %;"
+    if "native" in backends:
+        asked += "nft -s list ruleset inet"
     ip = command("sh", "-c", asked).split("%\n")
-    return State(both["legacy"], both["nft"], (ip[0], ip[1]), (ip[2], ip[3]), ip[4])
+    native = {text.split()[2]: text for text in re.findall(r"^table .*?^}\n", ip[5], _LINES)}
+    return State(both["legacy"], both["nft"], (ip[0], ip[1]), (ip[2], ip[3]), ip[4], native)
 
 
 def forked(work: Callable[[], int], *, group: bool = False, quiet: bool = False) -> int:
@@ -216,6 +239,16 @@ def adopting() -> Iterator[None]:
         yield
     finally:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def wait_for_children() -> None:
+    """Wait until every child of this process has ended; orphans too, if they are adopted.
+
+    A program that a killed one had started has a group of its own.
+    """
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
 
 
 def wait_for_group(group: int) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import time
+from itertools import product
 
 import pytest
 
 from istio_iptables.netfilter.model import Family
 from tests.kernel.configurations import CONFIGURATIONS, DUAL, TPROXY
 from tests.kernel.foreign import LAYOUTS, add_around, load_layout
-from tests.kernel.sandbox import command, install, load, run, save, state
-from tests.namespaces import BACKENDS, sandbox
+from tests.kernel.sandbox import chosen, command, install, load, run, save, state
+from tests.namespaces import ALL_BACKENDS, BACKENDS, sandbox
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
 
@@ -19,8 +20,10 @@ pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
 WAYS = ("--cleanup-only", "clean")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("layout", ["none", *LAYOUTS])
+@pytest.mark.parametrize(
+    ("layout", "backend"),
+    [*product(["none", *LAYOUTS], BACKENDS), ("docker", "native")],
+)
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_install_then_clean_leaves_no_trace(name: str, layout: str, backend: str) -> None:
     """Without any flag of the install: rules, policy rules, routes of all tables and addresses."""
@@ -32,7 +35,7 @@ def test_install_then_clean_leaves_no_trace(name: str, layout: str, backend: str
     while "local ::7 " not in state().routes[1] and time.monotonic() < deadline:
         time.sleep(0.01)
     if layout != "none":
-        load_layout(layout, backend)
+        load_layout(layout, "nft" if backend == "native" else backend)
     before = state()
     assert install(backend, *CONFIGURATIONS[name]).status == 0
     assert state() != before
@@ -73,7 +76,7 @@ def test_both_backends_are_cleaned_at_once(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_cleaning_twice_is_fine(backend: str, way: str) -> None:
     """The second time there is nothing to do, which is said, with status 0."""
     install(backend, *TPROXY)
@@ -98,19 +101,26 @@ def test_a_chain_of_ours_that_a_foreign_rule_jumps_to(backend: str) -> None:
     assert state() == before
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_a_half_removed_install_is_cleaned(backend: str) -> None:
     """Some of our chains and jumps were taken away by hand: the rest goes."""
     before = state()
     install(backend, *CONFIGURATIONS["everything"])
-    program = f"iptables-{backend}"
-    command(program, "-t", "nat", "-D", "OUTPUT", "-j", "ISTIO_OUTPUT")
-    command(program, "-t", "mangle", "-F", "PREROUTING")
-    command(program, "-t", "mangle", "-F", "OUTPUT")
-    command(program, "-t", "raw", "-F")
+    if backend == "native":
+        command("nft", "delete chain inet istio-proxy-nat output")
+        command("nft", "flush chain inet istio-proxy-mangle prerouting")
+        command("nft", "flush chain inet istio-proxy-mangle output")
+        command("nft", "flush table inet istio-proxy-raw")
+    else:
+        program = f"iptables-{backend}"
+        command(program, "-t", "nat", "-D", "OUTPUT", "-j", "ISTIO_OUTPUT")
+        command(program, "-t", "mangle", "-F", "PREROUTING")
+        command(program, "-t", "mangle", "-F", "OUTPUT")
+        command(program, "-t", "raw", "-F")
     assert run("--cleanup-only").status == 0
     now = state()
-    assert "ISTIO" not in save(backend, Family.IPV4)
+    assert "ISTIO" not in str(now)
+    assert now.native == {}
     assert (now.rules, now.routes, now.addresses) == (before.rules, before.routes, before.addresses)
 
 
@@ -138,23 +148,29 @@ def test_foreign_policy_rules_that_are_like_ours(words: str) -> None:
     assert state() == before
 
 
-def test_a_policy_route_whose_rule_is_lost_goes_as_well() -> None:
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
+def test_a_policy_route_whose_rule_is_lost_goes_as_well(backend: str) -> None:
     """The route in our table is ours while our rules are there."""
     before = state()
-    install("legacy", *TPROXY)
+    install(backend, *TPROXY)
     command("ip", "rule", "del", "fwmark", "1337", "lookup", "133")
     assert run("--cleanup-only").status == 0
     assert state() == before
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_rules_that_were_loaded_twice_go_all(backend: str) -> None:
-    """As iptables-restore --noflush does when it is run again."""
+    """As iptables-restore --noflush does when it is run again, and nft with what it has listed."""
     before = state(backends=(backend,))
-    text = run(*TPROXY, "--dry-run", "--format", "restore", "--only", "ipv4").out
+    form = ("--format", "save" if backend == "native" else "restore")
+    words = chosen(backend) if backend == "native" else ()
+    text = run(*TPROXY, *words, "--dry-run", *form, "--only", "ipv4").out
     for _ in range(2):
-        load(backend, Family.IPV4, text)
+        if backend == "native":
+            command("nft", "-f", "-", stdin=text)
+        else:
+            load(backend, Family.IPV4, text)
     assert install(backend, *TPROXY, "--ip-family", "ipv4", "--reconcile").status == 0
-    assert run("diff", *TPROXY, "--ip-family", "ipv4").status == 0
+    assert install(backend, *TPROXY, "--ip-family", "ipv4").status == 0
     assert run("clean").status == 0
     assert state(backends=(backend,)) == before

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from istio_iptables.istio.native import build_native
 from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.istio.plan import build
-from istio_iptables.kernel import libiptc, nft
+from istio_iptables.kernel import libiptc, native, nft
 from istio_iptables.kernel.host import Host
 from istio_iptables.kernel.install import InstallOptions
 from istio_iptables.kernel.install import install as apply
@@ -23,6 +24,7 @@ from tests.kernel.foreign import load_layout
 from tests.kernel.sandbox import (
     CLI,
     Finished,
+    chosen,
     command,
     install,
     load,
@@ -34,7 +36,7 @@ from tests.kernel.sandbox import (
     save,
     state,
 )
-from tests.namespaces import BACKENDS, mount, sandbox, set_loopback
+from tests.namespaces import ALL_BACKENDS, mount, sandbox, set_loopback
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
 
@@ -166,20 +168,21 @@ def test_any_iptables_nft_restore_may_fail(first: str, failing: int, programs: P
 
 
 @needs("strace")
+@pytest.mark.parametrize("backend", ["nft", "native"])
 @pytest.mark.parametrize("name", ["EPERM", "ENOSPC", "EBUSY"])
-def test_the_kernel_refuses_nft_messages(name: str) -> None:
+def test_the_kernel_refuses_nft_messages(name: str, backend: str) -> None:
     """Each message to nf_tables is answered with an error, in whatever process sends it."""
-    install("nft", *DUAL)
-    before = state(backends=("nft",))
+    install(backend, *DUAL)
+    before = state(backends=(backend,))
     fault = f"inject=sendmsg:error={name}:when=1+"
     words = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=sendmsg", "-e", fault, CLI)
-    result = process(*words, "--force-iptables-binary", "nft", *TPROXY, "--reconcile")
+    result = process(*words, *chosen(backend), *TPROXY, "--reconcile")
     assert result.status == 1
     assert "Traceback" not in result.err
-    assert state(backends=("nft",)) == before
+    assert state(backends=(backend,)) == before
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize("first", ["none", "dual"])
 def test_a_route_that_can_not_be_added(first: str, backend: str) -> None:
     """Lo is down: TPROXY's route fails, so nothing is installed and the line says what failed."""
@@ -192,7 +195,7 @@ def test_a_route_that_can_not_be_added(first: str, backend: str) -> None:
     assert state() == before
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_no_ipv6_address_can_be_added(backend: str) -> None:
     """IPv6 is switched off in the namespace: ::6 fails, and nothing is installed."""
     Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").write_text("1")
@@ -279,7 +282,7 @@ MEMORY = range(14_000, 60_000, 2_300)
 
 
 @pytest.mark.parametrize("first", ["everything", "documented"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_too_little_memory(backend: str, first: str) -> None:
     """A replace under ulimit -v has the old rules or the new ones, and one line why."""
     second = "documented" if first == "everything" else "everything"
@@ -288,7 +291,7 @@ def test_too_little_memory(backend: str, first: str) -> None:
     refused = 0
     for limit in MEMORY:
         script = f'ulimit -v {limit}; exec "$0" "$@"'
-        words = (CLI, "--force-iptables-binary", backend, *CONFIGURATIONS[second], "--reconcile")
+        words = (CLI, *chosen(backend), *CONFIGURATIONS[second], "--reconcile")
         result = process("sh", "-c", script, *words)
         if result.status == 0:
             break
@@ -302,14 +305,14 @@ def test_too_little_memory(backend: str, first: str) -> None:
 
 
 @pytest.mark.parametrize("words", [(*DUAL, "--reconcile"), ("clean",)], ids=["replace", "clean"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_pyroute2_can_not_be_loaded(backend: str, words: tuple[str, ...], tmp_path: Path) -> None:
     """What takes the policy route away is loaded before anything is done."""
     install(backend, *CONFIGURATIONS["everything"])
     before = state()
     (tmp_path / "pyroute2").mkdir()
     (tmp_path / "pyroute2" / "__init__.py").write_text("raise ImportError('it is broken')")
-    words = (*words, "--force-iptables-binary", backend)
+    words = (*words, *(chosen(backend) if words[0] != "clean" else ()))
     result = process(CLI, *words, environment={"PYTHONPATH": str(tmp_path)})
     check_told(result, "pyroute2", "can't be loaded", "it is broken")
     assert state() == before
@@ -319,9 +322,17 @@ class _Broken(BaseException):
     """What no code expects."""
 
 
+#: What commits, and how often: once for each table, or for all native ones.
+COMMITS: dict[str, tuple[Any, str, int]] = {
+    "legacy": (libiptc.Handle, "commit", 6),
+    "nft": (nft._Restore, "commit", 6),
+    "native": (native, "_commit", 1),
+}
+
+
 @pytest.mark.parametrize("error", [MemoryError, OSError, SystemError, KeyboardInterrupt, _Broken])
 @pytest.mark.parametrize("done", [False, True], ids=["before", "behind"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_anything_may_be_raised(
     backend: str,
     done: bool,  # noqa: FBT001 - a case
@@ -329,13 +340,16 @@ def test_anything_may_be_raised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Before or behind each commit of a table: everything goes back, and the error goes on."""
-    made = libiptc.Handle if backend == "legacy" else nft._Restore
-    commit = made.commit
+    where, name, most = COMMITS[backend]
+    commit = getattr(where, name)
     install(backend, *CONFIGURATIONS["everything"])
     before = state(backends=(backend,))
     values, _ = gather({"dual_stack": "true", "istio_service_cidr": "*"}, {})
-    plan = build(configure(values, Host())[0])
-    for fatal in range(1, 7):
+    config = configure(values, Host())[0]
+    plan = build(config)
+    rules = build_native(config, plan) if backend == "native" else None
+    where_to = InstallOptions(backend="" if rules else backend)
+    for fatal in range(1, most + 1):
         commits = 0
 
         def failing(self: Any) -> None:
@@ -347,9 +361,9 @@ def test_anything_may_be_raised(
             if commits == fatal:  # noqa: B023 - see above
                 raise error
 
-        monkeypatch.setattr(made, "commit", failing)
+        monkeypatch.setattr(where, name, failing)
         with pytest.raises(error):
-            apply(plan, OWNERSHIP, lambda _: None, InstallOptions(backend=backend), replace=True)
+            apply(plan, OWNERSHIP, lambda _: None, where_to, replace=True, native=rules)
         monkeypatch.undo()
         assert state(backends=(backend,)) == before
 
@@ -370,7 +384,7 @@ def test_a_child_that_has_done_its_work_may_still_fail(end: str, programs: Path)
         assert state(backends=("nft",)) == before
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_a_refusal_leaves_nothing_open(backend: str) -> None:
     """Handles of tables that were prepared and not committed are closed."""
     run("--cleanup-only")
@@ -393,14 +407,14 @@ def test_loading_python_iptables_leaves_the_process_alone() -> None:
     assert process(sys.executable, "-c", script) == Finished(0, "", "")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_few_descriptors(backend: str) -> None:
     """With any number of descriptors: all of the new rules or all of the old ones."""
     install(backend, *CONFIGURATIONS["everything"])
     before = state(backends=(backend,))
     for limit in range(5, 40):
         script = f'ulimit -n {limit}; exec "$0" "$@"'
-        words = (CLI, "--force-iptables-binary", backend, *DUAL, "--reconcile")
+        words = (CLI, *chosen(backend), *DUAL, "--reconcile")
         result = process("sh", "-c", script, *words)
         if result.status == 0:
             break

@@ -17,8 +17,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel.configurations import CONFIGURATIONS
-from tests.kernel.sandbox import CLI, PATH, State, adopting, install, needs, state, wait_for_group
-from tests.namespaces import BACKENDS, sandbox
+from tests.kernel.sandbox import (
+    CLI,
+    PATH,
+    State,
+    adopting,
+    chosen,
+    install,
+    needs,
+    state,
+    wait_for_group,
+)
+from tests.namespaces import ALL_BACKENDS, sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,7 +46,10 @@ CHANGES = {
 }
 
 #: How many boundaries are tried in one test, beside the first and the last.
-MOMENTS = 20
+MOMENTS = {"legacy": 20, "nft": 20, "native": 8}
+
+#: And how many are drawn of the whole time of a change.
+ROUNDS = {"legacy": 12, "nft": 12, "native": 4}
 
 #: The calls by which the program's own process changes anything, starts a child or waits for one.
 TRACE = "setsockopt,sendto,sendmsg,vfork,clone,clone3,wait4"
@@ -60,7 +73,8 @@ def begin(name: str | None, backend: str) -> None:
 def check_interrupted(done: subprocess.CompletedProcess[str], number: int) -> None:
     """The status is the signal's, and there is one line that says so."""
     assert done.returncode == 128 + number, done
-    lines = [line for line in done.stderr.splitlines() if ": info: " not in line]
+    told = (": info: ", ": warning: ")
+    lines = [line for line in done.stderr.splitlines() if not any(each in line for each in told)]
     assert lines == ["istio-iptables: error: interrupted"]
 
 
@@ -107,11 +121,11 @@ def traced(options: Sequence[str], words: Sequence[str]) -> subprocess.Completed
 
 @needs("strace")
 @pytest.mark.parametrize("name", CHANGES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_at_every_boundary(backend: str, name: str, tmp_path: Path) -> None:
     """Before and behind everything that the program does to the kernel, each time another signal."""
     old, new, words = CHANGES[name]
-    words = (*words, "--force-iptables-binary", backend)
+    words = (*words, *chosen(backend))
     log = tmp_path / "log"
     with sandbox():
         begin(old, backend)
@@ -119,7 +133,8 @@ def test_at_every_boundary(backend: str, name: str, tmp_path: Path) -> None:
     seen = Counter[bool]()
     found = list(calls(log.read_text()))
     assert len(found) > 10
-    moments = random.Random(3).sample(range(1, len(found) - 1), min(len(found) - 2, MOMENTS))  # noqa: S311 - the same each time
+    chance = random.Random(3)  # noqa: S311 - the same each time
+    moments = chance.sample(range(1, len(found) - 1), min(len(found) - 2, MOMENTS[backend]))
     for index in (0, *moments, len(found) - 1):
         call, number = found[index]
         which = SIGNALS[index % len(SIGNALS)]
@@ -137,14 +152,14 @@ def test_at_every_boundary(backend: str, name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["replace", "clean"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_of_the_whole_process_group(backend: str, name: str) -> None:
     """As from a terminal or timeout(1): the children that change tables are not hit in the midst."""
     moments = random.Random(5)  # noqa: S311 - the same moments each time, as far as time allows
     old, new, words = CHANGES[name]
-    words = (*words, "--force-iptables-binary", backend)
+    words = (*words, *chosen(backend))
     with adopting():
-        for round_ in range(12):
+        for round_ in range(ROUNDS[backend]):
             with sandbox():
                 begin(old, backend)
                 running = started(CLI, *words, group=True)
@@ -238,30 +253,37 @@ def _waits_in(pid: int) -> str:
         return ""
 
 
-#: An iptables-nft-restore that hangs the first time that it is to change something.
+#: A program that hangs the first time that it is to change something.
 _HANGS = """\
 #!/bin/sh
 case "$*" in
-*--test*) ;;
+*--test* | -c* | *list*) ;;
 *) [ -e {here}/hung ] || {{ touch {here}/hung; exec sleep 600; }} ;;
 esac
-exec /usr/sbin/iptables-nft-restore "$@"
+exec /usr/sbin/{name} "$@"
 """
 
 
-def test_a_program_that_hangs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("backend", "name", "change"),
+    [
+        ("nft", "iptables-nft-restore", "iptables-nft-restore --noflush"),
+        ("native", "nft", "nft -f -"),
+    ],
+)
+def test_a_program_that_hangs(backend: str, name: str, change: str, tmp_path: Path) -> None:
     """It is killed a few seconds behind the signal, and everything goes back."""
-    program = tmp_path / "iptables-nft-restore"
-    program.write_text(_HANGS.format(here=tmp_path))
+    program = tmp_path / name
+    program.write_text(_HANGS.format(here=tmp_path, name=name))
     program.chmod(0o755)
-    install("nft", *CONFIGURATIONS["documented"])
-    before = state(backends=("nft",))
-    words = (*CONFIGURATIONS["tproxy-ipv4"], "--reconcile", "--force-iptables-binary", "nft")
+    install(backend, *CONFIGURATIONS["documented"])
+    before = state(backends=(backend,))
+    words = (*CONFIGURATIONS["tproxy-ipv4"], "--reconcile", *chosen(backend))
     running = started("env", f"PATH={tmp_path}:{PATH['PATH']}", CLI, *words)
     while running.poll() is None and not (tmp_path / "hung").exists():
         time.sleep(0.02)
     running.send_signal(signal.SIGTERM)
     done = finished(running)
     assert done.returncode == 128 + signal.SIGTERM, done
-    assert "iptables-nft-restore --noflush does not end: killed after" in done.stderr
-    assert state(backends=("nft",)) == before
+    assert f"{change} does not end: killed after" in done.stderr
+    assert state(backends=(backend,)) == before

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,16 +13,13 @@ from tests.kernel.configurations import CONFIGURATIONS, DUAL, TPROXY
 from tests.kernel.sandbox import (
     CLI,
     PATH,
-    adopting,
     command,
-    forked,
     install,
     needs,
     process,
     run,
     state,
 )
-from tests.kernel.test_kill import TRACE, boundaries
 from tests.kernel.test_native import without_comments
 from tests.namespaces import BACKENDS, mount, sandbox
 
@@ -329,49 +324,6 @@ def test_a_killed_install_is_completed_by_the_next(
     assert (listed() == old) == (moment != "behind the commit")
     assert native(*DUAL, "--reconcile").status == 0
     assert f"{listed()}{settled()}" == wanted
-
-
-def traced(options: tuple[str, ...], arguments: tuple[str, ...]) -> int:
-    """The exit status of a run under strace; its own process is traced and no child."""
-    words = ("strace", "-qq", *options, CLI, *arguments)
-
-    def work() -> int:
-        os.execvpe(words[0], words, PATH)  # noqa: S606 - no shell wanted
-
-    with adopting():
-        child = forked(work, group=True, quiet=True)
-        _, status = os.waitpid(child, 0)
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                # An nft that was left running has a group of its own.
-                os.waitpid(-1, 0)
-    return status
-
-
-@needs("strace")
-@pytest.mark.parametrize(("old", "new"), [(TPROXY, DUAL), (DUAL, TPROXY)])
-def test_killed_at_every_boundary(
-    old: tuple[str, ...], new: tuple[str, ...], tmp_path: Path
-) -> None:
-    """Before and behind every message about routes and addresses, and every start of nft."""
-    wanted, replace = fresh(*new), ("--native-nftables", *new, "--reconcile")
-    log = tmp_path / "log"
-    with sandbox():
-        native(*old)
-        first = listed()
-        assert traced(("-o", str(log), "-e", TRACE), replace) == 0
-        second = listed()
-    seen = set()
-    for call, number in boundaries(log.read_text()):
-        with sandbox():
-            native(*old)
-            kill = f"inject={call}:signal=SIGKILL:when={number}"
-            assert traced(("-o", "/dev/null", "-e", f"trace={call}", "-e", kill), replace)
-            assert listed() in {first, second}
-            seen.add(f"{listed()}{settled()}")
-            assert native(*new, "--reconcile").status == 0
-            assert f"{listed()}{settled()}" == wanted
-    assert len(seen) > 3
 
 
 @pytest.mark.parametrize("moment", list(KILLS)[1:])

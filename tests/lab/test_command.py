@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.program import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WITHOUT_PASS_THROUGH = ["--without", "nat ISTIO_OUTPUT 3"]
 
@@ -26,19 +31,44 @@ def program(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.kernel
 def test_text() -> None:
-    """The report shows each connection with its rules and counts, and a verdict for each path."""
+    """The report says who is there, shows each connection with its rules and counts, and a verdict."""
     done = program("lab", "--path", "client-app", "--backend", "legacy")
     assert done.returncode == 0
     assert done.stderr == ""
-    lines = done.stdout.splitlines()
-    assert "client to the app, IPv4: as predicted" in lines
-    assert any(
-        "nat PREROUTING 2 [1], ISTIO_INBOUND 5 [1], ISTIO_IN_REDIRECT 1 [1] -> 15006"
-        " Envoy inbound of pod [1]" in line
-        for line in lines
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    assert done.stdout.startswith("pod:     10.77.0.10, fd77::10, ")
+    assert "Envoy as user 1337, the rules\n" in done.stdout
+    shown = re.sub(r"raw (\w+) 1 \[\d+\]", r"raw \1 1", done.stdout)
+    assert (
+        """
+client to the app, IPv4: as predicted
+  client 10.77.0.20 -> 10.77.0.10:8080
+    raw PREROUTING 1, nat PREROUTING 2 [1], ISTIO_INBOUND 5 [1],
+    ISTIO_IN_REDIRECT 1 [1]
+    => Envoy inbound of pod on port 15006 [1]
+  pod 127.0.0.6 -> 10.77.0.10:8080
+    raw OUTPUT 1, nat OUTPUT 2 [1], ISTIO_OUTPUT 3 [1],
+    raw PREROUTING 1
+    => app
+  app saw 127.0.0.6, by way of pod inbound
+"""
+        in shown
     )
-    assert "  app saw 127.0.0.6, by way of pod inbound" in lines
-    assert lines[-1].startswith("sidecar, REDIRECT, legacy: 2 of 2 paths as predicted, in ")
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("sidecar, REDIRECT, legacy: 2 of 2 paths as predicted, in ")
+
+
+@pytest.mark.kernel
+def test_text_in_full() -> None:
+    """-v gives each rule a line with its text, and its reason below; one family can be asked for."""
+    done = program("lab", "--path", "client-app", "--backend", "legacy", "--ip-family=ipv4", "-v")
+    assert (
+        "    nat ISTIO_IN_REDIRECT 1 [1] -A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006\n"
+        "        Captured inbound connections go to Envoy's inbound listener on port\n"
+        "        15006, which forwards them to the application.\n"
+    ) in done.stdout
+    assert "IPv6" not in done.stdout
+    assert "1 of 1 paths as predicted" in done.stdout
 
 
 @pytest.mark.kernel
@@ -55,6 +85,28 @@ def test_json() -> None:
     assert {"node": "pod", "listener": "outbound", "predicted": 1, "counted": 1} in path[
         "listeners"
     ]
+
+
+@pytest.mark.kernel
+def test_a_pod_of_a_manifest(tmp_path: Path) -> None:
+    """Its settings, with a flag over them, and none of the lab's own."""
+    manifest = tmp_path / "pod.yaml"
+    manifest.write_text(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n  annotations:\n"
+        "    traffic.sidecar.istio.io/excludeOutboundPorts: '9000'\n"
+        "spec: {containers: [{name: app}]}\n",
+        encoding="utf-8",
+    )
+    words = ("lab", "--pod", str(manifest), "-p", "16001", "--path", "app-server", "--json")
+    done = program(*words)
+    assert done.returncode == 0, done.stderr
+    legs = json.loads(done.stdout)["paths"][0]["legs"]
+    # One connection, and no listener of Envoy's in between.
+    assert [leg["to_port"] for leg in legs] == [None]
+    done = program(*words, "--cni", "-o", "", "--mode", "TPROXY")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["mode"], report["paths"][0]["legs"][0]["to_port"]) == ("TPROXY", 16001)
 
 
 @pytest.mark.kernel
@@ -82,8 +134,8 @@ def test_own_ports() -> None:
         "app-service",
     )
     assert done.returncode == 0, done.stdout
-    assert "-> 16001 Envoy outbound" in done.stdout
-    assert "-> 16006 Envoy inbound" in done.stdout
+    assert "=> Envoy outbound of pod on port 16001" in done.stdout
+    assert "=> Envoy inbound of pod on port 16006" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,9 @@ def test_differences_are_told() -> None:
     silent = compare(path, expected, [Seen(problem="no answer"), good], right)
     assert silent.differences == ("no answer, predicted an answer (1 of 2)",)
     outcome = LabOutcome("sidecar", "REDIRECT", "legacy", (other, silent), 1.0)
-    assert "  ! peer 10.0.0.1, predicted 127.0.0.6\n" in report.text(outcome)
+    assert "  ! peer 10.0.0.1, predicted 127.0.0.6\n" in report.text(
+        outcome, scenario.nodes, build(config)
+    )
     assert report.as_json(outcome, build(config))["as_predicted"] is False
 
 

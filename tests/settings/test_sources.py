@@ -46,7 +46,17 @@ CONTRACT = """
 -                                  -   ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR        127.0.0.1/32
 """
 #: What is ours alone: it exists for printing, or to take from the machine what it would say.
-OWN = {"resolv_conf", "ip_family", "format", "only", "verbose", "strict", "json"}
+OWN = {
+    "resolv_conf",
+    "ip_family",
+    "format",
+    "only",
+    "verbose",
+    "strict",
+    "json",
+    "nft_like_iptables",
+    "nft_sets",
+}
 
 NAMES = [each.name for each in SETTINGS]
 

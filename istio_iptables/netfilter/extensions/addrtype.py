@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from istio_iptables.netfilter.extensions import MatchExtension, Situation
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Match, Option

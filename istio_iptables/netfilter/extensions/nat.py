@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from istio_iptables.netfilter.extensions import Effect, Next, Situation, TargetExtension
 from istio_iptables.netfilter.extensions.redirect import given_port, nat_ports
 from istio_iptables.netfilter.fieldvalues import Range, address_number, map_network
 from istio_iptables.netfilter.questions import plain_address
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Family, Target

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from istio_iptables.netfilter.extensions import MatchExtension, Situation, in_order
 from istio_iptables.netfilter.fieldvalues import number_range
@@ -11,6 +10,7 @@ from istio_iptables.netfilter.model import Match, Option
 from istio_iptables.netfilter.parts import known, part
 from istio_iptables.netfilter.questions import among
 from istio_iptables.netfilter.sets import numbers
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from istio_iptables.netfilter.packet import Packet

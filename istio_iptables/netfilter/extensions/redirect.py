@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from istio_iptables.netfilter.extensions import Effect, Next, Situation, TargetExtension
 from istio_iptables.netfilter.fieldvalues import MAX_PORT, Range, number_range
@@ -11,6 +10,7 @@ from istio_iptables.netfilter.model import Family, Option, Target
 from istio_iptables.netfilter.parts import known, only, part
 from istio_iptables.netfilter.questions import among
 from istio_iptables.netfilter.sets import numbers
+from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from istio_iptables.netfilter.packet import Packet
