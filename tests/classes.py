@@ -142,7 +142,9 @@ def random_packets(
     }
     near = {
         field: [
-            each for each in _numbers(classes, family, field) if limits[field][0] <= each <= limits[field][1]
+            each
+            for each in _numbers(classes, family, field)
+            if limits[field][0] <= each <= limits[field][1]
         ]
         for field in limits
     }
@@ -164,7 +166,9 @@ def random_packets(
             del fields["uid"], fields["gid"]
         if fields["protocol"] not in WITH_PORTS:
             del fields["source_port"], fields["destination_port"]
-        mapped = bits == 128 and any(int(fields[end]) >> 32 == 0xFFFF for end in ("source", "destination"))
+        mapped = bits == 128 and any(
+            int(fields[end]) >> 32 == 0xFFFF for end in ("source", "destination")
+        )
         # What the classes leave out: docs/matrix.md.
         if fields["source"] == fields["destination"] or fields["destination"] == 0 or mapped:
             continue

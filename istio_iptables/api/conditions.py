@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-
 from istio_iptables.netfilter.fieldvalues import address_text, protocol_name
-from istio_iptables.netfilter.sets import Bits, Intervals
+from istio_iptables.netfilter.sets import Bits, Intervals, split
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def condition(field: str, values: Values, every: Values, family: Family) -> Cond
     """What tells *values* from *every* value of a field; None if that is what they are."""
     if values == every:
         return None
-    others = every.split(values)[1]  # type: ignore[arg-type]
+    others = split(every, values)[1]
     is_name = field.endswith("_interface")
     if is_name and isinstance(values, Intervals) and isinstance(others, Intervals):
         return _names(field, values, others)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from istio_iptables.api.conditions import FIELDS, condition, words
 from istio_iptables.api.packets import own_addresses, packet_words, usual_values
 from istio_iptables.api.subjects import subject_of
@@ -11,7 +10,7 @@ from istio_iptables.netfilter.fieldvalues import address_number, address_text
 from istio_iptables.netfilter.model import TABLES, Family
 from istio_iptables.netfilter.packet import Packet, Surroundings
 from istio_iptables.netfilter.questions import is_many
-from istio_iptables.netfilter.sets import Intervals
+from istio_iptables.netfilter.sets import Intervals, join, split
 from istio_iptables.text import printable
 from istio_iptables.trace.cells import everything
 from istio_iptables.trace.classes import check_partition, divide
@@ -21,8 +20,8 @@ from istio_iptables.trace.reading import read_from_top
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import TypeAlias
+    from collections.abc import Iterator, Mapping
+    from typing import Any, TypeAlias
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.conditions import Condition
@@ -151,13 +150,11 @@ class Matrix:
             return
         field = found.kept.stretch.field
         for values, number in found.kept.numbers:
-            part = values.split(box[field])[0]  # type: ignore[arg-type]
+            part = split(values, box[field])[0]
             if part:
                 yield self._class(family, found, {**box, field: part}, number)
 
-    def _class(
-        self, family: Family, found: _Found, box: Box, number: int | None
-    ) -> TrafficClass:
+    def _class(self, family: Family, found: _Found, box: Box, number: int | None) -> TrafficClass:
         incoming = "in_interface" in box
         outcomes = found.outcomes
         if found.kept is not None:
@@ -209,7 +206,9 @@ class Matrix:
         for incoming in (False, True):
             whole = everything(family, incoming=incoming)
             mine = [item for item in items if ("in_interface" in item[2]) is incoming]
-            keys = sorted({key: found for key, found, _ in mine}.items(), key=lambda each: _order(*each))
+            keys = sorted(
+                {key: found for key, found, _ in mine}.items(), key=lambda each: _order(*each)
+            )
             ranks = {key: rank for rank, (key, _) in enumerate(keys)}
             lines = read_from_top([(ranks[key], box) for key, _, box in mine], whole)
             for line in _joined(lines, [found for _, found in keys], whole):
@@ -243,13 +242,18 @@ def _order(key: _Key, found: _Found) -> tuple[object, ...]:
 
 def _plain(packet: Packet) -> Packet:
     """The packet itself, that stands for no other."""
-    return packet._replace(
-        **{
+    return _with(
+        packet,
+        {
             name: str(value) if isinstance(value, str) else int(value)
             for name, value in packet._asdict().items()
             if is_many(value)
-        }
+        },
     )
+
+
+def _with(packet: Packet, values: Mapping[str, Any]) -> Packet:
+    return packet._replace(**values)
 
 
 def _moved(outcome: Outcome, field: str, box: Box) -> Outcome:
@@ -264,14 +268,19 @@ def _moved(outcome: Outcome, field: str, box: Box) -> Outcome:
     other = start.source if field == "destination" else start.destination
     avoided = address_number(other, start.family) if isinstance(old, str) and other else None
     new = next(
-        (each for first, end in values.pairs() for each in (int(first), int(end) - 1) if each != avoided),
+        (
+            each
+            for first, end in values.pairs()
+            for each in (int(first), int(end) - 1)
+            if each != avoided
+        ),
         values.ends[0],
     )
     value = address_text(int(new), start.family) if isinstance(old, str) else int(new)
     packet = outcome.packet
     if is_many(getattr(packet, field)):
-        packet = packet._replace(**{field: value})
-    return outcome._replace(start=start._replace(**{field: value}), packet=packet)
+        packet = _with(packet, {field: value})
+    return outcome._replace(start=_with(start, {field: value}), packet=packet)
 
 
 class _Joined(NamedTuple):
@@ -289,7 +298,7 @@ def _joined(lines: list[Line], found: list[_Found], whole: Box) -> list[_Joined]
             if len(differ) <= 1:
                 box = dict(last.box)
                 for field in differ:
-                    box[field] = box[field].join(line.box[field])  # type: ignore[arg-type]
+                    box[field] = join(box[field], line.box[field])
                 keys = tuple(dict.fromkeys((*last.keys, line.key)))
                 joined[-1] = _Joined(keys, box)
                 continue

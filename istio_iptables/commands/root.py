@@ -70,6 +70,10 @@ root = SettingsCommand(
             "istio_iptables.commands.lab",
             "Try the rules on a throw-away pod with a real Envoy, and show what happens.",
         ),
+        "matrix": Subcommand(
+            "istio_iptables.commands.matrix",
+            "Show what the rules do with all traffic, at one look.",
+        ),
     },
     more=POD_OPTIONS,
     help="Redirect a pod's traffic to Envoy: make Istio's iptables rules, and install or print them.",

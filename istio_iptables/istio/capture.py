@@ -57,9 +57,9 @@ def deciding_step(found: Trace) -> Step | None:
         return steps[at - 1] if led and steps[at - 1].rule is not None else steps[at]
     returns = [step for step in steps if step.table == "nat" and step.verdict == "RETURN"]
     policies = [step for step in steps if step.table == "nat" and step.rule is None]
-    lets = [step for step in steps if step.rule is not None and step.verdict in _LETS]
-    found = returns or policies[:1] or lets
-    return found[-1] if found else None
+    others = [step for step in steps if step.rule is not None and step.verdict in _LETS]
+    deciding = returns or policies[:1] or others
+    return deciding[-1] if deciding else None
 
 
 def _acts(step: Step, outcome: Outcome) -> bool:
@@ -91,10 +91,9 @@ def brief(fate: Verdict) -> str:
 
 def _fate(outcome: Outcome, config: Config) -> Verdict:
     packet, start = outcome.packet, outcome.start or outcome.packet
-    if outcome.end is End.DROPPED:
-        return Verdict("dropped")
     if outcome.end in _NOWHERE:
-        return Verdict(_NOWHERE[outcome.end](outcome))
+        dropped = outcome.end is End.DROPPED
+        return Verdict("dropped" if dropped else _NOWHERE[outcome.end](outcome))
     if outcome.taken_by and packet.has_ports:
         port = outcome.to_port
         ours = (config.envoy_port, config.inbound_capture_port, AGENT_DNS_PORT)
@@ -103,9 +102,10 @@ def _fate(outcome: Outcome, config: Config) -> Verdict:
         return Verdict(f"handed to the port that it asked for, by {outcome.taken_by}")
     mark = packet.mark
     if outcome.by_mark and mark is not None and has_bits(mark, config.tproxy_mark, WHOLE_MARK):
-        text = _delivered_by_mark(packet)
-        return text._replace(text=text.text.replace(f" to port {packet.destination_port}", ""))
-    text = _went(outcome, start)
+        delivered = _delivered_by_mark(packet)
+        port_asked = f" to port {packet.destination_port}"
+        return delivered._replace(text=delivered.text.replace(port_asked, ""))
+    went = _went(outcome, start)
     changes = [
         f"{name} {'unknown' if value is None else value}"
         for name, value, before, family in (
@@ -117,8 +117,8 @@ def _fate(outcome: Outcome, config: Config) -> Verdict:
         if not same(value, before, family)
     ]
     if changes:
-        return Verdict(f"{text or 'let through'} with {', '.join(changes)}")
-    return Verdict(f"{text} untouched" if text else "untouched")
+        return Verdict(f"{went or 'let through'} with {', '.join(changes)}")
+    return Verdict(f"{went} untouched" if went else "untouched")
 
 
 def _went(outcome: Outcome, start: Packet) -> str:

@@ -13,10 +13,12 @@ from functools import lru_cache
 
 from istio_iptables.errors import CannotTell
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, address_number
-from istio_iptables.netfilter.sets import Bits, Intervals, Masked, name
+from istio_iptables.netfilter.sets import Bits, Intervals, Masked, name, one_number
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from istio_iptables.netfilter.model import Family
     from istio_iptables.netfilter.sets import Values
 
@@ -50,8 +52,10 @@ class ManyTexts(str):
     """An address, an interface or a state that stands for many."""
 
     __slots__ = ("about", "field")
+    about: Class
+    field: str
 
-    def __new__(cls, value: str, about: Class, field: str) -> ManyTexts:
+    def __new__(cls, value: str, about: Class, field: str) -> Self:  # noqa: D102 - as in str
         self = super().__new__(cls, value)
         self.about, self.field = about, field
         return self
@@ -60,7 +64,10 @@ class ManyTexts(str):
 class ManyNumbers(int):
     """A protocol, a port or an id that stands for many."""
 
-    def __new__(cls, value: int, about: Class, field: str) -> ManyNumbers:
+    about: Class
+    field: str
+
+    def __new__(cls, value: int, about: Class, field: str) -> Self:  # noqa: D102 - as in int
         self = super().__new__(cls, value)
         self.about, self.field = about, field
         return self
@@ -77,14 +84,17 @@ class Part(NamedTuple):
 class ManyMarks(int):
     """A mark that stands for many: bits of the first marks, and *fixed* ones."""
 
-    def __new__(cls, about: Class, parts: tuple[Part, ...], fixed: int = 0) -> ManyMarks:
+    about: Class
+    parts: tuple[Part, ...]
+    fixed: int
+
+    def __new__(cls, about: Class, parts: tuple[Part, ...], fixed: int = 0) -> Self:  # noqa: D102 - as in int
         value = fixed
         for part in parts:
             value ^= part.value & part.mask
         self = super().__new__(cls, value)
         self.about, self.parts, self.fixed = about, parts, fixed
         return self
-
 
     def settled(self) -> int:
         """The mark as a plain number, if all of the packets have it by now; else itself."""
@@ -166,7 +176,9 @@ def mix(old: int, mask: int, value: int) -> int:
     seen = 0
     for each in parts:
         if each.mask & seen:
-            message = "a mark and a connection's mark are mixed, which can't be told apart by classes"
+            message = (
+                "a mark and a connection's mark are mixed, which can't be told apart by classes"
+            )
             raise CannotTell(message)
         seen |= each.mask
     return ManyMarks(about, tuple(parts), fixed)
@@ -184,32 +196,27 @@ def plain_address(text: str | None, what: str) -> str | None:
     return text
 
 
-def same(one: int | str | None, other: int | str | None, family: Family | None = None) -> bool:
+def same(one: object, other: object, family: Family | None = None) -> bool:
     """Whether two values of the same field are the same one; addresses have a *family*."""
-    if one is other:
-        return True
     if isinstance(one, ManyMarks) and isinstance(other, ManyMarks):
         one, other = one.settled(), other.settled()
     if is_many(other):
         one, other = other, one
-    if not is_many(one):
+    if one is other or not is_many(one):
         return one == other
-    if other is None or is_many(other):
-        # Marks may have been taken apart and put together again.
-        return (
-            isinstance(one, ManyMarks)
-            and isinstance(other, ManyMarks)
-            and (one.fixed, one.parts) == (other.fixed, other.parts)
-        )
-    if isinstance(one, ManyMarks) and isinstance(other, int):
-        return has_bits(one, other, WHOLE_MARK)
-    if isinstance(one, ManyNumbers) and isinstance(other, int):
-        return among(one, Intervals((other, other + 1)))
+    if isinstance(one, ManyMarks) and isinstance(other, ManyMarks):
+        # They may have been taken apart and put together again.
+        return (one.parts, one.fixed) == (other.parts, other.fixed)
+    return not is_many(other) and _is(one, other, family)
+
+
+def _is(one: object, other: object, family: Family | None) -> bool:
+    """Whether what stands for many is the plain value *other*."""
     if isinstance(one, ManyTexts) and isinstance(other, str):
         if family is None:
             return among(one, named(other))
         number = address_number(other, family)
-        return number is not None and bool(
-            has_address(one, Intervals((number, number + 1)), family)
-        )
-    return False
+        return number is not None and bool(has_address(one, one_number(number), family))
+    if isinstance(one, ManyMarks) and isinstance(other, int):
+        return has_bits(one, other, WHOLE_MARK)
+    return isinstance(one, ManyNumbers) and isinstance(other, int) and among(one, one_number(other))

@@ -13,7 +13,7 @@ from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     from istio_iptables.netfilter.fieldvalues import Range
     from istio_iptables.netfilter.model import Family
@@ -24,11 +24,13 @@ __all__ = [
     "Masked",
     "Node",
     "Values",
+    "join",
     "name",
     "names_from",
     "network",
     "numbers",
     "one_number",
+    "split",
 ]
 
 #: What comes after every name.
@@ -44,7 +46,7 @@ class Intervals:
 
     __slots__ = ("ends",)
 
-    def __init__(self, ends: tuple[int, ...] | tuple[str, ...] = ()) -> None:
+    def __init__(self, ends: tuple[Any, ...] = ()) -> None:
         self.ends = ends
 
     @classmethod
@@ -59,7 +61,7 @@ class Intervals:
         return cls(tuple(ends))
 
     def __contains__(self, value: object) -> bool:
-        return bisect_right(self.ends, value) & 1 == 1  # type: ignore[type-var]
+        return bisect_right(self.ends, value) & 1 == 1
 
     def __bool__(self) -> bool:
         return bool(self.ends)
@@ -83,12 +85,12 @@ class Intervals:
     def _cut(self, other: Intervals) -> tuple[Intervals, Intervals]:
         """As ``split``; it takes as many steps as *other* has intervals."""
         ends = self.ends
-        inside: list[int | str] = []
-        outside: list[int | str] = []
+        inside: list[Any] = []
+        outside: list[Any] = []
         done = 0
         for first, last in other.pairs():
             # Which ends of ours lie before the interval, and which before its end.
-            low, high = bisect_left(ends, first, done), bisect_left(ends, last, done)  # type: ignore[type-var]
+            low, high = bisect_left(ends, first, done), bisect_left(ends, last, done)
             outside += ends[done:low]
             if low & 1 and outside and outside[-1] == first:
                 outside.pop()
@@ -107,40 +109,30 @@ class Intervals:
         outside += ends[done:]
         return _tidy(inside), _tidy(outside)
 
-    def pairs(self) -> Iterator[tuple[int, int]] | Iterator[tuple[str, str]]:
+    def pairs(self) -> Iterator[tuple[Any, Any]]:
         """Where each interval begins, and where it has ended."""
-        return zip(self.ends[::2], self.ends[1::2], strict=True)  # type: ignore[return-value]
+        return zip(self.ends[::2], self.ends[1::2], strict=True)
 
     def join(self, other: Intervals) -> Intervals:
         """What is in one of both."""
-        ends: list[int | str] = []
+        ends: list[Any] = []
         for first, last in sorted((*self.pairs(), *other.pairs())):
-            if ends and first <= ends[-1]:  # type: ignore[operator]
-                ends[-1] = max(ends[-1], last)  # type: ignore[type-var]
+            if ends and first <= ends[-1]:
+                ends[-1] = max(ends[-1], last)
             else:
                 ends += (first, last)
-        return Intervals(tuple(ends))  # type: ignore[arg-type]
-
-    @property
-    def only(self) -> int | str | None:
-        """The value, if there is but one; None otherwise."""
-        if len(self.ends) != 2:  # noqa: PLR2004 - one interval
-            return None
-        first, last = self.ends
-        if isinstance(first, str):
-            return first if last == f"{first}\0" else None
-        return first if last == first + 1 else None
+        return Intervals(tuple(ends))
 
 
-def _tidy(ends: list[int | str]) -> Intervals:
+def _tidy(ends: list[Any]) -> Intervals:
     """The set of *ends*, without intervals of nothing or without a gap between them."""
-    found: list[int | str] = []
+    found: list[Any] = []
     for each in ends:
         if found and found[-1] == each:
             found.pop()
         else:
             found.append(each)
-    return Intervals(tuple(found))  # type: ignore[arg-type]
+    return Intervals(tuple(found))
 
 
 def name(text: str) -> Intervals:
@@ -223,7 +215,7 @@ class Bits:
 
     __slots__ = ("node",)
 
-    def __init__(self, node: Node = True) -> None:  # noqa: FBT001, FBT002 - True is everything
+    def __init__(self, node: Node = True) -> None:  # noqa: FBT002 - True is everything
         self.node = node
 
     @classmethod
@@ -293,3 +285,13 @@ def _both(one: Node, other: Node) -> Node:
 
 
 Values: TypeAlias = Intervals | Bits
+
+
+def split(values: Values, other: Values) -> tuple[Values, Values]:
+    """The part of *values* that is in *other*, which is of the same kind, and the part that is not."""
+    return values.split(other)  # type: ignore[arg-type]
+
+
+def join(values: Values, other: Values) -> Values:
+    """What is in one of both, which are of the same kind."""
+    return values.join(other)  # type: ignore[arg-type]

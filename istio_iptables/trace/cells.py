@@ -7,13 +7,13 @@ from functools import lru_cache
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import STATES, Packet
 from istio_iptables.netfilter.questions import ManyMarks, ManyNumbers, ManyTexts, Part, named
-from istio_iptables.netfilter.sets import Bits, Intervals, names_from
+from istio_iptables.netfilter.sets import Bits, Intervals, names_from, split
 from istio_iptables.trace.stretches import stretches
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     from istio_iptables.netfilter.model import Chain
     from istio_iptables.netfilter.sets import Values
@@ -84,7 +84,7 @@ class Memory:
         key = (id(values), id(wanted))
         known = self._splits.get(key)
         if known is None:
-            inside, outside = values.split(wanted)  # type: ignore[arg-type]
+            inside, outside = split(values, wanted)
             # The same object as before where nothing goes, for the sake of the next question.
             known = (
                 inside if outside else values,
@@ -106,7 +106,9 @@ class Memory:
 class Cell:
     """The packets of *box* that get the same answers as one of them, *chosen*, while it is followed."""
 
-    def __init__(self, family: Family, box: Box, chosen: Mapping[str, int | str], memory: Memory) -> None:
+    def __init__(
+        self, family: Family, box: Box, chosen: Mapping[str, int | str], memory: Memory
+    ) -> None:
         self.family = family
         self.box = dict(box)
         self.memory = memory
@@ -114,14 +116,18 @@ class Cell:
         self.others: list[Box] = []
         #: By table, chain and number (from 1): rules that stand for those of other values.
         self.kept: dict[tuple[str, str, int], Kept] = {}
-        fields: dict[str, object] = {
-            name: ManyTexts(value, self, name) if isinstance(value, str) else ManyNumbers(value, self, name)
+        fields: dict[str, Any] = {
+            name: ManyTexts(value, self, name)
+            if isinstance(value, str)
+            else ManyNumbers(value, self, name)
             for name, value in chosen.items()
             if name not in _MARKS
         }
-        fields |= {name: ManyMarks(self, (Part(name, int(chosen[name]), 0xFFFFFFFF),)) for name in _MARKS}
+        fields |= {
+            name: ManyMarks(self, (Part(name, int(chosen[name]), 0xFFFFFFFF),)) for name in _MARKS
+        }
         #: The chosen packet, which stands for all.
-        self.packet = Packet(family=family, **fields)  # type: ignore[arg-type]
+        self.packet = Packet(family=family, **fields)
 
     def keep(self, field: str, wanted: Values, answer: bool) -> None:  # noqa: FBT001 - it is data
         """Let those go whose *field* has another answer to whether it is among *wanted*."""

@@ -7,10 +7,8 @@ it has come to its end is a class: whoever answers, every packet of it is answer
 
 from __future__ import annotations
 
-
 from istio_iptables.errors import CannotTell
 from istio_iptables.netfilter.fieldvalues import address_text
-from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import WITH_PORTS
 from istio_iptables.netfilter.sets import Bits, Intervals
 from istio_iptables.trace.cells import Cell, Memory, everything
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import TypeVar
 
+    from istio_iptables.netfilter.model import Family
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.netfilter.sets import Values
     from istio_iptables.trace.cells import Box, Kept
@@ -32,6 +31,7 @@ __all__ = ["MAX_CLASSES", "NotAPartition", "check_partition", "divide", "value_o
 MAX_CLASSES = 20000
 
 _PORTED = Intervals.of((each, each) for each in WITH_PORTS)
+
 
 class NotAPartition(AssertionError):
     """Classes that leave a packet out, or share one: a fault of this program."""
@@ -94,7 +94,7 @@ def choose(
         found[field] = value
     if found["protocol"] not in WITH_PORTS:
         del found["source_port"], found["destination_port"]
-    if found["source"] == found["destination"] and "lo" not in {found.get("out_interface")}:
+    if found["source"] == found["destination"] and found.get("out_interface") != "lo":
         # The premise of ``questions``: two fields of the many have two values.
         for field in ("source", "destination"):
             values = box[field]
@@ -121,10 +121,12 @@ def value_of(values: Values, prefer: Iterable[int | str]) -> int | str | None:
         return next((value for value, _ in values.patterns()), None)
     if not values.ends:
         return None
-    first = values.ends[0]
-    if not isinstance(first, str):
+    first: int | str = values.ends[0]
+    if isinstance(first, int):
         return first
-    return next((each for low, _ in values.pairs() for each in _names(str(low)) if each in values), None)
+    return next(
+        (each for low, _ in values.pairs() for each in _names(str(low)) if each in values), None
+    )
 
 
 #: The longest name of an interface.
@@ -197,7 +199,7 @@ def _atoms(sets: list[Values]) -> set[tuple[int, ...]]:
                 starts.setdefault(end, []).append(number)
     active: set[int] = set()
     found = set()
-    for _, changed in sorted(starts.items()):  # type: ignore[type-var]
+    for _, changed in sorted(starts.items()):
         active.symmetric_difference_update(changed)
         found.add(tuple(sorted(active)))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from istio_iptables.netfilter.sets import join
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def merge(items: Iterable[tuple[_K, _V, Box]]) -> list[tuple[_K, _V, Box]]:
                 rest = (key, *((name, number(box[name])) for name in box if name != field))
                 if rest in alike and field in box:
                     _, first, other = alike[rest]
-                    joined = box[field].join(other[field])  # type: ignore[arg-type]
+                    joined = join(box[field], other[field])
                     alike[rest] = (key, first, {**box, field: joined})
                 else:
                     alike[rest] = (key, value, box)

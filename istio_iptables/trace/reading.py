@@ -6,6 +6,7 @@ between them has come before; and a line does not say what follows from those be
 
 from __future__ import annotations
 
+from istio_iptables.netfilter.sets import join, split
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class _Reader:
             for field in self._fields:
                 for box in others:
                     if box[field] is not found[field] and found[field] is not self._whole[field]:
-                        found[field] = found[field].join(box[field])  # type: ignore[arg-type]
+                        found[field] = join(found[field], box[field])
             self._around[row] = found
         return found
 
@@ -134,7 +135,7 @@ class _Reader:
         known = self._shares.get(key)
         if known is None:
             # Both are those of a box that is kept here, so that an id stays what it is.
-            known = self._shares[key] = bool(one.split(other)[0])  # type: ignore[arg-type]
+            known = self._shares[key] = bool(split(one, other)[0])
         return known
 
 

@@ -66,7 +66,7 @@ class Stretch(NamedTuple):
         for group in self.groups:
             if self._has(value, group.values, packet.family):
                 number = address_number(value, packet.family) if isinstance(value, str) else value
-                at = bisect_right(self.firsts, number) - 1
+                at = bisect_right(self.firsts, number or 0) - 1
                 return self.places[at], group if is_many(value) else None
         return (), None
 
@@ -127,7 +127,7 @@ def _run(asked: Sequence[dict[str, Intervals]], at: int, field: str) -> int:
             if before & 1 or bisect_left(ends, last) != before:
                 return place
         for end in values.ends:
-            insort(ends, end)  # type: ignore[arg-type]
+            insort(ends, end)
         taken.add(values)
     return len(asked)
 
@@ -144,13 +144,18 @@ def _stretch(
         kind = tuple(tuple(without[place - at][:8]) for place in places)
         alike.setdefault(kind, []).append(Member(values, tuple(places)))
     pieces = sorted(
-        (first, tuple(places)) for values, places in by_values.items() for first, _ in values.pairs()
+        (first, tuple(places))
+        for values, places in by_values.items()
+        for first, _ in values.pairs()
     )
     return Stretch(
         at,
         last,
         field,
-        tuple(Group(_union(each.values for each in members), tuple(members)) for members in alike.values()),
+        tuple(
+            Group(_union(each.values for each in members), tuple(members))
+            for members in alike.values()
+        ),
         without,
         _protocols(without),
         tuple(first for first, _ in pieces),
@@ -176,7 +181,10 @@ def _without(rule: Rule, field: str) -> Rule:
     """*rule* without what it asks of *field*, and what does not decide."""
     rule = rule._replace(reason="", inserted=False, counters=None, verbatim="")
     if field in {"destination", "source"}:
-        return rule._replace(**{field: None})
+        return rule._replace(
+            source=None if field == "source" else rule.source,
+            destination=None if field == "destination" else rule.destination,
+        )
     return rule._replace(matches=tuple(_match_without(match, field) for match in rule.matches))
 
 

@@ -309,7 +309,7 @@ class Walk:
         return way._replace(translated=True)
 
 
-def _unknown(holds: bool | None, rule: Rule, situation: Situation) -> str:
+def _unknown(holds: bool | None, rule: Rule, situation: Situation) -> str:  # noqa: FBT001 - it is data
     """The conditions of a rule that can't be decided; "" when it matches for sure."""
     if holds is not None:
         return ""
