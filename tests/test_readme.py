@@ -34,6 +34,7 @@ CONTRACT = ROOT / "docs" / "contract.md"
 #: The settings that Istio's program does not have.
 OWN_SETTINGS = {"resolv_conf", "ip_family", "format", "only", "verbose", "strict", "json"} | {
     "nft_like_iptables",
+    "nft_sets",
 }
 BLOCKS = [
     pytest.param(block, id=f"{path.name}: {block[-1].command.strip()[:60]}")

@@ -44,7 +44,7 @@ def build(config: Config) -> DesiredState:
     after it was installed into an empty namespace (docs/contract.md, section 3).
     """
     # That is about native rules, which ``native`` makes.
-    config = config._replace(nft_like_iptables=False)
+    config = config._replace(nft_like_iptables=False, nft_sets=False)
     families = (Family.IPV4, Family.IPV6) if config.ipv6 else (Family.IPV4,)
     routed = families if config.mode is Mode.TPROXY and config.inbound_ports else ()
     return DesiredState(

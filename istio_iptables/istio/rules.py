@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from istio_iptables.settings.config import Config
-    from istio_iptables.settings.types import Network
+    from istio_iptables.settings.types import Network, PortRange
 
 __all__ = [
     "AGENT_DNS_PORT",
@@ -66,6 +66,10 @@ _WELL_KNOWN_PORTS = {
     "15021": "Envoy's health check, which the kubelet calls",
     "15090": "Envoy's Prometheus metrics",
 }
+
+#: How the words for a set of ports begin, and how many of its items they name.
+_MANY = "ports "
+_MOST_NAMED = 4
 
 #: A rule with ``{names}`` in it, the reason for it, and the values of those names.
 RuleText = tuple[str, str, dict[str, str]]
@@ -177,10 +181,10 @@ def _inbound_redirect(c: Config) -> Iterator[RuleText]:
         "Every TCP connection that arrives at the pod is checked against the inbound rules.",
     )
     if c.inbound_ports is ALL:
-        for port in map(str, c.inbound_ports_exclude):
+        for port, named in _ports(c, c.inbound_ports_exclude):
             yield rule(
                 "-t nat -A ISTIO_INBOUND -p tcp -m tcp --dport {port} -j RETURN",
-                _why_excluded(port),
+                _why_excluded(port, named),
                 port=port,
             )
         yield rule(
@@ -188,10 +192,10 @@ def _inbound_redirect(c: Config) -> Iterator[RuleText]:
             "Connections to all other inbound ports (-b '*') are captured and go to Envoy.",
         )
     else:
-        for port in map(str, c.inbound_ports):
+        for port, named in _ports(c, c.inbound_ports):
             yield rule(
                 "-t nat -A ISTIO_INBOUND -p tcp -m tcp --dport {port} -j ISTIO_IN_REDIRECT",
-                f"Inbound connections to port {port} (-b) are captured and go to Envoy.",
+                f"Inbound connections to {named} (-b) are captured and go to Envoy.",
                 port=port,
             )
 
@@ -224,10 +228,10 @@ def _inbound_tproxy(c: Config) -> Iterator[RuleText]:
         "Every TCP packet that arrives at the pod is checked against the inbound rules.",
     )
     if c.inbound_ports is ALL:
-        for port in map(str, c.inbound_ports_exclude):
+        for port, named in _ports(c, c.inbound_ports_exclude):
             yield rule(
                 "-t mangle -A ISTIO_INBOUND -p tcp -m tcp --dport {port} -j RETURN",
-                _why_excluded(port),
+                _why_excluded(port, named),
                 port=port,
             )
         yield rule(
@@ -241,16 +245,16 @@ def _inbound_tproxy(c: Config) -> Iterator[RuleText]:
             " to Envoy.",
         )
     else:
-        for port in map(str, c.inbound_ports):
+        for port, named in _ports(c, c.inbound_ports):
             yield rule(
                 "-t mangle -A ISTIO_INBOUND -p tcp -m tcp --dport {port} -m conntrack --ctstate RELATED,ESTABLISHED -j ISTIO_DIVERT",
-                f"Packets of established connections to port {port} only need the mark, which"
+                f"Packets of established connections to {named} only need the mark, which"
                 " takes them to Envoy's existing socket.",
                 port=port,
             )
             yield rule(
                 "-t mangle -A ISTIO_INBOUND -p tcp -m tcp --dport {port} -j ISTIO_TPROXY",
-                f"New inbound connections to port {port} (-b) are captured: TPROXY gives them to"
+                f"New inbound connections to {named} (-b) are captured: TPROXY gives them to"
                 " Envoy.",
                 port=port,
             )
@@ -261,16 +265,17 @@ def _outbound_start(c: Config, family: Family) -> Iterator[RuleText]:
         "-t nat -A OUTPUT -j ISTIO_OUTPUT",
         "Everything that a process in the pod sends is checked against the outbound rules.",
     )
-    for port in map(str, c.outbound_ports_exclude):
+    for port, named in _ports(c, c.outbound_ports_exclude):
+        excluded = f"Destination {named} {'are' if named.startswith(_MANY) else 'is'} excluded"
         yield rule(
             "-t nat -A ISTIO_OUTPUT -p tcp -m tcp --dport {port} -j RETURN",
-            f"Destination port {port} is excluded from outbound capture (-o), for TCP here; this"
+            f"{excluded} from outbound capture (-o), for TCP here; this"
             " comes before every other outbound rule, DNS capture included.",
             port=port,
         )
         yield rule(
             "-t nat -A ISTIO_OUTPUT -p udp -m udp --dport {port} -j RETURN",
-            f"Destination port {port} is excluded from outbound capture (-o), for UDP here; this"
+            f"{excluded} from outbound capture (-o), for UDP here; this"
             " comes before every other outbound rule, DNS capture included.",
             port=port,
         )
@@ -444,17 +449,17 @@ def _outbound_capture(c: Config, family: Family) -> Iterator[RuleText]:
         "Traffic to loopback addresses is not captured: the application talks to itself, or"
         " to Envoy directly.",
     )
-    for network in _of_family(c.outbound_cidrs_exclude, family):
+    for network, named in _networks(c, c.outbound_cidrs_exclude, family):
         yield rule(
             "-t nat -A ISTIO_OUTPUT -d {network} -j RETURN",
-            f"Destinations in {network} are excluded from outbound capture (-x), whatever is"
+            f"Destinations in {named} are excluded from outbound capture (-x), whatever is"
             " included below.",
             network=network,
         )
-    for port in map(str, c.outbound_ports):
+    for port, named in _ports(c, c.outbound_ports):
         yield rule(
             "-t nat -A ISTIO_OUTPUT -p tcp -m tcp --dport {port} -j ISTIO_REDIRECT",
-            f"Connections to destination port {port} (-q) are captured, whatever their address.",
+            f"Connections to destination {named} (-q) are captured, whatever their address.",
             port=port,
         )
     if c.outbound_cidrs is ALL:
@@ -470,16 +475,16 @@ def _outbound_capture(c: Config, family: Family) -> Iterator[RuleText]:
                 name=name,
             )
     else:
-        for network in _of_family(c.outbound_cidrs, family):
+        for network, named in _networks(c, c.outbound_cidrs, family):
             yield rule(
                 "-t nat -A ISTIO_OUTPUT -d {network} -j ISTIO_REDIRECT",
-                f"Connections to {network} (-i) are captured and go to Envoy.",
+                f"Connections to {named} (-i) are captured and go to Envoy.",
                 network=network,
             )
             for name in c.virtual_interfaces:
                 yield rule(
                     "-t nat -I PREROUTING -d {network} -i {name} -j ISTIO_REDIRECT",
-                    f"Connections of the virtual machine on {name} (-k) to {network} count as"
+                    f"Connections of the virtual machine on {name} (-k) to {named} count as"
                     " outbound: they are captured and go to Envoy.",
                     network=network,
                     name=name,
@@ -545,12 +550,46 @@ def _dns_servers(c: Config, family: Family) -> list[tuple[str, str]]:
     ]
 
 
-def _of_family(networks: Iterable[Network], family: Family) -> Iterator[str]:
+def _ports(c: Config, ports: tuple[PortRange, ...]) -> Iterator[tuple[str, str]]:
+    """What each rule about a list of ports asks for, and the words for it.
+
+    It is one port or range, or with ``nft_sets`` the whole list, commas between.
+    """
+    if c.nft_sets and len(ports) > 1:
+        from istio_iptables.netfilter.nftsets import port_set  # few ask for it
+
+        yield port_set(ports), f"{_MANY}{_some(list(map(str, ports)))}"
+    else:
+        for port in map(str, ports):
+            yield port, f"port {port}"
+
+
+def _networks(c: Config, networks: Iterable[Network], family: Family) -> Iterator[tuple[str, str]]:
+    """What each rule about a list of networks asks for, and the words for it, as with ports."""
     version = IPV4 if family is Family.IPV4 else IPV6
-    return (str(network) for network in networks if network.version == version)
+    listed = [str(network) for network in networks if network.version == version]
+    if c.nft_sets and len(listed) > 1:
+        from istio_iptables.netfilter.nftsets import network_set  # few ask for it
+
+        yield network_set(listed), _some(listed)
+    else:
+        for network in listed:
+            yield network, network
 
 
-def _why_excluded(port: str) -> str:
+def _some(items: list[str]) -> str:
+    """The first of *items*, and how many more there are."""
+    if len(items) <= _MOST_NAMED:
+        return f"{', '.join(items[:-1])} and {items[-1]}"
+    return f"{', '.join(items[:_MOST_NAMED])} and {len(items) - _MOST_NAMED} more"
+
+
+def _why_excluded(port: str, named: str) -> str:
+    if named.startswith(_MANY):
+        return (
+            f"{named.capitalize()} are excluded from inbound capture (-d): clients reach them"
+            " directly, without Envoy in between."
+        )
     known = _WELL_KNOWN_PORTS.get(port)
     about = f" ({known})" if known else ""
     return (

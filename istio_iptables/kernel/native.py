@@ -10,7 +10,7 @@ from functools import partial
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import nftables
-from istio_iptables.kernel.programs import run, run_all
+from istio_iptables.kernel.programs import ProgramFailed, run, run_all
 from istio_iptables.kernel.steps import Step
 from istio_iptables.kernel.tablenames import inet_tables
 from istio_iptables.netfilter.native import NativePlan, listing, text, transaction
@@ -50,7 +50,12 @@ class NativeChange(NamedTuple):
     def prepare(self) -> Step:
         """The change as a step, its transaction tried; raises KernelRefused if nft won't take it."""
         made = text(self.wanted, "restore")
-        run(["nft", "-c", "-f", "-"], made)
+        try:
+            run(["nft", "-c", "-f", "-"], made)
+        except ProgramFailed as error:
+            # What nft and the kernel can do is told by this trial alone, so it may be an old one.
+            message = f"{run(['nft', '--version']).strip()} can't take these rules: {error}"
+            raise KernelRefused(message) from error
         return Step("the native nftables tables", partial(_commit, made), self._put_back)
 
     def _kinds(self) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from istio_iptables.netfilter.model import Family
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from istio_iptables.netfilter.model import Match, Rule, Term
 
@@ -88,7 +88,15 @@ def _interface(name: str) -> str:
 
 
 def _address(network: str, family: Family) -> str:
-    return network.removesuffix(f"/{family.bits}")
+    """A network, a range of addresses, or a set of these, which commas part."""
+    single = f"/{family.bits}"
+    if "," not in network:
+        return network.removesuffix(single)
+    return _set(each.removesuffix(single) for each in network.split(","))
+
+
+def _set(elements: Iterable[str]) -> str:
+    return f"{{ {', '.join(elements)} }}"
 
 
 def _range(text: str) -> str:
@@ -110,9 +118,8 @@ def _ports(match: Match, protocol: Term | None) -> Iterator[_Condition]:
         ports = _range(option.value)
         if "," in ports:
             # nft lists a set in order, and one of a single port as that port.
-            numbers = sorted({int(port) for port in ports.split(",")})
-            listed = ", ".join(map(str, numbers))
-            ports = f"{{ {listed} }}" if len(numbers) > 1 else listed
+            listed = sorted(set(ports.split(",")), key=lambda each: int(each.partition("-")[0]))
+            ports = _set(listed) if len(listed) > 1 else listed[0]
         yield "protocol", _compared(f"{name} {word}", ports, negated=option.negated)
 
 

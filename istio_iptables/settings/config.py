@@ -102,6 +102,7 @@ class Config(NamedTuple):
     cleanup_only: bool
     native_nftables: bool
     nft_like_iptables: bool
+    nft_sets: bool
     dry_run: bool
     format: str
     only: str
@@ -370,6 +371,7 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
             "native nftables rules are in no backend of iptables",
         ),
         ("nft_like_iptables", not config.native_nftables, "it needs --native-nftables"),
+        ("nft_sets", not config.native_nftables, "it needs --native-nftables"),
         ("istio_service_cidr", included, no_ipv6.format(", ".join(included))),
         ("istio_service_exclude_cidr", excluded, no_ipv6.format(", ".join(excluded))),
         ("istio_service_exclude_cidr", not captures_out, "nothing outbound is captured"),

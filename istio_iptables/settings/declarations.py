@@ -373,6 +373,13 @@ SETTINGS: tuple[Setting, ...] = (
         default="false",
     ),
     Setting(
+        "nft_sets",
+        APPLYING,
+        ValueKind.FLAG,
+        "Native nftables rules with a set for each list of ports or networks, in place of a rule each.",
+        default="false",
+    ),
+    Setting(
         "dry_run",
         PRINTING,
         ValueKind.FLAG,

@@ -90,6 +90,7 @@ def broken(draw: st.DrawFn) -> Packet:
 drawn_settings = st.fixed_dictionaries(
     {name: st.sampled_from(values) for name, values in TEXTS.items()}
     | {"ip_family": st.sampled_from(("ipv4", "dual", "dual"))}
+    | {"nft_sets": st.sampled_from(("false", "true"))}
 )
 drawn_packets = st.lists(
     st.one_of(

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from istio_iptables.istio.native import build_native
 from istio_iptables.istio.plan import build
 from istio_iptables.netfilter.native import text
+from istio_iptables.settings.config import configure
+from istio_iptables.settings.sources import gather
 from tests.golden import cases
 from tests.namespaces import Step, inside
-from tests.strategies import configs
+from tests.strategies import FixedMachine, configs, networks_ipv4, networks_ipv6, port_items
 
 if TYPE_CHECKING:
     from istio_iptables.settings.config import Config
@@ -52,8 +54,40 @@ def test_every_golden_case_is_listed_as_its_native_text() -> None:
     assert [each.out for each in done[1::2]] == expected
 
 
+@st.composite
+def native_configs(draw: st.DrawFn) -> Config:
+    """Any settings of native rules, with more items of a list than others have."""
+    ports, networks = (
+        draw(st.lists(items(), max_size=most)) for items, most in ((port_items, 9), (_networks, 9))
+    )
+    words = {"istio_service_exclude_cidr": ",".join(networks), "nft_sets": "true"}
+    names = ("istio_inbound_ports", "istio_local_outbound_ports_exclude", "istio_outbound_ports")
+    words |= dict.fromkeys(names, ",".join(ports))
+    lists, _ = configure(
+        gather(words | {"ip_family": "dual", "native_nftables": "true"}, {})[0], FixedMachine()
+    )
+    config = draw(configs())._replace(
+        native_nftables=True,
+        nft_sets=draw(st.booleans()),
+        nft_like_iptables=draw(st.booleans()),
+    )
+    if draw(st.booleans()):
+        fields = (
+            "inbound_ports",
+            "outbound_ports",
+            "outbound_ports_exclude",
+            "outbound_cidrs_exclude",
+        )
+        config = config._replace(**{name: getattr(lists, name) for name in fields})
+    return config
+
+
+def _networks() -> st.SearchStrategy[str]:
+    return st.one_of(networks_ipv4(), networks_ipv6())
+
+
 @FEW
-@given(batch=st.lists(configs(), min_size=1, max_size=8))
+@given(batch=st.lists(native_configs(), min_size=1, max_size=8))
 def test_every_plan_loads_and_is_listed_as_its_text(batch: list[Config]) -> None:
     """Whatever the settings are; and what a dry run prints loads as well, with reasons or without."""
     plans = [build_native(config, build(config)) for config in batch]

@@ -280,6 +280,22 @@ def test_what_can_not_be_put_back_is_told(tmp_path: Path) -> None:
     assert any("could not put back the native nftables tables" in line for line in done.errors)
 
 
+def test_an_nft_that_is_too_old_is_told(tmp_path: Path) -> None:
+    """What it can't do is found by trying; the line names its version and what it said."""
+    old = (
+        "case $1 in -c) echo '/dev/stdin:9:3-8: Error: syntax error, unexpected tproxy' >&2; exit 1;;"
+        " --version) echo 'nftables v0.8.2 (Joe Btfsplk)'; exit;; esac; real \"$@\""
+    )
+    done = run("--native-nftables", *TPROXY, environment=fake(tmp_path, old))
+    assert done.status == 1
+    (line,) = done.errors
+    assert line.startswith(
+        "nftables v0.8.2 (Joe Btfsplk) can't take these rules: nft -c -f - failed"
+    )
+    assert "unexpected tproxy" in line
+    assert listed() == ""
+
+
 def test_without_nft_it_is_named() -> None:
     """And so is its package."""
     nft = shutil.which("nft", path=PATH["PATH"])
