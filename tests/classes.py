@@ -26,27 +26,15 @@ _IDS = (0, 1000, 1337, 1338, 2**32 - 2)
 
 def _holds(field: str, item: str) -> Callable[[int | str], bool]:
     """Whether a value is what one item of a condition says."""
-    if field in {"source", "destination"}:
-        if "-" in item:
-            first, last = (int(ip_address(each)) for each in item.split("-"))
-        else:
-            network = ip_network(item)
-            first, last = int(network[0]), int(network[-1])
-        return lambda value: first <= int(value) <= last
-    if field.endswith("_interface"):
-        if item.endswith("+"):
-            return lambda value: str(value).startswith(item[:-1])
-        return lambda value: value == item
-    if field == "state":
+    if field.endswith("_interface") and item.endswith("+"):
+        return lambda value: str(value).startswith(item[:-1])
+    if field == "state" or field.endswith("_interface"):
         return lambda value: value == item
     if field in {"mark", "connmark"}:
         wanted, _, mask = item.partition("/")
         return lambda value: int(value) & int(mask or "0xffffffff", 16) == int(wanted, 16)
-    number = protocol_number(item) if field == "protocol" else None
-    if number is not None:
-        return lambda value: value == number
-    low, _, high = item.partition("-")
-    return lambda value: int(low) <= int(value) <= int(high or low)
+    first, last = _ends(field, item)
+    return lambda value: first <= int(value) <= last
 
 
 def _condition(condition: Condition) -> Callable[[Fields], bool]:
@@ -84,7 +72,7 @@ def class_of(
 
 def _numbers(classes: Iterable[TrafficClass], family: Family, field: str) -> list[int]:
     """Numbers at the ends of what conditions say of a field, and beside them."""
-    found = set()
+    found: set[int] = set()
     for each in classes:
         for condition in each.conditions:
             if each.family is not family or condition.field != field:
@@ -95,14 +83,21 @@ def _numbers(classes: Iterable[TrafficClass], family: Family, field: str) -> lis
     return sorted(found)
 
 
-def _ends(field: str, item: str) -> list[int]:
-    if field in {"source", "destination"}:
-        if "-" in item:
-            return [int(ip_address(each)) for each in item.split("-")]
-        return [int(ip_network(item)[0]), int(ip_network(item)[-1])]
+def _ends(field: str, item: str) -> tuple[int, int]:
+    """The first and the last number that one item of a condition means."""
     if field in {"mark", "connmark"}:
-        return [int(item.partition("/")[0], 16)]
-    return [int(each) for each in item.split("-")]
+        first = last = item.partition("/")[0]
+        return int(first, 16), int(last, 16)
+    if field in {"source", "destination"} and "-" not in item:
+        network = ip_network(item)
+        return int(network[0]), int(network[-1])
+    number = protocol_number(item) if field == "protocol" else None
+    if number is not None:
+        return number, number
+    low, _, high = item.partition("-")
+    if field in {"source", "destination"}:
+        return int(ip_address(low)), int(ip_address(high))
+    return int(low), int(high or low)
 
 
 def _names(classes: Iterable[TrafficClass]) -> list[str]:

@@ -44,7 +44,7 @@ def deciding_step(found: Trace) -> Step | None:
     """
     outcome = found.outcomes[0]
     steps = outcome.steps
-    if len(found.outcomes) > 1:
+    if len({(each.end, each.taken_by, each.to_port) for each in found.outcomes}) > 1:
         place = next((each.place for each in outcome.assumptions if each.place), "")
         return next((step for step in steps if step.place == place), None)
     if not steps or outcome.end in {End.DROPPED, End.UNKNOWN}:

@@ -205,9 +205,24 @@ def same(one: object, other: object, family: Family | None = None) -> bool:
     if one is other or not is_many(one):
         return one == other
     if isinstance(one, ManyMarks) and isinstance(other, ManyMarks):
-        # They may have been taken apart and put together again.
-        return (one.parts, one.fixed) == (other.parts, other.fixed)
+        return _are_same_bits(one, other)
     return not is_many(other) and _is(one, other, family)
+
+
+def _are_same_bits(one: ManyMarks, other: ManyMarks) -> bool:
+    """Whether two marks are the same, one of which may be what is left of the other."""
+    masks: dict[str, Part] = {}
+    for each in (*one.parts, *other.parts):
+        before = masks.get(each.field)
+        masks[each.field] = each._replace(mask=each.mask ^ before.mask) if before else each
+    parts = tuple(each for each in masks.values() if each.mask)
+    seen = 0
+    for each in parts:
+        if each.mask & seen:
+            return False
+        seen |= each.mask
+    differing = ManyMarks(one.about, parts, one.fixed ^ other.fixed)
+    return has_bits(differing, 0, WHOLE_MARK)
 
 
 def _is(one: object, other: object, family: Family | None) -> bool:
