@@ -6,11 +6,11 @@ from istio_iptables.api.conditions import FIELDS, condition, words
 from istio_iptables.api.packets import own_addresses, packet_words, usual_values
 from istio_iptables.api.subjects import subject_of
 from istio_iptables.istio.capture import DEPENDS, Verdict, brief, deciding_step, describe, fate_of
-from istio_iptables.netfilter.fieldvalues import address_number, address_text
+from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, address_number, address_text
 from istio_iptables.netfilter.model import TABLES, Family
 from istio_iptables.netfilter.packet import Packet, Surroundings
-from istio_iptables.netfilter.questions import is_many
-from istio_iptables.netfilter.sets import Intervals, join, split
+from istio_iptables.netfilter.questions import is_many, named
+from istio_iptables.netfilter.sets import Bits, Intervals, join, split
 from istio_iptables.text import printable
 from istio_iptables.trace.cells import everything
 from istio_iptables.trace.classes import check_partition, divide
@@ -113,8 +113,13 @@ class Matrix:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """The same to be read from the top, in fewer words."""
-        return tuple(row for family in self._items for row in self._rows(family))
+        """What opens a connection and has no mark, to be read from the top, in fewer words."""
+        return tuple(row for family in self._items for row in self._rows(family, _OPENING))
+
+    @property
+    def all_rows(self) -> tuple[Row, ...]:
+        """The same of all packets."""
+        return tuple(row for family in self._items for row in self._rows(family, {}))
 
     def _divide(self, ruleset: Ruleset) -> list[_Item]:
         family, world = ruleset.family, Surroundings(None, self._subject.routes)
@@ -201,11 +206,16 @@ class Matrix:
                 return chain.rules[number - 1]
         return step.rule
 
-    def _rows(self, family: Family) -> Iterator[Row]:
+    def _rows(self, family: Family, only: Box) -> Iterator[Row]:
         items = self._items[family]
         for incoming in (False, True):
-            whole = everything(family, incoming=incoming)
-            mine = [item for item in items if ("in_interface" in item[2]) is incoming]
+            whole = {**everything(family, incoming=incoming), **only}
+            mine = [
+                (key, found, {**box, **only})
+                for key, found, box in items
+                if ("in_interface" in box) is incoming
+                and all(split(values, box[field])[0] for field, values in only.items())
+            ]
             keys = sorted(
                 {key: found for key, found, _ in mine}.items(), key=lambda each: _order(*each)
             )
@@ -333,6 +343,12 @@ def _places(found: list[_Found]) -> str:
     return f"{step.table} {step.chain} {listed or 'policy'}"
 
 
+#: What the first packet of a connection has, before a rule gives it a mark.
+_OPENING: Box = {
+    "state": named("NEW"),
+    "mark": Bits.masked(0, WHOLE_MARK),
+    "connmark": Bits.masked(0, WHOLE_MARK),
+}
 #: How many ranges of rules a line names.
 _MOST_RANGES = 4
 

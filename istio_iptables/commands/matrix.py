@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["command", "condition_json"]
 
 _HEADS = ("traffic", "what becomes of it", "rule")
-_DIRECTIONS = {"out": "What a process in the pod sends", "in": "What arrives at the pod"}
+_DIRECTIONS = {"out": "All that the pod sends", "in": "All that arrives at the pod"}
+_OPENING = {"out": "New connections from the pod", "in": "New connections to the pod"}
 
 
 @click.pass_context
@@ -36,19 +37,21 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     if options["as_json"]:
         print_json({"classes": [_class_json(each) for each in found.classes]})
     else:
-        sys.stdout.writelines(_lines(found, in_markdown=options["format"] == "markdown"))
+        everything, in_markdown = options["everything"], options["format"] == "markdown"
+        sys.stdout.writelines(_lines(found, everything=everything, in_markdown=in_markdown))
     return ExitStatus.DONE
 
 
-def _lines(found: Matrix, *, in_markdown: bool) -> Iterator[str]:
+def _lines(found: Matrix, *, everything: bool, in_markdown: bool) -> Iterator[str]:
     """The tables: one for each family and direction."""
-    rows = found.rows
+    rows = found.all_rows if everything else found.rows
     parts = dict.fromkeys((row.family, row.direction) for row in rows)
     write = markdown if in_markdown else table
     for number, (family, direction) in enumerate(parts):
         if number:
             yield "\n"
-        title = f"{_DIRECTIONS[direction]} ({family.title}); the first line that fits counts"
+        what = _DIRECTIONS[direction] if everything else _OPENING[direction]
+        title = f"{what} ({family.title}); the first line that fits counts"
         yield f"### {title}\n\n" if in_markdown else f"{title}:\n"
         mine = [row for row in rows if (row.family, row.direction) == (family, direction)]
         yield from write(_HEADS, [(row.traffic, row.verdict, row.rules) for row in mine])
@@ -84,7 +87,8 @@ command = SettingsCommand(
     callback=_run,
     help="Divide all traffic into classes that no rule tells apart, and say what becomes of each and"
     " which rule decides: by the rules of the capture flags, of a file (--rules), or those of a"
-    " namespace.",
+    " namespace. The tables are about packets that open a connection and have no mark, and with"
+    " --all about all; --json is about all.",
     examples=(
         Example("what do these settings do with traffic?", "istio-iptables matrix -i '*' -b '*'"),
         Example(
@@ -104,6 +108,11 @@ command = SettingsCommand(
             type=click.Choice(["text", "markdown"]),
             default="text",
             help="How to print the tables.  [default: text]",
+        ),
+        click.Option(
+            ["--all", "everything"],
+            is_flag=True,
+            help="All packets in the tables, also those of open connections or with a mark.",
         ),
         JSON_OPTION,
     ),

@@ -249,11 +249,11 @@ class Bits:
 
     def split(self, other: Bits) -> tuple[Bits, Bits]:
         """The part that is in *other*, and the part that is not."""
-        return Bits(_both(self.node, other.node)), Bits(_both(self.node, _not(other.node)))
+        return Bits(_both(self.node, other.node)), Bits(_without(self.node, other.node))
 
     def join(self, other: Bits) -> Bits:
         """What is in one of both."""
-        return Bits(_not(_both(_not(self.node), _not(other.node))))
+        return Bits(_without(True, _both(_without(True, self.node), _without(True, other.node))))  # noqa: FBT003 - True is everything
 
     def patterns(self) -> Iterator[tuple[int, int]]:
         """Values and masks that together say which numbers there are; no number fits two."""
@@ -267,10 +267,6 @@ class Bits:
                 pending += ((high, value | bit, mask | bit), (low, value, mask | bit))
 
 
-def _not(node: Node) -> Node:
-    return not node if isinstance(node, bool) else (node[0], _not(node[1]), _not(node[2]))
-
-
 @lru_cache(maxsize=4096)
 def _both(one: Node, other: Node) -> Node:
     if isinstance(one, bool):
@@ -278,10 +274,28 @@ def _both(one: Node, other: Node) -> Node:
     if isinstance(other, bool):
         return one if other else False
     bit = max(one[0], other[0])
-    zero, first = (one[1], one[2]) if one[0] == bit else (one, one)
-    null, second = (other[1], other[2]) if other[0] == bit else (other, other)
+    zero, first = _halves(one, bit)
+    null, second = _halves(other, bit)
     low, high = _both(zero, null), _both(first, second)
     return low if low == high else (bit, low, high)
+
+
+@lru_cache(maxsize=4096)
+def _without(one: Node, other: Node) -> Node:
+    if one is False or other is True:
+        return False
+    if other is False:
+        return one
+    bit = max(node[0] for node in (one, other) if not isinstance(node, bool))
+    zero, first = _halves(one, bit)
+    null, second = _halves(other, bit)
+    low, high = _without(zero, null), _without(first, second)
+    return low if low == high else (bit, low, high)
+
+
+def _halves(node: Node, bit: int) -> tuple[Node, Node]:
+    """*node* where *bit* is 0, and where it is 1."""
+    return (node[1], node[2]) if not isinstance(node, bool) and node[0] == bit else (node, node)
 
 
 Values: TypeAlias = Intervals | Bits
