@@ -94,7 +94,7 @@ FOREIGN = {
 
 def _agrees(found: Matrix, own: Plan | None, text: str | None, seed: int) -> None:
     """Each of many random packets is in one class, and gets from ``explain`` what that says."""
-    random = Random(seed)
+    random = Random(seed)  # noqa: S311 - packets, not secrets
     classes = found.classes
     where = class_of(classes)
     for family in dict.fromkeys(each.family for each in classes):

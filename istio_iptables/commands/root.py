@@ -51,8 +51,16 @@ root = SettingsCommand(
     name=PROGRAM,
     callback=_run,
     elsewhere={
+        "check": Subcommand(
+            "istio_iptables.commands.check",
+            "Say what is wrong in a namespace or with rules, and what to do about it.",
+        ),
         "clean": Subcommand(
             "istio_iptables.commands.clean", "Remove our rules, routes and address again."
+        ),
+        "describe": Subcommand(
+            "istio_iptables.commands.describe",
+            "Say which command line made the rules that are there, and what each is for.",
         ),
         "diff": Subcommand(
             "istio_iptables.commands.diff",
@@ -73,6 +81,10 @@ root = SettingsCommand(
         "matrix": Subcommand(
             "istio_iptables.commands.matrix",
             "Show what the rules do with all traffic, at one look.",
+        ),
+        "webhook": Subcommand(
+            "istio_iptables.commands.webhook",
+            "Inject the pods of a cluster, as its admission webhook.",
         ),
     },
     more=POD_OPTIONS,
