@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from istio_iptables.settings.config import Config
     from istio_iptables.trace.hooks import Outcome, Step, Trace
 
-__all__ = ["DEPENDS", "Verdict", "brief", "deciding_step", "describe", "fate_of"]
+__all__ = ["DEPENDS", "Verdict", "brief", "deciding_step", "describe", "fate_of", "listeners"]
 
 
 #: Targets that drop nothing: a packet ends behind them for want of a route.
@@ -142,6 +142,15 @@ def describe(outcome: Outcome, config: Config) -> Verdict:
     if outcome.by_mark and mark is not None and has_bits(mark, config.tproxy_mark, WHOLE_MARK):
         return _delivered_by_mark(packet)
     return Verdict(_left_alone(outcome))
+
+
+def listeners(config: Config) -> dict[str, str]:
+    """Who has each port that traffic is redirected to, in the fewest words."""
+    return {
+        str(AGENT_DNS_PORT): "the agent's DNS",
+        str(config.inbound_capture_port): "Envoy, inbound",
+        str(config.envoy_port): "Envoy, outbound",
+    }
 
 
 def _unknown(outcome: Outcome) -> str:
