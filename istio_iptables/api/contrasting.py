@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from istio_iptables.api.conditions import FIELDS, condition
 from istio_iptables.api.matrix import OPENING, Matrix
 from istio_iptables.api.subjects import subject_of
+from istio_iptables.api.unseen import not_followed
 from istio_iptables.differences.rulesets import diff_network, diff_rulesets
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import DesiredState
@@ -15,7 +16,7 @@ from istio_iptables.trace.classes import NotAPartition
 from istio_iptables.trace.merging import merge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.conditions import Condition
@@ -91,7 +92,11 @@ def compare(one: Side | Plan, other: Side | Plan) -> Comparison:
         if all(family in each for each in told)
         and any(family is each.family for subject in subjects for each in subject.rulesets)
     )
-    warnings = [line for subject in subjects for line in subject.warnings]
+    warnings = [
+        line
+        for subject in subjects
+        for line in (*subject.warnings, *not_followed(subject.unseen_chains))
+    ]
     for side, mine, others in zip(sides, told, reversed(subjects), strict=True):
         warnings += (
             f"{side.name} has no {each.family.title} rules: those of the other side are not compared"
@@ -99,7 +104,7 @@ def compare(one: Side | Plan, other: Side | Plan) -> Comparison:
             if each.family not in mine
         )
     rules = [[each for each in subject.rulesets if each.family in families] for subject in subjects]
-    differences = diff_rulesets(rules[1], rules[0]) + _network(subjects)
+    differences = diff_rulesets(rules[1], rules[0]) + _network(sides, subjects)
     divergences: list[Divergence] = []
     if rules[0] != rules[1] or subjects[0].routes != subjects[1].routes:
         matrices = Matrix(subjects[0]), Matrix(subjects[1])
@@ -115,18 +120,27 @@ def _told(side: Side, subject: Subject) -> set[Family]:
     return {each.family for each in subject.rulesets}
 
 
-def _network(subjects: Iterable[Subject]) -> tuple[Difference, ...]:
-    """The routes and addresses, where both sides tell them."""
-    states = []
-    for subject in subjects:
-        if subject.state is not None:
-            there = subject.state
-            states.append(DesiredState((), there.routes, there.addresses))
-        elif subject.recovered is None:
-            states.append(subject.plan.state)
-    if len(states) < 2:  # noqa: PLR2004 - both
+def _network(sides: Iterable[Side], subjects: Sequence[Subject]) -> tuple[Difference, ...]:
+    """The routes and addresses, where both sides tell them; of live ones those that a plan has."""
+    if any(
+        side.rules is not None and subject.state is None
+        for side, subject in zip(sides, subjects, strict=True)
+    ):
         return ()
-    return tuple(diff_network(states[1], states[0]))
+    asked = [each for subject in subjects if not subject.state for each in subject.plan.addresses]
+    one, other = (
+        subject.plan.state
+        if subject.addresses is None
+        else DesiredState(
+            (),
+            subject.routes,
+            tuple(
+                each for each in asked if each.address in subject.addresses.get(each.interface, ())
+            ),
+        )
+        for subject in subjects
+    )
+    return diff_network(other, one)
 
 
 def _diverging(family: Family, one: Matrix, other: Matrix) -> Iterator[Divergence]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from istio_iptables.api.conditions import FIELDS, condition, words
 from istio_iptables.api.packets import own_addresses, packet_words, usual_values
 from istio_iptables.api.subjects import subject_of
+from istio_iptables.api.unseen import not_followed
 from istio_iptables.istio.capture import DEPENDS, Verdict, brief, deciding_step, describe, fate_of
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, address_number, address_text
 from istio_iptables.netfilter.model import TABLES, Family, Ruleset
@@ -107,7 +108,7 @@ class Matrix:
 
     def __init__(self, subject: Subject) -> None:
         #: One line for each thing about the rules that is not seen.
-        self.warnings = subject.warnings
+        self.warnings = (*subject.warnings, *not_followed(subject.unseen_chains))
         self._subject = subject
         self._config = subject.plan.config
         self._conditions: dict[tuple[str, int, bool], tuple[Values, Condition | None]] = {}
