@@ -147,6 +147,7 @@ def with_json() -> list[str]:
 LINES = {
     "": ["-i", "*", "--ip-family", "ipv4"],
     "clean": [],
+    "compare": ["RULES", "RULES"],
     "diff": ["--against", "RULES"],
     "lab": ["--path", "client-app"],
 }
