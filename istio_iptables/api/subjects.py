@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Capture, plan
-from istio_iptables.api.comparing import holds_ours, native_of_ours, planned_rulesets
 from istio_iptables.api.rules import Live, is_native, rules_of
 from istio_iptables.api.unseen import unseen_chains
 from istio_iptables.errors import CannotTell, KernelRefused
@@ -75,7 +74,11 @@ def subject_of(
         raise CannotTell(_NOT_FOLLOWED)
     if rules is None:
         own = wanted or plan(Capture())
-        found: tuple[Ruleset, ...] | Live = planned_rulesets(own)
+        found: tuple[Ruleset, ...] | Live = own.rulesets
+        if own.config.native_nftables:
+            from istio_iptables.api.comparing import planned_rulesets
+
+            found = planned_rulesets(own)
         name = "the plan"
     else:
         own, found = None, rules_of(rules, family, name)
@@ -113,6 +116,7 @@ def _settings(
 
 
 def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
+    from istio_iptables.api.comparing import holds_ours, native_of_ours
     from istio_iptables.istio.ownership import OWNERSHIP
     from istio_iptables.kernel import live as kernel
     from istio_iptables.kernel import netlink, routes
