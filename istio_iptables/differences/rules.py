@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from istio_iptables.netfilter.model import HEADER_OPTIONS, Rule, quote
+from istio_iptables.netfilter.model import HEADER_OPTIONS, quote
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TypeGuard
 
-    from istio_iptables.netfilter.model import Option
+    from istio_iptables.netfilter.model import Option, Rule
     from istio_iptables.netfilter.nftrules import NftRule
 
 __all__ = ["diff_rules", "option_text", "parts", "resemble"]
@@ -51,7 +51,7 @@ def _parts(rule: Rule) -> Iterator[tuple[str, str]]:
 
 def _is_native(rule: Rule) -> TypeGuard[NftRule]:
     """Whether it is a rule of nftables, whose module is loaded when there is one."""
-    return type(rule) is not Rule
+    return hasattr(rule, "statements")
 
 
 def option_text(option: Option) -> str:
