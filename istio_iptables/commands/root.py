@@ -78,6 +78,10 @@ root = SettingsCommand(
             "istio_iptables.commands.lab",
             "Try the rules on a throw-away pod with a real Envoy, and show what happens.",
         ),
+        "report": Subcommand(
+            "istio_iptables.commands.report",
+            "Write one page about rules: settings, picture, traffic, findings, a packet to follow.",
+        ),
         "webhook": Subcommand(
             "istio_iptables.commands.webhook",
             "Inject the pods of a cluster, as its admission webhook.",
