@@ -78,6 +78,10 @@ root = SettingsCommand(
             "istio_iptables.commands.lab",
             "Try the rules on a throw-away pod with a real Envoy, and show what happens.",
         ),
+        "matrix": Subcommand(
+            "istio_iptables.commands.matrix",
+            "Show what the rules do with all traffic, at one look.",
+        ),
         "report": Subcommand(
             "istio_iptables.commands.report",
             "Write one page about rules: settings, picture, traffic, findings, a packet to follow.",
