@@ -19,6 +19,7 @@ from istio_iptables.netfilter.fieldvalues import PROTOCOLS, address_text
 from istio_iptables.netfilter.packet import STATES, Surroundings
 from istio_iptables.pictures.page import element, listing, page, scrolling, section, table
 from istio_iptables.pictures.svg import flow_element
+from istio_iptables.settings.sources import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,6 +37,7 @@ __all__ = ["report"]
 #: How much of the page the answers about packets may be, in characters, and how many rules are listed.
 _MOST_DATA = 250_000
 _MOST_RULES = 400
+_FROM = {Origin.FLAG: "command line", Origin.KEYWORD: "keyword"}
 _WAYS = {"out": "What a process in the pod sends", "in": "What arrives at the pod"}
 
 
@@ -80,7 +82,11 @@ def report(
 def _findings(found: Report) -> list[Element]:
     """What is wrong, and what could not be looked at."""
     rows = [
-        (element("span", each.severity.value, class_=each.severity.value), each.evidence, each.remedy)
+        (
+            element("span", each.severity.value, class_=each.severity.value),
+            each.evidence,
+            each.remedy,
+        )
         for each in found.findings
     ]
     heads = ("severity", "what is so", "what to do")
@@ -89,7 +95,9 @@ def _findings(found: Report) -> list[Element]:
         shown.append(element("p", "Nothing is wrong."))
     if found.unread:
         unread = "; ".join(found.unread)
-        shown.append(element("p", f"Not checked, since it can't be read: {unread}", class_="warning"))
+        shown.append(
+            element("p", f"Not checked, since it can't be read: {unread}", class_="warning")
+        )
     return shown
 
 
@@ -99,7 +107,7 @@ def _settings(plan: Plan, *, recovered: bool) -> Element:
         (
             element("code", value.setting.label),
             element("code", effective_text(value, plan.config) or "(empty)"),
-            "the rules" if recovered else value.source,
+            "the rules" if recovered else _FROM.get(value.origin, value.source),
         )
         for value in plan.values.values()
         if value.given and value.setting.name in CAPTURE_NAMES
@@ -154,7 +162,9 @@ def _form() -> list[Element]:
         return element(
             "label",
             label,
-            element("input", name=name, value=value, placeholder=hint, autocomplete="off", size="16"),
+            element(
+                "input", name=name, value=value, placeholder=hint, autocomplete="off", size="16"
+            ),
         )
 
     fields = (
@@ -226,6 +236,8 @@ def _class(each: TrafficClass) -> dict[str, Any]:
         "direction": each.direction,
         "conditions": [condition._asdict() for condition in each.conditions],
         "fate": each.fate,
+        "captured": each.captured,
+        "to_port": each.to_port,
         "rule": each.rule,
         "text": each.text,
     }

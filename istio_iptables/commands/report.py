@@ -86,7 +86,10 @@ command = SettingsCommand(
     more=(
         *SOURCE_OPTIONS,
         click.Option(
-            ["-o", "--output"], metavar="FILE", required=True, help="Where to write it; - is stdout."
+            ["-o", "--output"],
+            metavar="FILE",
+            required=True,
+            help="Where to write it; - is stdout.",
         ),
     ),
 )
