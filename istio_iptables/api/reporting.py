@@ -142,7 +142,9 @@ def _rules(described: Description) -> Iterator[Element]:
     for each in described.rules[:_MOST_RULES]:
         mark = " (foreign rule)" if each.foreign else "" if each.reason else " (not explained)"
         why = element("span", (each.reason + mark).strip(), class_="foreign" if mark else "")
-        place = f"{each.family.title} {each.table} {each.chain} {each.number}"
+        # A table of nft has its family in its name.
+        family = f"{each.family.title} " if each.family else ""
+        place = f"{family}{each.table} {each.chain} {each.number}"
         rows.append((place, element("code", each.text), each.counted, why))
     yield table(("place", "rule", "matched", "reason"), rows, "In the kernel's order.")
     left_out = len(described.rules) - len(rows)
