@@ -74,8 +74,8 @@ def test_what_was_installed_is_as_planned(name: str, tmp_path: Path) -> None:
 
 def test_sets_are_compared(tmp_path: Path) -> None:
     """As nft lists them, live and from files; with an element more, and beside single rules."""
-    words = (*DUAL[:2], "-b", "80,443,8000:8010", "-x", "10.1.0.0/16,10.3.0.0/16", "--nft-sets")
-    words = (*words, "--ip-family", "dual")
+    lists = ("-b", "80,443,8000:8010", "-x", "10.1.0.0/16,10.3.0.0/16")
+    words = (*lists, "-i", "*", "--nft-sets", "--ip-family", "dual")
     native(*words)
     file = tmp_path / "listed"
     for form in ((), ("-j",)):
