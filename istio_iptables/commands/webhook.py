@@ -83,15 +83,15 @@ command = SettingsCommand(
     examples=(
         Example(
             "with the values and the mesh configuration that istiod has",
-            "istio-iptables webhook --tls-cert tls.crt --tls-key tls.key --values values.yaml --mesh-config mesh.yaml",
+            "istio-iptables webhook --tls-cert C --tls-key K --values values.yaml --mesh-config mesh.yaml",
         ),
         Example(
             "at another port, with metrics",
-            "istio-iptables webhook --tls-cert tls.crt --tls-key tls.key --listen :443 --metrics-listen :9090",
+            "istio-iptables webhook --tls-cert C --tls-key K --listen :443 --metrics-listen :9090",
         ),
         Example(
             "with another image for istio-init, and native sidecars",
-            "istio-iptables webhook --tls-cert tls.crt --tls-key tls.key --native-sidecars --init-image IMAGE",
+            "istio-iptables webhook --tls-cert C --tls-key K --native-sidecars --init-image IMAGE",
         ),
     ),
     more=(

@@ -64,8 +64,8 @@ def certificate() -> trustme.LeafCert:
 @pytest.mark.parametrize("line", [*_examples()])
 def test_an_example_works(line: str, tmp_path: Path, certificate: trustme.LeafCert) -> None:
     """It is answered, with yes or no, and without an error; a server runs until it is asked to end."""
-    certificate.cert_chain_pems[0].write_to_path(tmp_path / "tls.crt")
-    certificate.private_key_pem.write_to_path(tmp_path / "tls.key")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "C")
+    certificate.private_key_pem.write_to_path(tmp_path / "K")
     for name, text in _FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     if line.startswith("istio-iptables webhook"):
