@@ -415,6 +415,8 @@ def test_files_are_used_when_they_rest(tmp_path: Path) -> None:
     def load() -> str:
         if path.read_text() == "bad":
             raise UsageProblems(["first", "second"])
+        if path.read_text() == "worse":
+            raise KeyError("x")  # noqa: EM101 - a mistake of our own
         return path.read_text()
 
     def tell(kind: str, lines: list[str]) -> None:
@@ -426,6 +428,7 @@ def test_files_are_used_when_they_rest(tmp_path: Path) -> None:
         ("t", ["one"]),
         ("two", ["one", "two", "two"]),
         ("bad", ["two", "two", "two"]),
+        ("worse", ["two", "two", "two"]),
         ("two", ["two", "two"]),
         ("three", ["two", "three"]),
     ):
@@ -438,10 +441,12 @@ def test_files_are_used_when_they_rest(tmp_path: Path) -> None:
         "error: thing changed and can't be used: first",
         "error: thing changed and can't be used: second",
         "error: thing: what was read before stays",
+        "error: thing changed and can't be used: internal error: KeyError: 'x'",
+        "error: thing: what was read before stays",
         "info: thing changed: read again",
         "info: thing changed: read again",
     ]
-    assert failures == [1]
+    assert failures == [1, 1]
     path.unlink()
     watched.refresh()
     assert watched.value == "three"
