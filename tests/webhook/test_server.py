@@ -281,8 +281,9 @@ def test_a_body_that_ends_early() -> None:
     assert found.endswith(b"\r\n\r\nthe body is shorter than its Content-Length\n")
 
 
-def test_many_large_bodies_at_once() -> None:
+def test_many_large_bodies_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of nine one is refused, and small ones are answered; large ones again when there is room."""
+    monkeypatch.setattr(server_module, "REQUEST_SECONDS", 600)
     large = request(review(pod(odd="x" * 300_000)))
     small = request(review(pod()), "Connection: close")
     with served(limit=16) as server:
