@@ -117,7 +117,7 @@ def _behind_the_end(outcome: Outcome, chain: Unseen) -> bool:
     return (
         chain.hook == last.hook
         and outcome.hooks.count(last.hook) == 1
-        and chain.priority > _priority(last.table, last.hook)
+        and chain.priority > last.priority
     )
 
 
@@ -129,9 +129,9 @@ def _is_settled(outcome: Outcome, chain: Unseen) -> bool:
     if not outcome.packet.tracked or outcome.packet.is_error:
         return True
     return any(
-        step.table == "nat"
+        step.kind == "nat"
         and step.hook == chain.hook
         and step.change
-        and chain.priority > _priority("nat", step.hook)
+        and chain.priority > step.priority
         for step in outcome.steps
     )

@@ -80,6 +80,8 @@ def _dropped(outcome: Outcome) -> str:
         return f"dropped: {outcome.refused}"
     last = outcome.steps[-1]
     place = f"{last.table} {last.chain} {'policy' if last.number is None else last.number}"
+    if outcome.refused and outcome.taken_by == "TPROXY":
+        return f"is handed to port {outcome.to_port} by TPROXY, but {outcome.refused}"
     if outcome.refused:
         return f"dropped behind {place}: {outcome.refused}"
     if last.verdict in _SENDS_ON:
