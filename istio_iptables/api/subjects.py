@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Capture, plan
 from istio_iptables.api.recovering import recover
-from istio_iptables.api.rules import Live, rules_of
+from istio_iptables.api.rules import Live, is_native, rules_of
 from istio_iptables.api.unseen import unseen_chains
 from istio_iptables.errors import CannotTell, KernelRefused
 from istio_iptables.netfilter.packet import Surroundings
@@ -52,7 +52,24 @@ class Subject(NamedTuple):
     @property
     def world(self) -> Surroundings:
         """What is known of the machine."""
-        return Surroundings(self.addresses, self.routes, routing=self.routing)
+        listens = self.listens if self.state is not None else None
+        return Surroundings(self.addresses, self.routes, routing=self.routing, listens=listens)
+
+    def listens(self, protocol: int, port: int, family: Family) -> bool | None:
+        """Whether anything takes what is sent to a port of the namespace; None if unknown."""
+        from istio_iptables.kernel.namespace import entered
+        from istio_iptables.kernel.sockets import listens
+
+        with entered(self.namespace):
+            return listens(protocol, port, family)
+
+    @property
+    def planned(self) -> DesiredState:
+        """The plan, with its native rules where the rules are or may be native."""
+        if not is_native(self.rulesets):
+            return self.plan.state
+        own = self.plan.state
+        return own._replace(rulesets=(*own.rulesets, *_natively(self.plan)))
 
 
 def subject_of(
@@ -61,21 +78,28 @@ def subject_of(
     *,
     family: Family | None = None,
     name: str = "the text",
+    native: bool = False,
 ) -> Subject:
     """The rules of *wanted*, or other *rules*: a text's, rulesets, or those in the kernel (``LIVE``).
 
-    Without *wanted* the settings are those that the rules were made by, as far as they tell. *family* and *name* are as
-    in ``rules_of``. Raises CannotTell for rules that can't be read.
+    Without *wanted* the settings are those that the rules were made by, as far as they tell. With
+    *native*, native rules of nftables count as well: those of the plan, the text or the kernel.
+    *family* and *name* are as in ``rules_of``. Raises CannotTell for rules that can't be read.
     """
-    if wanted is not None and wanted.config.native_nftables:
-        message = "native nftables rules are not followed: explain is about rules of iptables"
-        raise CannotTell(message)
+    if not native and wanted is not None and wanted.config.native_nftables:
+        raise CannotTell(_NOT_NATIVE.format("--native-nftables"))
     if rules is None:
         own = wanted or plan(Capture())
-        return Subject(own.rulesets, own, own.routes, "the plan")
+        made = _natively(own) if own.config.native_nftables else own.rulesets
+        return Subject(made, own, own.routes, "the plan")
     found = rules_of(rules, family, name)
     if isinstance(found, Live):
-        return _live(wanted, found)
+        return _live(wanted, found, native=native)
+    if is_native(found):
+        if not native:
+            raise CannotTell(_NOT_NATIVE.format(name))
+        own = wanted or plan(Capture(ip_family="dual"))
+        return Subject(found, own, own.routes, name)
     own, recovered = _settings(wanted, found)
     return Subject(found, own, own.routes, name, recovered=recovered)
 
@@ -90,7 +114,31 @@ def _settings(
     return recovered.plan, recovered
 
 
-def _live(wanted: Plan | None, live: Live) -> Subject:
+_NOT_NATIVE = "{}: of native nftables rules only explain and diff tell anything"
+
+
+def _natively(own: Plan) -> tuple[Ruleset, ...]:
+    """The native rules of a plan, for packets of each family: they see both, whichever are meant."""
+    from istio_iptables.istio.native import build_native
+    from istio_iptables.netfilter.nftlisting import families, planned_tables
+
+    return families(planned_tables(build_native(own.config, own.state)))
+
+
+def _with_native(rulesets: tuple[Ruleset, ...], state: LiveState) -> tuple[Ruleset, ...]:
+    """The rules of iptables, and beside them the native ones."""
+    from istio_iptables.netfilter.nftlisting import families
+
+    there = {each.family: each for each in rulesets}
+    return tuple(
+        each._replace(tables=(*there[each.family].tables, *each.tables))
+        if each.family in there
+        else each
+        for each in families(state.native or ())
+    )
+
+
+def _live(wanted: Plan | None, live: Live, *, native: bool) -> Subject:
     from istio_iptables.istio.ownership import OWNERSHIP
     from istio_iptables.kernel import live as kernel
     from istio_iptables.kernel import netlink, routes
@@ -103,8 +151,11 @@ def _live(wanted: Plan | None, live: Live) -> Subject:
     # Whether a packet is captured is told by nat, whoever's settings they are: without it, nothing.
     usual = plan(Capture(ip_family="dual"))
     asked = DesiredState(usual.rulesets) if wanted is None else wanted.state
+    only = native and wanted is not None and wanted.config.native_nftables
+    if only:
+        asked = asked._replace(rulesets=())
     try:
-        state = kernel.read(asked, OWNERSHIP, namespace=namespace, backend=backend)
+        state = kernel.read(asked, OWNERSHIP, namespace=namespace, backend=backend, native=only)
         with entered(namespace):
             addresses = netlink.interface_addresses()
             own = netlink.addresses()
@@ -113,6 +164,9 @@ def _live(wanted: Plan | None, live: Live) -> Subject:
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     own_plan, recovered = _settings(wanted, state.rulesets, there)
+    rulesets = state.rulesets
+    if native and state.native:
+        rulesets = _with_native(rulesets, state)
     warnings = list(state.warnings)
     if state.other_rulesets:
         warnings.append("there are rules in the other backend too, which are not followed")
@@ -120,12 +174,12 @@ def _live(wanted: Plan | None, live: Live) -> Subject:
         tables = ", ".join(state.unreadable)
         warnings.append(f"tables that can't be read are not followed: {tables}")
     return Subject(
-        state.rulesets,
+        rulesets,
         own_plan,
         there,
         f"the live rules ({state.backend})",
         addresses,
-        unseen_chains(state),
+        unseen_chains(state, native=native),
         own,
         routing,
         namespace,

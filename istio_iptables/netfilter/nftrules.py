@@ -123,7 +123,12 @@ class NftRule(Rule):
 
     def _term(self, *fields: str) -> Term | None:
         for each in self.statements:
-            if each.field in fields and each.operator in {"==", "!="} and len(each.values) == 1:
+            if (
+                each.field in fields
+                and each.operator in {"==", "!="}
+                and len(each.values) == 1
+                and not each.values[0].startswith("@")
+            ):
                 return Term(each.values[0].strip('"'), each.operator == "!=")
         return None
 

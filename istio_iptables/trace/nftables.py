@@ -7,6 +7,7 @@ is false of a packet of IPv6, ``meta skuid != 0`` of one without a socket.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -112,7 +113,10 @@ def _done(
 ) -> Effect | None:
     """What one statement does; None for nothing."""
     packet = situation.packet
-    target = _mapped(each, rule, situation) if each.operator == "vmap" else each.target
+    target = each.target
+    if each.operator == "vmap":
+        mapped = _mapped(each, rule, situation)
+        target = mapped[0] if mapped else None
     if target is None:
         return None if each.harmless else _unknown(each, rule, packet)
     if target.name == "CONTINUE":
@@ -169,9 +173,8 @@ def _holds(each: Statement, rule: NftRule, situation: Situation) -> bool | None:
         return False
     if each.operator != "vmap":
         return _compare(each, rule, value)
-    if _mapped(each, rule, situation) is not None:
-        return True
-    return None if value is None or _verdicts(each, rule) is None else False
+    mapped = _mapped(each, rule, situation)
+    return mapped if mapped is None else bool(mapped)
 
 
 def _can_be_done(each: Statement, situation: Situation) -> bool | None:
@@ -205,6 +208,8 @@ def _finds_listener(each: Statement, situation: Situation) -> bool | None:
 def _compare(each: Statement, rule: NftRule, value: int | str | _Absent | None) -> bool | None:
     words = _words(each, rule)
     if value is None or words is None or isinstance(value, _Absent):
+        return None
+    if value is _ELSEWHERE and set(words) != {"local"}:
         return None
     if isinstance(value, int) and each.mask:
         mask = number(each.mask)
@@ -248,8 +253,8 @@ def _elements(text: str | None) -> tuple[str, ...] | None:
         return None
     listed = next((part for part in parts if part.startswith("elements = ")), "")
     found = split_elements(listed.removeprefix("elements = "))
-    # A counter of an element tells nothing.
-    return found and tuple(each.partition(" counter ")[0] for each in found)
+    # What else an element has tells nothing.
+    return found and tuple(re.split(" (?:counter|comment) ", each)[0] for each in found)
 
 
 def _verdicts(each: Statement, rule: NftRule) -> tuple[tuple[str, ...], tuple[Target, ...]] | None:
@@ -260,18 +265,18 @@ def _verdicts(each: Statement, rule: NftRule) -> tuple[tuple[str, ...], tuple[Ta
     return None if found is None else split_verdicts(found)
 
 
-def _mapped(each: Statement, rule: NftRule, situation: Situation) -> Target | None:
-    """The verdict that a map has for the packet; None for none, or one that can't be known."""
+def _mapped(each: Statement, rule: NftRule, situation: Situation) -> tuple[Target, ...] | None:
+    """The verdict that a map has for the packet, if any; None for one that can't be known."""
     value, pairs = _value(each.field, situation), _verdicts(each, rule)
-    if value is None or pairs is None or isinstance(value, _Absent):
+    if value is None or value is _ELSEWHERE or pairs is None or isinstance(value, _Absent):
         return None
     for word, target in zip(*pairs, strict=True):
         holds = _members(each.field, (word,)).holds(value)
         if holds is None:
             return None
         if holds:
-            return target
-    return None
+            return (target,)
+    return ()
 
 
 # Values.
@@ -400,10 +405,13 @@ def _owner(situation: Situation, owner: int | None) -> _Value:
     return _ABSENT if packet.uid is None and packet.gid is None else owner
 
 
+_ELSEWHERE = "not local"
+
+
 def _kind(situation: Situation, address: str | None) -> _Value:
-    """``local``, or None: of what kind another address is needs the routes."""
-    packet = situation.packet
-    return "local" if situation.world.is_local(address, packet.family) else None
+    """``local``, or that it is not: of what kind another address is needs the routes."""
+    local = situation.world.is_local(address, situation.packet.family)
+    return {True: "local", False: _ELSEWHERE, None: None}[local]
 
 
 def _address(text: str | None, family: Family) -> int | None:

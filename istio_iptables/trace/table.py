@@ -75,7 +75,7 @@ class Step(NamedTuple):
         if self.rule is not None:
             return self.rule.line(self.chain)
         native = " " in self.table
-        return f"policy {self.verdict.lower()}" if native else f"-P {self.chain} {self.verdict}"
+        return self.verdict.lower() if native else f"-P {self.chain} {self.verdict}"
 
 
 class Assumption(NamedTuple):

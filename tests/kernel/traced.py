@@ -12,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import re
 import os
+import re
 import select
 import socket
 import struct
@@ -493,7 +493,11 @@ def load_native(text: str) -> tuple[dict[str, str], str]:
     lines = text.splitlines()
     while True:
         done = subprocess.run(
-            ["nft", "-f", "-"], input="\n".join(lines) + "\n", encoding="utf-8", capture_output=True
+            ["nft", "-f", "-"],
+            input="\n".join(lines) + "\n",
+            encoding="utf-8",
+            capture_output=True,
+            check=False,
         )
         refused = {int(number) - 1 for number in re.findall(r"(?m)^\S+:(\d+):.*Error", done.stderr)}
         if not any(lines[number].endswith(DRAWN) for number in refused):
