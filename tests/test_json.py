@@ -57,6 +57,7 @@ EXPLAIN = {
     "unless": "field of a chain that is not followed",
     "findings": "field of a finding",
 }
+MATRIX = {"classes": "field of a class", "conditions": "field of a class's condition"}
 LAB = {
     "paths": "field of a path",
     "request": "field of a request",
@@ -219,6 +220,24 @@ def test_explain(tmp_path: Path) -> None:
         *(loaded([*asked, "--uid", uid]) for uid in ("1000", "1337")),
         json.loads(live.stdout),
     )
+
+
+def test_matrix() -> None:
+    """Classes, and their conditions."""
+    arguments = ["matrix", "-i", "*", "--ip-family", "ipv4", "--json"]
+    check("`matrix --json`", "field", MATRIX, loaded(arguments))
+
+
+def test_compare() -> None:
+    """Classes with what becomes of a packet on both sides; differences are those of diff."""
+    arguments = ["compare", "-i '*' --ip-family ipv4", "-i 10.0.0.0/8 --ip-family ipv4", "--json"]
+    found = loaded(arguments)
+    assert set(found["differences"][0]) == documented("`diff --json`")["field of a difference"]
+    tables = documented("`compare --json`")
+    assert set(found) == tables["field"]
+    for each in found["classes"]:
+        assert set(each) == tables["field of a diverging class"]
+        assert set(each["a"]) == set(each["b"]) == tables["field of an answer of a side"]
 
 
 @pytest.mark.kernel

@@ -6,9 +6,9 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from istio_iptables.api.explanation import Answer, Explanation
-from istio_iptables.api.packets import complete_packet
+from istio_iptables.api.packets import complete_packet, own_addresses
 from istio_iptables.api.subjects import subject_of
-from istio_iptables.api.unseen import chains_on_way
+from istio_iptables.api.unseen import chains_on_way, not_followed
 from istio_iptables.errors import UsageProblems
 from istio_iptables.istio.checks import escape, findings, left_out_live, with_proxies_of
 from istio_iptables.istio.escapes import APPLICATIONS
@@ -59,7 +59,7 @@ def explain(  # noqa: PLR0913 - a packet has so many fields
     Raises UsageProblems for a packet that can't be, CannotTell for rules that can't be read.
     """
     wanted = Family(family) if family else None
-    subject = subject_of(plan, rules, family=wanted, name=name, native=True)
+    subject = subject_of(plan, rules, family=wanted, name=name, natively=True)
     fields = {
         "proto": proto,
         "src": src,
@@ -92,7 +92,7 @@ def _follow(
         raise UsageProblems([f"--family: the addresses are those of {packet.family.title}"])
     notes = tuple(_contradictions(about, subject))
     if subject.routing is None or _lacks_interface_or_route(packet, subject):
-        world = world._replace(here=_own_addresses(packet), routing=None)
+        world = world._replace(here=own_addresses(packet), routing=None)
     warnings = list(subject.warnings)
     ruleset = next((each for each in subject.rulesets if each.family is packet.family), None)
     if ruleset is None:
@@ -135,14 +135,9 @@ def _faults(subject: Subject, packet: Packet) -> tuple[Finding, ...]:
 
 
 def _native_chains(found: Trace, subject: Subject) -> list[str]:
-    native = {
-        each.line
-        for outcome in found.outcomes
-        for each in chains_on_way(outcome, subject.unseen_chains)
-        if each.name.startswith("nftables")
-    }
-    chains = ", ".join(sorted(native))
-    return [f"the kernel asks chains as well that are not followed: {chains}"] if native else []
+    return not_followed(
+        each for outcome in found.outcomes for each in chains_on_way(outcome, subject.unseen_chains)
+    )
 
 
 def _in_one_place(found: Trace) -> list[str]:
@@ -209,11 +204,3 @@ def _remarks(found: Trace, subject: Subject) -> tuple[str, ...]:
                 " application answers to Envoy does not arrive"
             )
     return tuple(dict.fromkeys(said))
-
-
-def _own_addresses(packet: Packet) -> tuple[str, ...]:
-    """The addresses that must be the pod's for the packet to be what was asked about."""
-    ends = [packet.destination] if packet.in_interface else [packet.source]
-    if packet.out_interface == "lo":
-        ends.append(packet.destination)
-    return tuple(each for each in ends if each is not None)

@@ -5,21 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Capture, plan
+from istio_iptables.api.comparing import (
+    holds_ours,
+    native_of_ours,
+    planned_natively,
+    planned_rulesets,
+)
 from istio_iptables.api.recovering import recover
 from istio_iptables.api.rules import Live, is_native, rules_of
 from istio_iptables.api.unseen import unseen_chains
 from istio_iptables.errors import CannotTell, KernelRefused
+from istio_iptables.netfilter.nftlisting import families
 from istio_iptables.netfilter.packet import Surroundings
 from istio_iptables.netfilter.plan import DesiredState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.recovering import Recovered
     from istio_iptables.api.rules import Source
     from istio_iptables.api.unseen import Unseen
     from istio_iptables.kernel.live import LiveState
     from istio_iptables.kernel.routing import Routing
-    from istio_iptables.netfilter.model import Family, Ruleset
+    from istio_iptables.netfilter.model import Family, Ruleset, Table
     from istio_iptables.netfilter.plan import PolicyRoute
 
 __all__ = ["Subject", "subject_of"]
@@ -48,6 +57,8 @@ class Subject(NamedTuple):
     state: LiveState | None = None
     #: The settings that the rules were made by, where no plan was given.
     recovered: Recovered | None = None
+    #: The native rules of ours, where those are asked about.
+    native: tuple[Ruleset, ...] = ()
 
     @property
     def world(self) -> Surroundings:
@@ -66,42 +77,67 @@ class Subject(NamedTuple):
     @property
     def planned(self) -> DesiredState:
         """The plan, with its native rules where the rules are or may be native."""
-        if not is_native(self.rulesets):
-            return self.plan.state
         own = self.plan.state
-        return own._replace(rulesets=(*own.rulesets, *_natively(self.plan)))
+        if not is_native(self.rulesets):
+            return own
+        return own._replace(rulesets=(*own.rulesets, *families(planned_natively(self.plan))))
 
 
-def subject_of(
+def subject_of(  # noqa: PLR0913 - what is asked about, and what is done with it
     wanted: Plan | None,
     rules: Source | None = None,
     *,
     family: Family | None = None,
     name: str = "the text",
-    native: bool = False,
+    follow: bool = True,
+    natively: bool = False,
 ) -> Subject:
     """The rules of *wanted*, or other *rules*: a text's, rulesets, or those in the kernel (``LIVE``).
 
-    Without *wanted* the settings are those that the rules were made by, as far as they tell. With
-    *native*, native rules of nftables count as well: those of the plan, the text or the kernel.
-    *family* and *name* are as in ``rules_of``. Raises CannotTell for rules that can't be read.
+    Without *wanted* the settings are those that the rules were made by, as far as they tell.
+    *family* and *name* are as in ``rules_of``. With *follow* packets are to be followed through the
+    rules, with *natively* through native ones as well: then these are among the rules. Raises
+    CannotTell for rules that can't be read, or can't be followed.
     """
-    if not native and wanted is not None and wanted.config.native_nftables:
-        raise CannotTell(_NOT_NATIVE.format("--native-nftables"))
+    if wanted is not None and wanted.config.native_nftables and follow and not natively:
+        raise CannotTell(_NOT_FOLLOWED)
     if rules is None:
         own = wanted or plan(Capture())
-        made = _natively(own) if own.config.native_nftables else own.rulesets
-        return Subject(made, own, own.routes, "the plan")
-    found = rules_of(rules, family, name)
+        found: tuple[Ruleset, ...] | Live = planned_rulesets(own)
+        name = "the plan"
+    else:
+        own, found = None, rules_of(rules, family, name)
     if isinstance(found, Live):
-        return _live(wanted, found, native=native)
-    if is_native(found):
-        if not native:
-            raise CannotTell(_NOT_NATIVE.format(name))
-        own = wanted or plan(Capture(ip_family="dual"))
-        return Subject(found, own, own.routes, name)
-    own, recovered = _settings(wanted, found)
-    return Subject(found, own, own.routes, name, recovered=recovered)
+        return _live(wanted, found, follow=follow, natively=natively)
+    native = is_native(found)
+    if native and follow and not natively:
+        message = f"{name}: {_NOT_FOLLOWED}"
+        raise CannotTell(message)
+    own, recovered = (own, None) if own else _settings(wanted, found)
+    return Subject(
+        () if native and not natively else found,
+        own,
+        own.routes,
+        name,
+        recovered=recovered,
+        native=found if native else (),
+    )
+
+
+_NOT_FOLLOWED = (
+    "native nftables rules: explain follows one packet, all packets are not divided by them"
+)
+
+
+def _with_native(rulesets: tuple[Ruleset, ...], native: Iterable[Table]) -> tuple[Ruleset, ...]:
+    """The rules of iptables, and beside them the native ones."""
+    there = {each.family: each for each in rulesets}
+    return tuple(
+        each._replace(tables=(*there[each.family].tables, *each.tables))
+        if each.family in there
+        else each
+        for each in families(native)
+    )
 
 
 def _settings(
@@ -114,31 +150,7 @@ def _settings(
     return recovered.plan, recovered
 
 
-_NOT_NATIVE = "{}: of native nftables rules only explain and diff tell anything"
-
-
-def _natively(own: Plan) -> tuple[Ruleset, ...]:
-    """The native rules of a plan, for packets of each family: they see both, whichever are meant."""
-    from istio_iptables.istio.native import build_native
-    from istio_iptables.netfilter.nftlisting import families, planned_tables
-
-    return families(planned_tables(build_native(own.config, own.state)))
-
-
-def _with_native(rulesets: tuple[Ruleset, ...], state: LiveState) -> tuple[Ruleset, ...]:
-    """The rules of iptables, and beside them the native ones."""
-    from istio_iptables.netfilter.nftlisting import families
-
-    there = {each.family: each for each in rulesets}
-    return tuple(
-        each._replace(tables=(*there[each.family].tables, *each.tables))
-        if each.family in there
-        else each
-        for each in families(state.native or ())
-    )
-
-
-def _live(wanted: Plan | None, live: Live, *, native: bool) -> Subject:
+def _live(wanted: Plan | None, live: Live, *, follow: bool, natively: bool) -> Subject:
     from istio_iptables.istio.ownership import OWNERSHIP
     from istio_iptables.kernel import live as kernel
     from istio_iptables.kernel import netlink, routes
@@ -151,11 +163,13 @@ def _live(wanted: Plan | None, live: Live, *, native: bool) -> Subject:
     # Whether a packet is captured is told by nat, whoever's settings they are: without it, nothing.
     usual = plan(Capture(ip_family="dual"))
     asked = DesiredState(usual.rulesets) if wanted is None else wanted.state
-    only = native and wanted is not None and wanted.config.native_nftables
+    only = natively and wanted is not None and wanted.config.native_nftables
     if only:
         asked = asked._replace(rulesets=())
     try:
-        state = kernel.read(asked, OWNERSHIP, namespace=namespace, backend=backend, native=only)
+        state = kernel.read(
+            asked, OWNERSHIP, namespace=namespace, backend=backend, native=live.native or only
+        )
         with entered(namespace):
             addresses = netlink.interface_addresses()
             own = netlink.addresses()
@@ -163,10 +177,14 @@ def _live(wanted: Plan | None, live: Live, *, native: bool) -> Subject:
             routing = Routing()
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
-    own_plan, recovered = _settings(wanted, state.rulesets, there)
-    rulesets = state.rulesets
-    if native and state.native:
-        rulesets = _with_native(rulesets, state)
+    native: tuple[Ruleset, ...] = ()
+    if (natively or not follow) and (
+        live.native or not holds_ours((*state.rulesets, *state.other_rulesets))
+        if wanted is None
+        else wanted.config.native_nftables
+    ):
+        native = families(native_of_ours(state.native or ()))
+    own_plan, recovered = _settings(wanted, native or state.rulesets, there)
     warnings = list(state.warnings)
     if state.other_rulesets:
         warnings.append("there are rules in the other backend too, which are not followed")
@@ -174,16 +192,17 @@ def _live(wanted: Plan | None, live: Live, *, native: bool) -> Subject:
         tables = ", ".join(state.unreadable)
         warnings.append(f"tables that can't be read are not followed: {tables}")
     return Subject(
-        rulesets,
+        _with_native(state.rulesets, state.native) if natively and state.native else state.rulesets,
         own_plan,
         there,
-        f"the live rules ({state.backend})",
+        f"the live rules ({'native nftables' if native else state.backend})",
         addresses,
-        unseen_chains(state, native=native),
+        unseen_chains(state, native=natively),
         own,
         routing,
         namespace,
         tuple(warnings),
         state,
         recovered,
+        native,
     )

@@ -46,8 +46,14 @@ CAPTURE_SETTINGS = tuple(
     each
     for each in SETTINGS
     if each.group in {PROXY, INBOUND, OUTBOUND, DNS, FAMILIES}
-    or each.name in {"force_iptables_binary", "strict"}
-    or each.name in {"native_nftables", "nft_like_iptables", "nft_sets"}
+    or each.name
+    in {
+        "force_iptables_binary",
+        "native_nftables",
+        "nft_like_iptables",
+        "nft_sets",
+        "strict",
+    }
 )
 
 

@@ -58,6 +58,10 @@ root = SettingsCommand(
         "clean": Subcommand(
             "istio_iptables.commands.clean", "Remove our rules, routes and address again."
         ),
+        "compare": Subcommand(
+            "istio_iptables.commands.compare",
+            "Compare two settings or rulesets, and say which traffic fares otherwise.",
+        ),
         "describe": Subcommand(
             "istio_iptables.commands.describe",
             "Say which command line made the rules that are there, and what each is for.",
@@ -77,6 +81,10 @@ root = SettingsCommand(
         "lab": Subcommand(
             "istio_iptables.commands.lab",
             "Try the rules on a throw-away pod with a real Envoy, and show what happens.",
+        ),
+        "matrix": Subcommand(
+            "istio_iptables.commands.matrix",
+            "Show what the rules do with all traffic, at one look.",
         ),
         "webhook": Subcommand(
             "istio_iptables.commands.webhook",

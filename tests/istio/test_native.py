@@ -176,11 +176,11 @@ def test_a_name_that_nft_can_not_take_is_refused() -> None:
     assert "'abcdefghijklmn*' is too long for nft" in line
 
 
-@pytest.mark.parametrize("name", ["check", "describe"])
-def test_other_questions_are_about_rules_of_iptables(name: str, tmp_path: Path) -> None:
+def test_classes_of_packets_are_of_rules_of_iptables(tmp_path: Path) -> None:
     """One line, and exit status 2."""
     path = tmp_path / "listed"
     path.write_text(run(["-n", "--native-nftables", "-i", "*"]).out, encoding="utf-8")
-    done = run([name, "--rules", str(path)])
-    assert (done.status, done.out) == (2, "")
-    assert done.errors[-1].endswith("of native nftables rules only explain and diff tell anything")
+    for words in (["--rules", str(path)], ["--native-nftables", "-i", "*"]):
+        done = run(["matrix", *words])
+        assert (done.status, done.out) == (2, "")
+        assert "native nftables rules: explain follows one packet" in done.errors[-1]
