@@ -322,7 +322,7 @@ class _Members:
         return self._starts[0] if one else None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def _members(field: str, words: tuple[str, ...]) -> _Members:
     return _Members(field, words)
 
