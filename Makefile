@@ -20,6 +20,7 @@ lint: setup ## ruff, its formatter and mypy
 bench: setup ## time whole processes next to bare Python, click and iptables-restore (N=20)
 	@.venv/bin/python tests/bench/bench.py --runs $(or $(N),20)
 	@.venv/bin/python -m tests.bench.many
+	@.venv/bin/python -m tests.bench.manifests
 
 golden: setup ## rewrite the golden files that differ, and show the differences
 	@.venv/bin/python -m tests.golden --write

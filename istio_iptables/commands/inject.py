@@ -31,12 +31,16 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     if problems:
         raise UsageProblems(problems)
     require_yaml("inject")
-    from istio_iptables.kubernetes.manifest import read_documents, workloads, write_documents
+    from istio_iptables.kubernetes.manifest import workloads
+    from istio_iptables.kubernetes.yamledit import rewritten
+    from istio_iptables.kubernetes.yamlnodes import plain_value, read_nodes
 
     name = "stdin" if path == "-" else path
-    documents = read_documents(read_text(path, "manifest"), name)
-    found = installation(options)
     told: dict[str, list[str]] = {"info": [], "warning": []}
+    text = read_text(path, "manifest")
+    nodes = read_nodes(text, name, told["warning"])
+    documents = [plain_value(each) for each in nodes]
+    found = installation(options)
     for each in workloads(documents, name, istioctl=True):
         try:
             _inject(each, found, options, told)
@@ -46,7 +50,15 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         raise UsageProblems(problems)
     warn(told["warning"], strict=options["strict"])
     tell("info", told["info"])
-    write_exactly(write_documents(documents))
+    text, lost = rewritten(text, nodes, documents)
+    tell(
+        "info",
+        [
+            f"{name}: line {line}: this document is written anew, without its comments"
+            for line in lost
+        ],
+    )
+    write_exactly(text)
     return ExitStatus.DONE
 
 

@@ -58,8 +58,10 @@ def start_of(
     plugin gives the same pod. Raises UsageProblems where there is no such pod, or none
     that gets rules.
     """
-    workload = _chosen(list(workloads(read_documents(text, name), name)), name, wanted)
-    mistakes = lint(workload)
+    mistakes: list[str] = []
+    documents = read_documents(text, name, mistakes)
+    workload = _chosen(list(workloads(documents, name)), name, wanted)
+    mistakes += lint(workload)
     inits = [each for each in workload.containers("initContainers") if each["name"] in INIT_NAMES]
     if inits and not cni:
         arguments, environment, unknown = _given(inits[0], workload.title)

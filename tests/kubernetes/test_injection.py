@@ -6,11 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from istio_iptables.kubernetes.annotations import problems
-from istio_iptables.kubernetes.manifest import read_documents, write_documents
 from istio_iptables.kubernetes.quantity import canonical
 from tests.program import run
 
@@ -133,6 +130,92 @@ def test_again_is_the_same(tmp_path: Path) -> None:
     assert injected(tmp_path, once) == once
 
 
+KEPT = """\
+# A skipped pod, and what has none
+apiVersion: v1
+kind: Pod
+metadata: # nothing
+spec: {hostNetwork: on,  containers: [ ]}
+--- # second
+{"apiVersion": "v1", "kind": "ConfigMap",
+   "data": {"a": 'b', "c": 010}}
+---
+apiVersion: apps/v1
+kind: Deployment
+spec:
+  template:   # no metadata
+    spec:
+      hostNetwork: true
+---
+
+apiVersion: v1
+kind: List
+items:
+- kind: Service # a service
+  apiVersion: v1
+# the pod
+- kind: Pod
+  apiVersion: v1
+  metadata:
+    name: "p"   # its name
+  spec:
+    # what runs
+    containers:
+    - name: 'app'
+      command: &words [sh, -c, "on"]
+      args: *words
+    # volumes of its own
+    volumes:
+    - name: data
+      emptyDir: {}
+...
+"""
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_the_text_is_kept(tmp_path: Path, newline: str) -> None:
+    """Each line of a manifest is there afterwards; of what has no pod to inject, each byte."""
+    path = tmp_path / "kept.yaml"
+    text = KEPT.replace("\n", newline)
+    path.write_bytes(text.encode())
+    result = run(["inject", "-f", str(path)])
+    assert result.status == 0, result.err
+    skipped = text.partition("kind: List")[0]
+    assert result.out.startswith(skipped)
+    left = iter(result.out.splitlines(keepends=True))
+    for line in text.splitlines(keepends=True):
+        assert line in left, line
+    assert set(result.out.splitlines(keepends=True)) & {"\n", "\r\n"} == {newline}
+    (*_, found) = yaml.safe_load_all(result.out)
+    service, pod = found["items"]
+    assert service == {"kind": "Service", "apiVersion": "v1"}
+    assert pod["spec"]["containers"][0]["args"] == ["sh", "-c", "on"]
+    assert pod["spec"]["containers"][1]["name"] == "istio-proxy"
+    assert [each["name"] for each in pod["spec"]["volumes"]][-1] == "data"
+
+
+def test_lost_comments_and_double_keys_are_told(tmp_path: Path) -> None:
+    """Where a document can't be changed in its place; the last of two keys counts."""
+    path = tmp_path / "double.yaml"
+    path.write_text(
+        "kind: Pod\napiVersion: v1\nmetadata: {name: a}\n# here\nmetadata: {name: b}\n"
+        "spec: {containers: []}\n",
+        encoding="utf-8",
+    )
+    result = run(["inject", "-f", str(path)])
+    assert yaml.safe_load(result.out)["metadata"]["name"] == "b"
+    assert result.warnings == [
+        f"{path}: line 5: {key} is there twice: the last one counts here, and Kubernetes may refuse it"
+        for key in ("metadata",)
+    ]
+    assert (
+        f"info: {path}: line 1: this document is written anew, without its comments" in result.err
+    )
+    assert run(["inject", "--strict", "-f", str(path)]).status == 2
+    result = run(["--pod", str(path), "--dry-run"])
+    assert "line 5: metadata is there twice" in result.warnings[0]
+
+
 def test_a_refused_pod_leaves_nothing_on_stdout(tmp_path: Path) -> None:
     """Every reason of every pod; a skipped one is a warning."""
     path = tmp_path / "pods.yaml"
@@ -196,59 +279,6 @@ def test_what_the_injector_takes(name: str, good: list[str], bad: list[str]) -> 
 def test_quantities(text: str, wanted: str | None) -> None:
     """In the one spelling of Kubernetes."""
     assert canonical(text) == wanted
-
-
-def test_yaml_is_read_as_kubernetes_does() -> None:
-    """YAML 1.1 words for yes and no; no times, and no numbers with colons."""
-    text = "[yes, off, y, 2024-01-01, 1:30, 010, 0x1f, 1_000, 1e3, 1.5, ~, 'yes', .5]"
-    assert read_documents(text, "x") == [
-        [True, False, True, "2024-01-01", "1:30", 8, 31, 1000, 1000.0, 1.5, None, "yes", 0.5]
-    ]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a: &a [*a]",
-        "[" * 2000,
-        "{a: !!python/name:os.system }",
-        "a: b: c",
-        "\ta: 1",
-        "? [1]\n: 2",
-        "a: !!set {b}",
-        "a: *b",
-        "&a [1,1,1,1,1,1,1,1,1,1]\n---\n" + "a: &b [1,1]\nc: [*x]",
-        "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
-        + "\n".join(
-            f"k{n}: &k{n} [{','.join([f'*k{n - 1}' if n else '*a'] * 10)}]" for n in range(8)
-        ),
-    ],
-)
-def test_texts_that_are_no_manifest(tmp_path: Path, text: str) -> None:
-    """Loops, depth, bombs, other tags: one line and no traceback."""
-    path = tmp_path / "x.yaml"
-    path.write_text(text, encoding="utf-8")
-    result = run(["inject", "-f", str(path)])
-    assert (result.status, result.out, len(result.err.splitlines())) == (2, "", 1)
-
-
-SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-)
-TREES = st.recursive(
-    SCALARS | st.text(),
-    lambda each: st.lists(each) | st.dictionaries(st.text(), each),
-    max_leaves=8,
-)
-
-
-@given(TREES.filter(lambda tree: tree is not None))
-@example(
-    ["y", "1e3", "1:30", "2024-01-01", "010", "0x1F", "", "~", "<<", "=", ".5", "off", "-.inf"]
-)
-def test_what_is_written_is_read_again(tree: Any) -> None:
-    """No text becomes a number or a boolean on its way through ``inject``."""
-    assert read_documents(write_documents([tree]), "x") == [tree]
 
 
 def test_an_init_container_of_the_pods_own(tmp_path: Path) -> None:
