@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "TOOLS",
     "Done",
     "Step",
+    "enter_network",
     "inside",
     "mount",
     "new_network",
@@ -160,6 +162,12 @@ def new_network() -> None:
     """Put this process into a network namespace of its own, with lo up."""
     _call("unshare", _CLONE_NEWNET)
     set_loopback(up=True)
+
+
+def enter_network(path: str) -> None:
+    """Put this process into the network namespace at *path*."""
+    with Path(path).open("rb") as namespace:
+        _call("setns", namespace.fileno(), _CLONE_NEWNET)
 
 
 def set_loopback(*, up: bool) -> None:

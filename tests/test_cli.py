@@ -95,7 +95,7 @@ REFUSALS: list[tuple[str, list[str], dict[str, str], str]] = [
         "after-the-end-of-options",
         ["--", "-b"],
         {},
-        "-b: this is an option of 'istio-iptables diff'",
+        "-b: this is an option of 'istio-iptables check'",
     ),
     ("log-flag-without-value", ["--log_target"], {}, "--log_target: the value is missing"),
     ("no-value", ["-b"], {}, "--istio-inbound-ports (-b): the value is missing"),
@@ -155,7 +155,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["apply", "-p", "x"], "no command is needed to install"),
     (
         ["frobnicate"],
-        "there is no such command: the commands are clean, diff, explain, inject, lab",
+        "there is no such command: the commands are check, clean, ",
     ),
     (
         ["-i", "*", "explain", "--dst", "X"],

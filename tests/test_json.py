@@ -153,6 +153,14 @@ def test_diff(tmp_path: Path) -> None:
     assert set(golden) == documented("`diff --json`")["field with `--golden`"]
 
 
+def test_check(tmp_path: Path) -> None:
+    """The faults of a text."""
+    path = tmp_path / "rules"
+    path.write_text("*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n")
+    titles = {"findings": "field of a check finding"}
+    check("`check --json`", "field", titles, loaded(["check", "--rules", str(path), "--json"]))
+
+
 #: A chain that iptables does not show, in a namespace of its own.
 _LIVE = """
 ip link set lo up

@@ -22,7 +22,9 @@ BLOCKS = [
     for path in (README, ROOT / "docs" / "kubernetes.md")
     for block in _FENCED.findall(path.read_text(encoding="utf-8"))
 ]
-YAML: list[dict[Any, Any]] = [yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml"]
+YAML: list[dict[Any, Any]] = [
+    document for kind, text in BLOCKS if kind == "yaml" for document in yaml.safe_load_all(text)
+]
 (POD,) = (each for each in YAML if each.get("kind") == "Pod")
 (WORKFLOW,) = (each for each in YAML if "jobs" in each)
 (SHELL,) = (text for kind, text in BLOCKS if kind == "sh")

@@ -178,8 +178,8 @@ def _remarks(found: Trace, subject: Subject) -> tuple[str, ...]:
     """What keeps a captured packet, or the answers to it, from arriving; live rules only."""
     if subject.addresses is None:
         return ()
-    from istio_iptables.kernel.listeners import listens
     from istio_iptables.kernel.namespace import entered
+    from istio_iptables.kernel.sockets import listens
 
     said = []
     for outcome in found.outcomes:

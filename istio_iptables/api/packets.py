@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.packet import Route
 
-__all__ = ["PacketQuery", "complete_packet"]
+__all__ = ["PACKET_FIELDS", "PacketQuery", "complete_packet"]
+
+#: What can be said of a packet, by the names of explain's options.
+PACKET_FIELDS = ("proto", "src", "dst", "iface", "uid", "gid", "mark", "connmark", "ctstate")
 
 _TCP, _UDP = 6, 17
 _EPHEMERAL = 40000

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from istio_iptables.api.explaining import explain
+from istio_iptables.api.packets import PACKET_FIELDS
 from istio_iptables.commands.documents import JSON_OPTION, print_json
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.load import warn
@@ -17,8 +18,6 @@ from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.text import paint
 
 __all__ = ["command"]
-
-_PACKET_OPTIONS = ("proto", "src", "dst", "iface", "uid", "gid", "mark", "connmark", "ctstate")
 
 
 @click.pass_context
@@ -34,7 +33,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         family=asked.family,
         near=options["near"],
         name=asked.name,
-        **{name: options[name] for name in _PACKET_OPTIONS},
+        **{name: options[name] for name in PACKET_FIELDS},
     )
     warn(found.warnings, strict=asked.strict)
     as_json = options["as_json"]

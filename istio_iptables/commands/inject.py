@@ -19,7 +19,28 @@ if TYPE_CHECKING:
     from istio_iptables.kubernetes.manifest import Workload
     from istio_iptables.kubernetes.values import Installation
 
-__all__ = ["command"]
+__all__ = ["INJECTION_OPTIONS", "command"]
+
+
+#: What decides about a pod beside Istio's installation.
+INJECTION_OPTIONS = (
+    click.Option(
+        ["--native-sidecars", "native"],
+        is_flag=True,
+        help="istio-proxy is an init container that goes on running.",
+    ),
+    click.Option(
+        ["--revision"],
+        metavar="NAME",
+        default="default",
+        help="The revision of Istio that the pod is marked with.  [default: default]",
+    ),
+    click.Option(
+        ["--init-image"],
+        metavar="IMAGE",
+        help="The image of istio-init.  [default: Istio's]",
+    ),
+)
 
 
 @click.pass_context
@@ -115,22 +136,7 @@ command = SettingsCommand(
             ["-f", "--filename", "file"], metavar="FILE", help="The manifest; - is stdin."
         ),
         *INSTALLATION_OPTIONS,
-        click.Option(
-            ["--native-sidecars", "native"],
-            is_flag=True,
-            help="istio-proxy is an init container that goes on running.",
-        ),
-        click.Option(
-            ["--revision"],
-            metavar="NAME",
-            default="default",
-            help="The revision of Istio that the pod is marked with.  [default: default]",
-        ),
-        click.Option(
-            ["--init-image"],
-            metavar="IMAGE",
-            help="The image of istio-init.  [default: Istio's]",
-        ),
+        *INJECTION_OPTIONS,
         click.Option(["--strict"], is_flag=True, help="Fail on warnings."),
     ),
 )

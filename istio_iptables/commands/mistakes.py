@@ -34,7 +34,7 @@ _COMMANDS = {
     **dict.fromkeys(
         ("print", "show", "plan", "render", "dump", "list", "save", "dry-run", "dryrun"), _PRINT
     ),
-    **dict.fromkeys(("check", "verify", "compare", "status", "drift"), _COMPARE),
+    **dict.fromkeys(("verify", "compare", "status", "drift"), _COMPARE),
     **dict.fromkeys(("trace", "why", "packet"), _FOLLOW),
     "validate": "--run-validation sends a real connection through the rules",
     "reconcile": "--reconcile replaces rules of ours that differ",

@@ -51,6 +51,10 @@ root = SettingsCommand(
     name=PROGRAM,
     callback=_run,
     elsewhere={
+        "check": Subcommand(
+            "istio_iptables.commands.check",
+            "Say what is wrong in a namespace or with rules, and what to do about it.",
+        ),
         "clean": Subcommand(
             "istio_iptables.commands.clean", "Remove our rules, routes and address again."
         ),
@@ -69,6 +73,10 @@ root = SettingsCommand(
         "lab": Subcommand(
             "istio_iptables.commands.lab",
             "Try the rules on a throw-away pod with a real Envoy, and show what happens.",
+        ),
+        "webhook": Subcommand(
+            "istio_iptables.commands.webhook",
+            "Inject the pods of a cluster, as its admission webhook.",
         ),
     },
     more=POD_OPTIONS,

@@ -19,16 +19,22 @@ from istio_iptables.kubernetes.typed import EMPTY_STATUS, typed_container, typed
 from istio_iptables.settings.converters import FALSE, TRUE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from istio_iptables.kubernetes.injection import Injection
 
 __all__ = ["inject"]
 
 _LISTS = ("containers", "initContainers")
 _NETWORK = "topology.istio.io/network"
+_CLUSTER_ID, _NETWORK_ID = "ISTIO_META_CLUSTER_ID", "ISTIO_META_NETWORK"
 
 
-def inject(injection: Injection, revision: str) -> None:
-    """Change the pod of *injection* in its document; raises UsageProblems if it can't be done."""
+def inject(injection: Injection, revision: str, variables: Mapping[str, str] | None = None) -> None:
+    """Change the pod of *injection* in its document; raises UsageProblems if it can't be done.
+
+    *variables* are those that the path of a webhook has for istio-proxy.
+    """
     pod = injection.pod
     own = {
         key: [typed_container(each, pod.title) for each in pod.containers(key)] for key in _LISTS
@@ -62,7 +68,7 @@ def inject(injection: Injection, revision: str) -> None:
     _put_user(injection, spec)
     proxy = find([*spec["containers"], *spec.get("initContainers", [])], PROXY)
     if proxy is not None:
-        _put_variables(injection, proxy, annotations, labels, spec)
+        _put_variables(injection, proxy, variables or {}, merged["metadata"], spec)
     annotations[names.STATUS] = _status(added["spec"], revision)
     _order(injection, spec)
     pod.metadata.update(annotations=annotations, labels=labels)
@@ -164,20 +170,20 @@ def _put_user(injection: Injection, spec: dict[str, Any]) -> None:
 def _put_variables(
     injection: Injection,
     proxy: dict[str, Any],
-    annotations: dict[str, str],
-    labels: dict[str, str],
+    variables: Mapping[str, str],
+    metadata: dict[str, dict[str, str]],
     spec: dict[str, Any],
 ) -> None:
     """What istio-proxy is told beyond the template, and what follows from it for the pod."""
     value = injection.installation.value
-    network = labels.get(_NETWORK, value("global.network").text)
-    last = {
-        "ISTIO_META_CLUSTER_ID": value("global.multiCluster.clusterName").text,
-        "ISTIO_META_NETWORK": network,
-    }
-    last = {name: text for name, text in last.items() if text}
+    annotations, labels = metadata["annotations"], metadata["labels"]
+    cluster = variables.get(_CLUSTER_ID) or value("global.multiCluster.clusterName").text
+    network = variables.get(_NETWORK_ID) or value("global.network").text
+    network = labels.get(_NETWORK, network)
+    given = {_CLUSTER_ID: cluster, _NETWORK_ID: network}
+    last = {**variables, **{name: text for name, text in given.items() if text}}
     environment = [each for each in proxy.get("env", []) if each["name"] not in last]
-    environment += [{"name": name, "value": text} for name, text in last.items()]
+    environment += [{"name": name, "value": last[name]} for name in sorted(last)]
     if network:
         labels[_NETWORK] = network
     if told := merge_metrics(annotations, injection.installation):

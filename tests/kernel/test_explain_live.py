@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from istio_iptables.kernel import netlink
-from istio_iptables.kernel.listeners import listens
+from istio_iptables.kernel.sockets import listens
 from istio_iptables.netfilter.model import Family
 from tests.kernel.sandbox import command, install, load, run
 from tests.namespaces import BACKENDS

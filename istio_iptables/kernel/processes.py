@@ -1,0 +1,54 @@
+"""The processes of the current network namespace, as far as /proc shows them."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+__all__ = ["Process", "processes"]
+
+_HERE = "/proc/self/ns/net"
+
+
+class Process(NamedTuple):
+    """One process, and who it is to the kernel when it opens a socket."""
+
+    pid: int
+    #: The name of its program, cut at 15 letters.
+    name: str
+    uid: int
+    gid: int
+    #: Whether it is in this network namespace for certain; else that can't be read.
+    certain: bool
+
+
+def processes() -> tuple[Process, ...] | None:
+    """The other processes that are, or may be, in this network namespace; None without /proc.
+
+    In a container these are the container's own, unless the pod shares its process namespace.
+    """
+    try:
+        here = os.stat(_HERE).st_ino  # noqa: PTH116 - pathlib costs 5 ms
+        pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
+    except OSError:
+        return None
+    found = (_process(pid, here) for pid in pids if pid != os.getpid())
+    return tuple(each for each in found if each is not None)
+
+
+def _process(pid: int, here: int) -> Process | None:
+    """The process, unless it has ended or is in another network namespace."""
+    try:
+        try:
+            if os.stat(f"/proc/{pid}/ns/net").st_ino != here:  # noqa: PTH116 - see above
+                return None
+            certain = True
+        except PermissionError:
+            certain = False
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="surrogateescape") as file:
+            fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    except OSError:
+        return None
+    # Real, effective, saved, and the one for files, by which sockets are owned.
+    uid, gid = (int(fields[name].split()[3]) for name in ("Uid", "Gid"))
+    return Process(pid, fields["Name"], uid, gid, certain)

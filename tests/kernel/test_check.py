@@ -1,0 +1,353 @@
+"""check finds what is wrong in a namespace: each fault made for real, and nothing in a good one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from istio_iptables.kernel import modules
+from tests.kernel.sandbox import CLI, PATH, command, forked, install, joined, run
+from tests.namespaces import BACKENDS, enter_network, mount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.program import Result
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
+
+FLAGS = ("-i", "*", "-b", "*", "-d", "15090,15021,15020")
+PROXY = 1337
+
+
+@pytest.fixture(autouse=True)
+def _pod(box: None, tmp_path: Path) -> None:  # noqa: ARG001 - made in it
+    """A pod's address and its resolv.conf."""
+    command("ip", "address", "add", "10.0.0.1/32", "dev", "lo")
+    (tmp_path / "resolv.conf").write_text("nameserver 10.96.0.10\n", encoding="ascii")
+    mount(str(tmp_path / "resolv.conf"), "/etc/resolv.conf", bind=True)
+
+
+@contextlib.contextmanager
+def listening(*ports: int, uid: int = PROXY) -> Iterator[None]:
+    """Sockets of this user that take connections."""
+    with contextlib.ExitStack() as stack:
+        os.seteuid(uid)
+        try:
+            for port in ports:
+                there = stack.enter_context(socket.socket())
+                there.bind(("127.0.0.1", port))
+                there.listen()
+        finally:
+            os.seteuid(0)
+        yield
+
+
+def check(*arguments: str) -> tuple[int, list[str], Result]:
+    """The exit status, the findings, and all that was said."""
+    done = run("check", "--live", *FLAGS, *arguments)
+    *findings, _ = done.out.splitlines()
+    return done.status, findings, done
+
+
+def kinds(*arguments: str) -> dict[str, dict[str, str]]:
+    """The findings by their kind."""
+    done = run("check", "--live", *FLAGS, *arguments, "--json")
+    return {each["kind"]: each for each in json.loads(done.out)["findings"]}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_is_wrong_with_a_good_pod(backend: str) -> None:
+    """Status 0, and that DNS is not captured, which is as it was asked for."""
+    install(backend, *FLAGS)
+    with listening(15001, 15006):
+        status, findings, done = check()
+    assert (status, done.err) == (0, "")
+    assert [line.split(":")[0] for line in findings] == ["info"]
+    assert done.out.endswith(f"this namespace ({backend}): nothing is wrong\n")
+
+
+def test_rules_that_are_not_there() -> None:
+    """None at all is one finding; a lost one and a foreign one before ours are one each."""
+    status, findings, _ = check()
+    assert status == 1
+    assert [line.split(";")[0] for line in findings] == [
+        "error: no rules of ours are in the live rules (legacy): nothing is captured"
+    ]
+    install("legacy", *FLAGS)
+    command("iptables-legacy", "-t", "nat", "-D", "ISTIO_INBOUND", "2")
+    command("iptables-legacy", "-t", "nat", "-I", "OUTPUT", "-p", "tcp", "-j", "ACCEPT")
+    with listening(15001, 15006):
+        found = kinds()
+    assert {*found} == {"missing-rule", "foreign-rule", "dns"}
+    assert found["missing-rule"]["severity"] == "error"
+    assert "--dport 15090 -j RETURN" in found["missing-rule"]["evidence"]
+    assert "--reconcile" in found["missing-rule"]["remedy"]
+    assert found["foreign-rule"]["severity"] == "warning"
+
+
+def test_rules_in_both_backends() -> None:
+    """Those in the other one take effect as well."""
+    install("legacy", *FLAGS)
+    command("iptables-nft", "-t", "nat", "-N", "ISTIO_REDIRECT")
+    command("iptables-nft", "-t", "nat", "-A", "ISTIO_REDIRECT", "-j", "RETURN")
+    assert "rules of ours in the nft backend" in kinds()["extra"]["evidence"]
+
+
+def test_nobody_listens() -> None:
+    """Each port that captured traffic is sent to, by what is to listen there."""
+    install("legacy", *FLAGS, "--redirect-dns")
+    _, findings, _ = check("--redirect-dns")
+    said = [line for line in findings if "nothing listens" in line]
+    assert sorted(line.split(" on ")[1].split(",")[0] for line in said) == [
+        "tcp port 15001 (IPv4)",
+        "tcp port 15006 (IPv4)",
+        "tcp port 15053 (IPv4)",
+        "udp port 15053 (IPv4)",
+    ]
+    assert all(("the agent runs" in line) is ("15053" in line) for line in said)
+
+
+def test_somebody_else_listens() -> None:
+    """Whose own connections the rules would capture again."""
+    install("legacy", *FLAGS)
+    with listening(15001, 15006, uid=1000):
+        found = kinds()["foreign-listener"]
+    assert found["severity"] == "error"
+    assert "user 1000 listens on tcp port 1500" in found["evidence"]
+    assert "user 1337" in found["evidence"]
+
+
+def test_tproxys_envoy_is_known_by_its_group() -> None:
+    """It runs as user 0 with the proxy's group."""
+    install("legacy", *FLAGS, "-m", "TPROXY")
+    with listening(15001, 15006, uid=0):
+        assert "foreign-listener" in kinds("-m", "TPROXY")
+        words = ("setpriv", "--regid", str(PROXY), "--clear-groups", "sleep", "60")
+        with subprocess.Popen(words) as envoy:
+            _wait(lambda: "foreign-listener" not in kinds("-m", "TPROXY"))
+            envoy.kill()
+
+
+def _wait(holds: object) -> None:
+    """Until it is so; another process needs a moment."""
+    for _ in range(100):
+        if holds():  # type: ignore[operator]  # a function
+            return
+        time.sleep(0.05)
+    pytest.fail("it did not come to be so")
+
+
+def test_an_application_as_the_proxys_user() -> None:
+    """Nothing that it sends is captured."""
+    install("legacy", *FLAGS)
+    words = ("setpriv", "--reuid", str(PROXY), "--regid", "5", "--clear-groups", "sleep", "60")
+    with subprocess.Popen(words) as application:
+        _wait(lambda: "application-as-proxy" in kinds())
+        found = kinds()["application-as-proxy"]
+        application.kill()
+    assert f"sleep (process {application.pid})" in found["evidence"]
+    assert "user 1337 and group 5" in found["evidence"]
+
+
+def test_ipv6_that_escapes() -> None:
+    """An address of a family without rules."""
+    install("legacy", *FLAGS, "--ip-family", "ipv4")
+    command("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
+    command("ip", "address", "add", "fd00::1/64", "dev", "eth0", "nodad")
+    command("ip", "link", "set", "eth0", "up")
+    assert "fd00::1" in kinds("--ip-family", "ipv4")["ipv6"]["evidence"]
+
+
+def test_dns_servers_that_are_not_captured(tmp_path: Path) -> None:
+    """One that resolv.conf names by now, and one that an application asks."""
+    (tmp_path / "then").write_text("nameserver 10.96.0.9\n", encoding="ascii")
+    flags = ("--redirect-dns", "--resolv-conf", str(tmp_path / "then"))
+    install("legacy", *FLAGS, *flags)
+    assert "resolv.conf names 10.96.0.10" in kinds(*flags)["dns-server"]["evidence"]
+    (tmp_path / "now").write_text("nameserver 10.96.0.9\n", encoding="ascii")
+    mount(str(tmp_path / "now"), "/etc/resolv.conf", bind=True)
+    assert "dns-server" not in kinds(*flags)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
+        # Over UDP that sends nothing; the loopback address is the pod's own.
+        command("ip", "route", "add", "8.8.8.8/32", "dev", "lo")
+        query.connect(("8.8.8.8", 53))
+        assert "asks the DNS server 8.8.8.8" in kinds(*flags)["dns-server"]["evidence"]
+
+
+@pytest.fixture
+def _server(box: None) -> None:  # noqa: ARG001 - made in it
+    """Another machine, 10.1.0.2, at the other end of eth0."""
+    command("ip", "netns", "add", "server")
+    command("ip", "link", "add", "eth0", "type", "veth", "peer", "eth0", "netns", "server")
+    command("ip", "address", "add", "10.1.0.1/24", "dev", "eth0")
+    command("ip", "link", "set", "eth0", "up")
+    command("ip", "-n", "server", "address", "add", "10.1.0.2/24", "dev", "eth0")
+    command("ip", "-n", "server", "link", "set", "eth0", "up")
+
+
+def _in_server(port: int, *, connects: bool) -> int:
+    """A process of the other machine that takes a connection, or makes one, and keeps it."""
+
+    def work() -> int:
+        enter_network("/run/netns/server")
+        if connects:
+            there = socket.create_connection(("10.1.0.1", port), 10)
+        else:
+            with socket.socket() as door:
+                door.bind(("10.1.0.2", port))
+                door.listen()
+                there, _ = door.accept()
+        with there:
+            time.sleep(60)
+        return 0
+
+    return forked(work)
+
+
+@pytest.mark.usefixtures("_server")
+def test_connections_from_before_the_rules() -> None:
+    """Both ways; those that were made with the rules in place, by way of Envoy, are none."""
+    server = _in_server(9000, connects=False)
+    with socket.socket() as door, contextlib.ExitStack() as stack:
+        door.bind(("10.1.0.1", 8080))
+        door.listen()
+        client = _in_server(8080, connects=True)
+        stack.enter_context(door.accept()[0])
+        outgoing = stack.enter_context(socket.socket())
+        _wait(lambda: outgoing.connect_ex(("10.1.0.2", 9000)) in {0, 106})
+        install("legacy", *FLAGS)
+        done = run("check", "--live", *FLAGS, "--json")
+        lines = [
+            each["evidence"]
+            for each in json.loads(done.out)["findings"]
+            if each["kind"] == "past-envoy"
+        ]
+        assert ["outbound" in line for line in lines] == [True, False]
+        assert "to 10.1.0.2:9000 of user 0" in lines[0]
+        assert "10.1.0.1:8080 to 10.1.0.2:" in lines[1]
+        # What the rules let pass is meant to.
+        excluded = ("-i", "*", "-b", "*", "-d", "8080", "-o", "9000")
+        assert install("legacy", *excluded, "--reconcile").status == 0
+        assert "past-envoy" not in kinds()
+    for each in (server, client):
+        os.kill(each, signal.SIGKILL)
+        joined(each)
+
+
+@pytest.mark.usefixtures("_server")
+def test_a_connection_by_way_of_envoy_is_captured() -> None:
+    """Its other end is here, at Envoy's port."""
+    install("legacy", *FLAGS)
+    with socket.socket() as envoy, socket.socket() as application:
+        envoy.bind(("127.0.0.1", 15001))
+        envoy.listen()
+        application.connect(("10.1.0.2", 9000))
+        accepted, _ = envoy.accept()
+        with accepted:
+            assert "past-envoy" not in kinds()
+
+
+def test_a_full_connection_table(tmp_path: Path) -> None:
+    """From nine tenths on; the numbers are read where the kernel has them."""
+    install("legacy", *FLAGS)
+    for count, severity in ((950, "warning"), (1000, "error")):
+        for name, number in (("count", count), ("max", 1000)):
+            (tmp_path / name).write_text(f"{number}\n", encoding="ascii")
+            path = f"/proc/sys/net/netfilter/nf_conntrack_{name}"
+            mount(str(tmp_path / name), path, bind=True)
+        assert kinds()["connection-table"]["severity"] == severity
+
+
+def test_what_can_not_be_read_is_said(tmp_path: Path) -> None:
+    """And is not taken for good: status 2 where nothing else is wrong."""
+    install("legacy", *FLAGS)
+    (tmp_path / "count").touch()
+    mount(str(tmp_path / "count"), "/proc/sys/net/netfilter/nf_conntrack_count", bind=True)
+    with listening(15001, 15006):
+        status, _, done = check()
+    assert status == 2
+    assert done.warnings == [
+        "not checked, since it can't be read: the connection table (/proc/sys/net/netfilter)"
+    ]
+
+
+def test_a_node() -> None:
+    """Where the rules would capture a whole machine."""
+    command("iptables-legacy", "-N", "KUBE-SERVICES")
+    assert "chain KUBE-SERVICES of kube-proxy" in kinds()["node"]["evidence"]
+
+
+def test_istios_detection_would_install_twice() -> None:
+    """Ours are in nft, and somebody has looked into the legacy tables."""
+    install("nft", *FLAGS)
+    assert "detection" not in kinds()
+    command("iptables-legacy-save", "-t", "nat")
+    assert "a second time" in kinds()["detection"]["evidence"]
+
+
+def test_extensions_that_the_kernel_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither registered nor among the module files; where those can't be seen, it is unknown."""
+    monkeypatch.setattr(modules, "_NETWORK", str(tmp_path))
+    monkeypatch.setattr(modules, "_MODULES", str(tmp_path))
+    done = check()[2]
+    assert done.warnings == [
+        "not checked, since it can't be read: the kernel's modules (/lib/modules)"
+    ]
+    release = tmp_path / os.uname().release
+    release.mkdir()
+    (release / "modules.builtin").write_text("kernel/net/netfilter/xt_tcpudp.ko\n", "ascii")
+    (release / "modules.dep").touch()
+    assert kinds()["kernel"]["evidence"] == (
+        "the kernel has no match owner (xt_owner), which the rules need"
+    )
+
+
+def test_watch_tells_what_changes() -> None:
+    """A finding that comes is a line; Ctrl-C ends it with the status of the last look."""
+    install("legacy", *FLAGS)
+    words = (CLI, "check", "--live", *FLAGS, "--watch", "--interval", "0.1")
+    with (
+        listening(15001, 15006),
+        subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=PATH
+        ) as watching,
+    ):
+        assert watching.stdout is not None
+        while "nothing is wrong" not in watching.stdout.readline():
+            pass
+        command("iptables-legacy", "-t", "nat", "-D", "ISTIO_INBOUND", "2")
+        assert " new: error: missing: IPv4 nat ISTIO_INBOUND rule 2" in watching.stdout.readline()
+        command(
+            "iptables-legacy", "-t", "nat", "-I", "ISTIO_INBOUND", "2",
+            "-p", "tcp", "--dport", "15090", "-j", "RETURN",
+        )  # fmt: skip
+        assert " gone: error: missing: IPv4 nat ISTIO_INBOUND rule 2" in watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        out, err = watching.communicate(timeout=30)
+    assert (watching.returncode, out, err) == (0, "", "")
+
+
+def test_rules_of_a_file(tmp_path: Path) -> None:
+    """Without a machine around them there are the rules alone."""
+    saved = tmp_path / "saved"
+    install("legacy", *FLAGS)
+    saved.write_text(command("iptables-legacy-save"), encoding="ascii")
+    done = run("check", "--rules", str(saved), *FLAGS)
+    assert (done.status, done.out) == (0, f"{saved}: nothing is wrong\n")
+    saved.write_text(
+        saved.read_text().replace("-A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN\n", "")
+    )
+    done = run("check", "--rules", str(saved), *FLAGS)
+    assert done.status == 1
+    assert done.out.startswith("error: missing: IPv4 nat ISTIO_OUTPUT rule 4: ")
+    assert "would be sent back" in done.out
