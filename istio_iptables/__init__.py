@@ -18,6 +18,7 @@ from istio_iptables.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from istio_iptables.api.capture import Capture, Plan, plan
     from istio_iptables.api.comparing import Differences, diff
+    from istio_iptables.api.describing import Description, describe
     from istio_iptables.api.explaining import explain
     from istio_iptables.api.explanation import Explanation
     from istio_iptables.api.installing import Installed, clean, install
@@ -30,6 +31,7 @@ __all__ = [
     "LIVE",
     "CannotTell",
     "Capture",
+    "Description",
     "Differences",
     "Differs",
     "Explanation",
@@ -41,6 +43,7 @@ __all__ = [
     "UsageProblems",
     "__version__",
     "clean",
+    "describe",
     "diff",
     "explain",
     "install",
@@ -51,6 +54,7 @@ __all__ = [
 #: The module of each name, in the package api.
 _PLACES = {
     "Capture": "capture",
+    "Description": "describing",
     "Differences": "comparing",
     "Explanation": "explanation",
     "Installed": "installing",
@@ -58,6 +62,7 @@ _PLACES = {
     "Live": "rules",
     "Plan": "capture",
     "clean": "installing",
+    "describe": "describing",
     "diff": "comparing",
     "explain": "explaining",
     "install": "installing",

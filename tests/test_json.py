@@ -47,6 +47,8 @@ NATIVE = {name: DRY_RUN[name] for name in ("settings", "routes", "addresses")} |
     "rules": "field of a native rule",
 }
 DIFF = {"differences": "field of a difference"}
+RULES_OF = DIFF | {"rules_of": "field of what the rules are of"}
+DESCRIBE = {"rules": "field of a described rule", "unexplained": "field of what is unexplained"}
 EXPLAIN = {
     "packet": "field of a packet",
     "path": "field of a step",
@@ -94,6 +96,9 @@ def printed(value: object, title: str, titles: dict[str, str]) -> Iterator[tuple
             if name == "settings":
                 for setting in held.values():
                     yield from printed(setting, titles[name], titles)
+            elif name == "environment":
+                # Names of variables.
+                assert all(isinstance(each, str) for each in held.values())
             elif name in titles:
                 yield from printed(held, titles[name], titles)
             else:
@@ -151,6 +156,25 @@ def test_diff(tmp_path: Path) -> None:
     check("`diff --json`", "field", DIFF, loaded(["diff", "--against", str(path), "--json"]))
     golden = loaded(["diff", "--golden", str(path), "--json"])
     assert set(golden) == documented("`diff --json`")["field with `--golden`"]
+
+
+def test_diff_without_settings(tmp_path: Path) -> None:
+    """What rules of other settings are."""
+    path = tmp_path / "rules"
+    path.write_text(run(["-n", "-i", "*", "--ip-family", "ipv4"]).out)
+    title = "field where no settings are given, and others explain the rules better"
+    document = loaded(["diff", "--against", str(path), "--json"])
+    check("`diff --json`", title, RULES_OF, document)
+
+
+def test_describe(tmp_path: Path) -> None:
+    """Rules with and without counters, with variables, and with something unexplained."""
+    path = tmp_path / "rules"
+    text = run(["-n", "--ip-family", "ipv4"], {"ISTIO_OUTBOUND_OWNER_GROUPS": "7"}).out
+    path.write_text(text.replace("-A OUTPUT", "[1:60] -A OUTPUT -j ACCEPT\n-A OUTPUT"))
+    document = loaded(["describe", "--rules", str(path), "--json"])
+    assert document["environment"] == {"ISTIO_OUTBOUND_OWNER_GROUPS": "7"}
+    check("`describe --json`", "field", DESCRIBE, document)
 
 
 def test_check(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Capture, plan
+from istio_iptables.api.recovering import recover
 from istio_iptables.api.rules import Live, rules_of
 from istio_iptables.api.unseen import unseen_chains
 from istio_iptables.errors import CannotTell, KernelRefused
@@ -13,6 +14,7 @@ from istio_iptables.netfilter.plan import DesiredState
 
 if TYPE_CHECKING:
     from istio_iptables.api.capture import Plan
+    from istio_iptables.api.recovering import Recovered
     from istio_iptables.api.rules import Source
     from istio_iptables.api.unseen import Unseen
     from istio_iptables.kernel.live import LiveState
@@ -44,6 +46,8 @@ class Subject(NamedTuple):
     warnings: tuple[str, ...] = ()
     #: What was read of a namespace; None where the rules are not live.
     state: LiveState | None = None
+    #: The settings that the rules were made by, where no plan was given.
+    recovered: Recovered | None = None
 
     @property
     def world(self) -> Surroundings:
@@ -60,24 +64,30 @@ def subject_of(
 ) -> Subject:
     """The rules of *wanted*, or other *rules*: a text's, rulesets, or those in the kernel (``LIVE``).
 
-    Without *wanted* the settings are those that the rules were made by. *family* and *name* are as
+    Without *wanted* the settings are those that the rules were made by, as far as they tell. *family* and *name* are as
     in ``rules_of``. Raises CannotTell for rules that can't be read.
     """
     if wanted is not None and wanted.config.native_nftables:
         message = "native nftables rules are not followed: explain is about rules of iptables"
         raise CannotTell(message)
     if rules is None:
-        own = _recovered() if wanted is None else wanted
+        own = wanted or plan(Capture())
         return Subject(own.rulesets, own, own.routes, "the plan")
     found = rules_of(rules, family, name)
     if isinstance(found, Live):
         return _live(wanted, found)
-    own = _recovered() if wanted is None else wanted
-    return Subject(found, own, own.routes, name)
+    own, recovered = _settings(wanted, found)
+    return Subject(found, own, own.routes, name, recovered=recovered)
 
 
-def _recovered() -> Plan:
-    return plan(Capture(ip_family="dual"))
+def _settings(
+    wanted: Plan | None, rulesets: tuple[Ruleset, ...], routes: tuple[PolicyRoute, ...] = ()
+) -> tuple[Plan, Recovered | None]:
+    """The plan that was given, or the one that the rules were made by."""
+    if wanted is not None:
+        return wanted, None
+    recovered = recover(rulesets, routes)
+    return recovered.plan, recovered
 
 
 def _live(wanted: Plan | None, live: Live) -> Subject:
@@ -100,6 +110,7 @@ def _live(wanted: Plan | None, live: Live) -> Subject:
             routing = Routing()
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
+    own_plan, recovered = _settings(wanted, state.rulesets, there)
     warnings = list(state.warnings)
     if state.other_rulesets:
         warnings.append("there are rules in the other backend too, which are not followed")
@@ -108,7 +119,7 @@ def _live(wanted: Plan | None, live: Live) -> Subject:
         warnings.append(f"tables that can't be read are not followed: {tables}")
     return Subject(
         state.rulesets,
-        _recovered() if wanted is None else wanted,
+        own_plan,
         there,
         f"the live rules ({state.backend})",
         addresses,
@@ -118,4 +129,5 @@ def _live(wanted: Plan | None, live: Live) -> Subject:
         namespace,
         tuple(warnings),
         state,
+        recovered,
     )

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from istio_iptables.api.comparing import diff
+from istio_iptables.api.describing import describe
 from istio_iptables.api.rendering import render
+from istio_iptables.api.rules import Live
 from istio_iptables.commands.documents import JSON_OPTION, print_json
 from istio_iptables.commands.inputs import (
     CAPTURE_SETTINGS,
@@ -21,16 +23,19 @@ from istio_iptables.commands.inputs import (
 from istio_iptables.commands.load import Purpose, tell
 from istio_iptables.commands.options import Example, SettingsCommand, flags_given
 from istio_iptables.commands.pod import POD_OPTIONS, read_pod, read_ways
+from istio_iptables.commands.sources import settings_given
 from istio_iptables.differences.rulesets import ChangeKind
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.netfilter.model import Family
 from istio_iptables.text import paint, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.comparing import Differences
+    from istio_iptables.api.describing import Description
+    from istio_iptables.differences.rulesets import Difference
 
 __all__ = ["command"]
 
@@ -62,12 +67,18 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         given=read_pod(options),
         purpose=Purpose(live=against is None),
     )
-    if against is None:
-        found = diff(plan)
-    else:
-        name = "stdin" if against == "-" else against
-        found = diff(plan, read_rules(against, options["family"]), name=name)
-    return _report(found, as_json=options["as_json"], missing_at_once=against is None)
+    rules = None if against is None else read_rules(against, options["family"])
+    name = "stdin" if against == "-" else against or ""
+    found = diff(plan) if rules is None else diff(plan, rules, name=name)
+    described = None
+    if found and not settings_given(ctx, options):
+        # Nobody said what is meant to be there: what is there can say what it was meant to be.
+        source = Live(plan.config.network_namespace, plan.config.backend)
+        described = describe(source if rules is None else rules, name=found.what)
+        if not described.ours or len(described.unexplained) >= len(found):
+            described = None
+    _report(found, as_json=options["as_json"], missing_at_once=rules is None, described=described)
+    return ExitStatus.FAILED if found else ExitStatus.DONE
 
 
 def _with_cni(ctx: click.Context, options: Mapping[str, Any]) -> ExitStatus:
@@ -77,16 +88,26 @@ def _with_cni(ctx: click.Context, options: Mapping[str, Any]) -> ExitStatus:
         for each in read_ways(options, cni=(False, True))
     )
     found = diff(by_init, by_cni.rulesets, name="what istio-cni makes of the pod")
-    return _report(found, as_json=options["as_json"], missing_at_once=False)
+    _report(found, as_json=options["as_json"], missing_at_once=False)
+    return ExitStatus.FAILED if found else ExitStatus.DONE
 
 
-def _report(found: Differences, *, as_json: bool, missing_at_once: bool) -> ExitStatus:
+def _report(
+    found: Differences,
+    *,
+    as_json: bool,
+    missing_at_once: bool,
+    described: Description | None = None,
+) -> None:
     tell("warning", found.warnings)
     if as_json:
-        _print_json(found)
-    else:
-        _print(found, missing_at_once=missing_at_once)
-    return ExitStatus.FAILED if found else ExitStatus.DONE
+        _print_json(found, described)
+        return
+    _print(found, missing_at_once=missing_at_once)
+    if described is not None:
+        but = ", but for:" if described.unexplained else ""
+        sys.stdout.write(f"{printable(f'these are the rules of {described.settings}{but}')}\n")
+        _print_each(described.unexplained)
 
 
 def _titles(families: tuple[Family, ...]) -> str:
@@ -95,14 +116,8 @@ def _titles(families: tuple[Family, ...]) -> str:
 
 def _print(found: Differences, *, missing_at_once: bool) -> None:
     all_missing = found.missing if missing_at_once else 0
-    for difference in found:
-        # All of the plan, rule by rule, would say no more than that nothing is there.
-        if not (all_missing and difference.kind is ChangeKind.MISSING):
-            kind = difference.kind.value
-            style = "red" if difference.kind in _LOST else "yellow"
-            first, *others = (f"{printable(line)}\n" for line in difference.lines)
-            first = first.replace(kind, paint(kind, style, sys.stdout), 1)
-            sys.stdout.writelines((first, *others))
+    # All of the plan, rule by rule, would say no more than that nothing is there.
+    _print_each(each for each in found if not (all_missing and each.kind is ChangeKind.MISSING))
     if all_missing:
         rules = "rule is" if all_missing == 1 else "rules are"
         line = f"no rules of ours are in {found.what} ({all_missing} {rules} missing)"
@@ -115,8 +130,17 @@ def _print(found: Differences, *, missing_at_once: bool) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-def _print_json(found: Differences) -> None:
-    document = {
+def _print_each(differences: Iterable[Difference]) -> None:
+    for difference in differences:
+        kind = difference.kind.value
+        style = "red" if difference.kind in _LOST else "yellow"
+        first, *others = (f"{printable(line)}\n" for line in difference.lines)
+        first = first.replace(kind, paint(kind, style, sys.stdout), 1)
+        sys.stdout.writelines((first, *others))
+
+
+def _print_json(found: Differences, described: Description | None) -> None:
+    document: dict[str, object] = {
         "same": not found,
         "families": [family.value for family in found.families],
         "differences": [
@@ -134,6 +158,13 @@ def _print_json(found: Differences) -> None:
             for each in found
         ],
     }
+    if described is not None:
+        document["rules_of"] = {
+            "arguments": list(described.arguments),
+            "environment": described.environment,
+            "nameservers": list(described.nameservers),
+            "unexplained": [each.line for each in described.unexplained],
+        }
     print_json(document)
 
 

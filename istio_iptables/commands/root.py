@@ -58,6 +58,10 @@ root = SettingsCommand(
         "clean": Subcommand(
             "istio_iptables.commands.clean", "Remove our rules, routes and address again."
         ),
+        "describe": Subcommand(
+            "istio_iptables.commands.describe",
+            "Say which command line made the rules that are there, and what each is for.",
+        ),
         "diff": Subcommand(
             "istio_iptables.commands.diff",
             "Compare the rules of a namespace or a file with those of the flags.",

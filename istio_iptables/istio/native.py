@@ -127,9 +127,10 @@ def _wanted(config: Config, family: Family) -> dict[tuple[str, str], list[_Wante
         if known is None:
             known = templates[text] = template(text.format_map(common), {})
         rule = known.rule(reason, values)
-        if "network" in values and rule.destination is None:
+        network = values.get("outbound_cidrs") or values.get("outbound_cidrs_exclude")
+        if network and rule.destination is None:
             # 0.0.0.0/0 is no condition to iptables, but here it says which family is meant.
-            rule = rule._replace(destination=Term(values["network"]))
+            rule = rule._replace(destination=Term(network))
         _, table, _, name, _ = text.split(" ", 4)
         found.setdefault((table, name), []).append(
             _Wanted(text, values, _native(rule, family, table, config), known.position)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from istio_iptables.settings.config import Config
 
     #: Fills in the names in one part of a rule.
-    _Fill = Callable[[Any, Mapping[str, str]], object]
+    _Fill = Callable[[Any, Mapping[str, object]], object]
 
 __all__ = ["Common", "Template", "build", "build_address", "template"]
 
@@ -116,7 +116,7 @@ class Template(NamedTuple):
     fields: list[Any]
     varying: tuple[tuple[int, _Fill], ...]
 
-    def rule(self, reason: str, values: Mapping[str, str]) -> Rule:
+    def rule(self, reason: str, values: Mapping[str, object]) -> Rule:
         """The rule with its reason, and with *values* for the names."""
         fields = self.fields.copy()
         for number, fill in self.varying:
@@ -124,7 +124,7 @@ class Template(NamedTuple):
         fields[_REASON] = reason
         return Rule._make(fields)
 
-    def add(self, reason: str, values: Mapping[str, str]) -> None:
+    def add(self, reason: str, values: Mapping[str, object]) -> None:
         """Put that rule into its chain."""
         rule = self.rule(reason, values)
         if self.position is None:
@@ -162,16 +162,16 @@ def template(text: str, tables: dict[str, dict[str, list[Rule]]]) -> Template:
     )
 
 
-def _fill_term(term: Term, values: Mapping[str, str]) -> Term | None:
+def _fill_term(term: Term, values: Mapping[str, object]) -> Term | None:
     value = term.value.format_map(values)
     return None if value in _NO_CONDITION else Term(value, term.negated)
 
 
-def _fill_matches(matches: tuple[Match, ...], values: Mapping[str, str]) -> tuple[Match, ...]:
+def _fill_matches(matches: tuple[Match, ...], values: Mapping[str, object]) -> tuple[Match, ...]:
     return tuple([Match(name, _fill_options(options, values)) for name, options in matches])
 
 
-def _fill_options(options: tuple[Option, ...], values: Mapping[str, str]) -> tuple[Option, ...]:
+def _fill_options(options: tuple[Option, ...], values: Mapping[str, object]) -> tuple[Option, ...]:
     filled = []
     for option in options:
         name, texts, negated = option

@@ -8,8 +8,9 @@ With ``nft_like_iptables`` some are otherwise: native nftables rules that are ma
 packets as iptables treats them by the usual ones. That is so where a negated owner matches packets
 of no socket, which it does in iptables alone, and where iptables' TPROXY finds no listener.
 
-``{name}`` is a value: one of ``common_values``, or, in a condition, one that ``rule`` is given. A
-value that every packet has (``0.0.0.0/0``, ``::/0``, interface ``+``, ports ``0:65535``) makes no
+``{name}`` is a value, named for the field of Config that it is from: one of ``common_values``, or, in a
+condition, one that ``rule`` is given (``recovery`` reads the same texts the other way round). A value
+that every packet has (``0.0.0.0/0``, ``::/0``, interface ``+``, ports ``0:65535``) makes no
 condition: iptables-save does not print it, and it is left out. The reasons are plain f-strings.
 """
 
@@ -88,11 +89,11 @@ def common_values(c: Config, family: Family) -> dict[str, object]:
         "passthrough": f"{_PASSTHROUGH[family]}/{family.bits}",
         "any_address": "0.0.0.0" if ipv4 else "::",  # noqa: S104 - text of a rule, not bound
         # Where Envoy listens: for outbound connections (-p), inbound ones (-z), and HBONE (-e).
-        "outbound_port": c.envoy_port,
-        "inbound_port": c.inbound_capture_port,
-        "tunnel_port": c.inbound_tunnel_port,
+        "envoy_port": c.envoy_port,
+        "inbound_capture_port": c.inbound_capture_port,
+        "inbound_tunnel_port": c.inbound_tunnel_port,
         "agent_dns_port": AGENT_DNS_PORT,
-        "mark": hex(c.tproxy_mark),
+        "tproxy_mark": hex(c.tproxy_mark),
         "outbound_mark": hex(OUTBOUND_MARK),
     }
 
@@ -122,26 +123,26 @@ def _excluded_interfaces(c: Config) -> Iterator[RuleText]:
     for table in ("nat", "mangle") if c.mode is Mode.TPROXY else ("nat",):
         for name in c.exclude_interfaces:
             yield rule(
-                f"-t {table} -A PREROUTING -i {{name}} -j RETURN",
+                f"-t {table} -A PREROUTING -i {{exclude_interfaces}} -j RETURN",
                 f"Interface {name} is excluded from capture (-c): packets that arrive on it skip"
                 " the rules below.",
-                name=name,
+                exclude_interfaces=name,
             )
             yield rule(
-                f"-t {table} -A OUTPUT -o {{name}} -j RETURN",
+                f"-t {table} -A OUTPUT -o {{exclude_interfaces}} -j RETURN",
                 f"Interface {name} is excluded from capture (-c): packets that leave through it"
                 " skip the rules below.",
-                name=name,
+                exclude_interfaces=name,
             )
 
 
 def _virtual_interfaces(c: Config) -> Iterator[RuleText]:
     for name in c.virtual_interfaces:
         yield rule(
-            "-t nat -I PREROUTING -i {name} -j RETURN",
+            "-t nat -I PREROUTING -i {virtual_interfaces} -j RETURN",
             f"Interface {name} carries a virtual machine's traffic (-k), which counts as outbound:"
             " it skips the inbound rules.",
-            name=name,
+            virtual_interfaces=name,
         )
 
 
@@ -159,17 +160,17 @@ def _invalid_packets() -> Iterator[RuleText]:
 
 def _listeners(c: Config) -> Iterator[RuleText]:
     yield rule(
-        "-t nat -A ISTIO_INBOUND -p tcp -m tcp --dport {tunnel_port} -j RETURN",
+        "-t nat -A ISTIO_INBOUND -p tcp -m tcp --dport {inbound_tunnel_port} -j RETURN",
         f"Port {c.inbound_tunnel_port} is the mesh's tunnel (HBONE): Envoy listens on it, so it is"
         " not redirected.",
     )
     yield rule(
-        "-t nat -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports {outbound_port}",
+        "-t nat -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports {envoy_port}",
         "Captured outbound connections go to Envoy's outbound listener on port"
         f" {c.envoy_port}, which asks the kernel for their original destination.",
     )
     yield rule(
-        "-t nat -A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports {inbound_port}",
+        "-t nat -A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports {inbound_capture_port}",
         "Captured inbound connections go to Envoy's inbound listener on port"
         f" {c.inbound_capture_port}, which forwards them to the application.",
     )
@@ -183,9 +184,9 @@ def _inbound_redirect(c: Config) -> Iterator[RuleText]:
     if c.inbound_ports is ALL:
         for port, named in _ports(c, c.inbound_ports_exclude):
             yield rule(
-                "-t nat -A ISTIO_INBOUND -p tcp -m tcp --dport {port} -j RETURN",
+                "-t nat -A ISTIO_INBOUND -p tcp -m tcp --dport {inbound_ports_exclude} -j RETURN",
                 _why_excluded(port, named),
-                port=port,
+                inbound_ports_exclude=port,
             )
         yield rule(
             "-t nat -A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT",
@@ -194,15 +195,15 @@ def _inbound_redirect(c: Config) -> Iterator[RuleText]:
     else:
         for port, named in _ports(c, c.inbound_ports):
             yield rule(
-                "-t nat -A ISTIO_INBOUND -p tcp -m tcp --dport {port} -j ISTIO_IN_REDIRECT",
+                "-t nat -A ISTIO_INBOUND -p tcp -m tcp --dport {inbound_ports} -j ISTIO_IN_REDIRECT",
                 f"Inbound connections to {named} (-b) are captured and go to Envoy.",
-                port=port,
+                inbound_ports=port,
             )
 
 
 def _inbound_tproxy(c: Config) -> Iterator[RuleText]:
     yield rule(
-        "-t mangle -A ISTIO_DIVERT -j MARK --set-xmark {mark}/0xffffffff",
+        "-t mangle -A ISTIO_DIVERT -j MARK --set-xmark {tproxy_mark}/0xffffffff",
         f"The mark {c.tproxy_mark} selects the policy route, which delivers the packet to a local"
         " socket even if its destination is not an address of the pod.",
     )
@@ -212,7 +213,7 @@ def _inbound_tproxy(c: Config) -> Iterator[RuleText]:
         " table.",
     )
     yield rule(
-        "-t mangle -A ISTIO_TPROXY ! -d {loopback} -p tcp -j TPROXY --on-port {inbound_port} --on-ip {any_address} --tproxy-mark {mark}/0xffffffff",
+        "-t mangle -A ISTIO_TPROXY ! -d {loopback} -p tcp -j TPROXY --on-port {inbound_capture_port} --on-ip {any_address} --tproxy-mark {tproxy_mark}/0xffffffff",
         "New inbound connections go to Envoy's inbound listener on port"
         f" {c.inbound_capture_port} with both addresses unchanged, so that the application sees"
         " the client's address; loopback is left out.",
@@ -230,9 +231,9 @@ def _inbound_tproxy(c: Config) -> Iterator[RuleText]:
     if c.inbound_ports is ALL:
         for port, named in _ports(c, c.inbound_ports_exclude):
             yield rule(
-                "-t mangle -A ISTIO_INBOUND -p tcp -m tcp --dport {port} -j RETURN",
+                "-t mangle -A ISTIO_INBOUND -p tcp -m tcp --dport {inbound_ports_exclude} -j RETURN",
                 _why_excluded(port, named),
-                port=port,
+                inbound_ports_exclude=port,
             )
         yield rule(
             "-t mangle -A ISTIO_INBOUND -p tcp -m conntrack --ctstate RELATED,ESTABLISHED -j ISTIO_DIVERT",
@@ -247,16 +248,16 @@ def _inbound_tproxy(c: Config) -> Iterator[RuleText]:
     else:
         for port, named in _ports(c, c.inbound_ports):
             yield rule(
-                "-t mangle -A ISTIO_INBOUND -p tcp -m tcp --dport {port} -m conntrack --ctstate RELATED,ESTABLISHED -j ISTIO_DIVERT",
+                "-t mangle -A ISTIO_INBOUND -p tcp -m tcp --dport {inbound_ports} -m conntrack --ctstate RELATED,ESTABLISHED -j ISTIO_DIVERT",
                 f"Packets of established connections to {named} only need the mark, which"
                 " takes them to Envoy's existing socket.",
-                port=port,
+                inbound_ports=port,
             )
             yield rule(
-                "-t mangle -A ISTIO_INBOUND -p tcp -m tcp --dport {port} -j ISTIO_TPROXY",
+                "-t mangle -A ISTIO_INBOUND -p tcp -m tcp --dport {inbound_ports} -j ISTIO_TPROXY",
                 f"New inbound connections to {named} (-b) are captured: TPROXY gives them to"
                 " Envoy.",
-                port=port,
+                inbound_ports=port,
             )
 
 
@@ -268,16 +269,16 @@ def _outbound_start(c: Config, family: Family) -> Iterator[RuleText]:
     for port, named in _ports(c, c.outbound_ports_exclude):
         excluded = f"Destination {named} {'are' if named.startswith(_MANY) else 'is'} excluded"
         yield rule(
-            "-t nat -A ISTIO_OUTPUT -p tcp -m tcp --dport {port} -j RETURN",
+            "-t nat -A ISTIO_OUTPUT -p tcp -m tcp --dport {outbound_ports_exclude} -j RETURN",
             f"{excluded} from outbound capture (-o), for TCP here; this"
             " comes before every other outbound rule, DNS capture included.",
-            port=port,
+            outbound_ports_exclude=port,
         )
         yield rule(
-            "-t nat -A ISTIO_OUTPUT -p udp -m udp --dport {port} -j RETURN",
+            "-t nat -A ISTIO_OUTPUT -p udp -m udp --dport {outbound_ports_exclude} -j RETURN",
             f"{excluded} from outbound capture (-o), for UDP here; this"
             " comes before every other outbound rule, DNS capture included.",
-            port=port,
+            outbound_ports_exclude=port,
         )
     yield rule(
         "-t nat -A ISTIO_OUTPUT -s {passthrough} -o lo -j RETURN",
@@ -291,18 +292,17 @@ def _proxy_traffic(c: Config) -> Iterator[RuleText]:
     captures_loopback = c.outbound_cidrs is not ALL and any(
         network.loopback for network in c.outbound_cidrs
     )
-    for kind, who, number in _proxy_owners(c):
-        if c.redirect_dns and kind == "uid":
-            to_itself = "-t nat -A ISTIO_OUTPUT ! -d {loopback} -o lo -p tcp -m multiport ! --dports 53,{tunnel_port} -m owner --{kind}-owner {number} -j ISTIO_IN_REDIRECT"
+    for owner, who, number in _proxy_owners(c):
+        if c.redirect_dns and "proxy_uids" in number:
+            to_itself = f"-t nat -A ISTIO_OUTPUT ! -d {{loopback}} -o lo -p tcp -m multiport ! --dports 53,{{inbound_tunnel_port}} -m owner {owner} -j ISTIO_IN_REDIRECT"
         else:
-            to_itself = "-t nat -A ISTIO_OUTPUT ! -d {loopback} -o lo -p tcp -m tcp ! --dport {tunnel_port} -m owner --{kind}-owner {number} -j ISTIO_IN_REDIRECT"
+            to_itself = f"-t nat -A ISTIO_OUTPUT ! -d {{loopback}} -o lo -p tcp -m tcp ! --dport {{inbound_tunnel_port}} -m owner {owner} -j ISTIO_IN_REDIRECT"
         yield rule(
             to_itself,
             f"Envoy ({who}) connects to its own pod when the application calls a service whose"
             " endpoint is this pod: that is an inbound connection and goes to Envoy's inbound"
             " listener, as if it came from outside.",
-            kind=kind,
-            number=number,
+            **number,
         )
         if captures_loopback:
             pass
@@ -317,26 +317,23 @@ def _proxy_traffic(c: Config) -> Iterator[RuleText]:
             )
         elif c.redirect_dns:
             yield rule(
-                "-t nat -A ISTIO_OUTPUT -o lo -p tcp -m tcp ! --dport 53 -m owner ! --{kind}-owner {number} -j RETURN",
+                f"-t nat -A ISTIO_OUTPUT -o lo -p tcp -m tcp ! --dport 53 -m owner ! {owner} -j RETURN",
                 f"Connections of the application (any process but those of {who}) to its own pod"
                 " over loopback are not captured; DNS over TCP is left to the rules below.",
-                kind=kind,
-                number=number,
+                **number,
             )
         else:
             yield rule(
-                "-t nat -A ISTIO_OUTPUT -o lo -m owner ! --{kind}-owner {number} -j RETURN",
+                f"-t nat -A ISTIO_OUTPUT -o lo -m owner ! {owner} -j RETURN",
                 f"Traffic of the application (any process but those of {who}) to its own pod over"
                 " loopback is not captured.",
-                kind=kind,
-                number=number,
+                **number,
             )
         yield rule(
-            "-t nat -A ISTIO_OUTPUT -m owner --{kind}-owner {number} -j RETURN",
+            f"-t nat -A ISTIO_OUTPUT -m owner {owner} -j RETURN",
             f"Envoy's own traffic ({who}) is not captured: it would be redirected to Envoy again,"
             " in a loop.",
-            kind=kind,
-            number=number,
+            **number,
         )
 
 
@@ -344,10 +341,10 @@ def _owner_groups(c: Config) -> Iterator[RuleText]:
     if c.owner_groups is ALL:
         for group in map(str, c.owner_groups_exclude):
             yield rule(
-                "-t nat -A ISTIO_OUTPUT -m owner --gid-owner {group} -j RETURN",
+                "-t nat -A ISTIO_OUTPUT -m owner --gid-owner {owner_groups_exclude} -j RETURN",
                 f"Processes of group {group} are excluded from outbound capture"
                 " (ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE).",
-                group=group,
+                owner_groups_exclude=group,
             )
     elif c.owner_groups and c.nft_like_iptables:
         only = (
@@ -360,10 +357,10 @@ def _owner_groups(c: Config) -> Iterator[RuleText]:
         )
         for group in map(str, c.owner_groups):
             yield rule(
-                "-t nat -A ISTIO_OUTPUT_GROUPS -m owner --gid-owner {group} -j RETURN",
+                "-t nat -A ISTIO_OUTPUT_GROUPS -m owner --gid-owner {owner_groups} -j RETURN",
                 f"Processes of group {group} go on to the rules that capture"
                 " (ISTIO_OUTBOUND_OWNER_GROUPS).",
-                group=group,
+                owner_groups=group,
             )
         yield rule(
             "-t nat -A ISTIO_OUTPUT_GROUPS -j ACCEPT",
@@ -409,20 +406,18 @@ def _dns(c: Config, family: Family) -> Iterator[RuleText]:
             " knows the names of the mesh.",
             server=server,
         )
-    for kind, who, number in _proxy_owners(c):
+    for owner, who, number in _proxy_owners(c):
         yield rule(
-            "-t raw -A ISTIO_OUTPUT_DNS -p udp -m udp --dport 53 -m owner --{kind}-owner {number} -j CT --zone 1",
+            f"-t raw -A ISTIO_OUTPUT_DNS -p udp -m udp --dport 53 -m owner {owner} -j CT --zone 1",
             f"Queries of the agent ({who}) to the real DNS servers are tracked in zone 1, apart"
             " from the application's queries to the agent.",
-            kind=kind,
-            number=number,
+            **number,
         )
         yield rule(
-            "-t raw -A ISTIO_OUTPUT_DNS -p udp -m udp --sport {agent_dns_port} -m owner --{kind}-owner {number} -j CT --zone 2",
+            f"-t raw -A ISTIO_OUTPUT_DNS -p udp -m udp --sport {{agent_dns_port}} -m owner {owner} -j CT --zone 2",
             f"Responses of the agent ({who}) to the application are tracked in zone 2, the zone of"
             " the query, so that the server's address can be put back.",
-            kind=kind,
-            number=number,
+            **number,
         )
     if servers:
         yield rule(
@@ -451,16 +446,16 @@ def _outbound_capture(c: Config, family: Family) -> Iterator[RuleText]:
     )
     for network, named in _networks(c, c.outbound_cidrs_exclude, family):
         yield rule(
-            "-t nat -A ISTIO_OUTPUT -d {network} -j RETURN",
+            "-t nat -A ISTIO_OUTPUT -d {outbound_cidrs_exclude} -j RETURN",
             f"Destinations in {named} are excluded from outbound capture (-x), whatever is"
             " included below.",
-            network=network,
+            outbound_cidrs_exclude=network,
         )
     for port, named in _ports(c, c.outbound_ports):
         yield rule(
-            "-t nat -A ISTIO_OUTPUT -p tcp -m tcp --dport {port} -j ISTIO_REDIRECT",
+            "-t nat -A ISTIO_OUTPUT -p tcp -m tcp --dport {outbound_ports} -j ISTIO_REDIRECT",
             f"Connections to destination {named} (-q) are captured, whatever their address.",
-            port=port,
+            outbound_ports=port,
         )
     if c.outbound_cidrs is ALL:
         yield rule(
@@ -469,54 +464,53 @@ def _outbound_capture(c: Config, family: Family) -> Iterator[RuleText]:
         )
         for name in c.virtual_interfaces:
             yield rule(
-                "-t nat -I PREROUTING -i {name} -j ISTIO_REDIRECT",
+                "-t nat -I PREROUTING -i {virtual_interfaces} -j ISTIO_REDIRECT",
                 f"All connections of the virtual machine on {name} (-k) count as outbound: they"
                 " are captured and go to Envoy.",
-                name=name,
+                virtual_interfaces=name,
             )
     else:
         for network, named in _networks(c, c.outbound_cidrs, family):
             yield rule(
-                "-t nat -A ISTIO_OUTPUT -d {network} -j ISTIO_REDIRECT",
+                "-t nat -A ISTIO_OUTPUT -d {outbound_cidrs} -j ISTIO_REDIRECT",
                 f"Connections to {named} (-i) are captured and go to Envoy.",
-                network=network,
+                outbound_cidrs=network,
             )
             for name in c.virtual_interfaces:
                 yield rule(
-                    "-t nat -I PREROUTING -d {network} -i {name} -j ISTIO_REDIRECT",
+                    "-t nat -I PREROUTING -d {outbound_cidrs} -i {virtual_interfaces} -j ISTIO_REDIRECT",
                     f"Connections of the virtual machine on {name} (-k) to {named} count as"
                     " outbound: they are captured and go to Envoy.",
-                    network=network,
-                    name=name,
+                    outbound_cidrs=network,
+                    virtual_interfaces=name,
                 )
 
 
 def _tproxy_marks(c: Config, family: Family) -> Iterator[RuleText]:
     yield rule(
-        "-t mangle -A PREROUTING -p tcp -m mark --mark {mark} -j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+        "-t mangle -A PREROUTING -p tcp -m mark --mark {tproxy_mark} -j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff",
         f"Envoy sets the mark {c.tproxy_mark} on its connections to the application from the"
         " client's address: the connection keeps the mark for the replies.",
     )
     yield rule(
-        "-t mangle -A OUTPUT -o lo -p tcp -m mark --mark {mark} -j RETURN",
+        "-t mangle -A OUTPUT -o lo -p tcp -m mark --mark {tproxy_mark} -j RETURN",
         "Packets that Envoy marked, on their way to the application, keep that mark.",
     )
-    for kind, who, number in _proxy_owners(c):
+    for owner, who, number in _proxy_owners(c):
         yield rule(
-            "-t mangle -A OUTPUT ! -d {loopback} -o lo -p tcp -m owner --{kind}-owner {number} -j MARK --set-xmark {outbound_mark}/0xffffffff",
+            f"-t mangle -A OUTPUT ! -d {{loopback}} -o lo -p tcp -m owner {owner} -j MARK --set-xmark {{outbound_mark}}/0xffffffff",
             f"Envoy ({who}) connects to its own pod for the application: by the mark"
             f" {OUTBOUND_MARK} the inbound rules tell this from the application's connections to"
             " itself.",
-            kind=kind,
-            number=number,
+            **number,
         )
     yield rule(
-        "-t mangle -A OUTPUT -p tcp -m connmark --mark {mark} -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+        "-t mangle -A OUTPUT -p tcp -m connmark --mark {tproxy_mark} -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff",
         "The application's replies get the connection's mark back, so that the policy route takes"
         " them to Envoy and not to the client.",
     )
     yield rule(
-        "-t mangle -I ISTIO_INBOUND 1 -p tcp -m mark --mark {mark} -j RETURN",
+        "-t mangle -I ISTIO_INBOUND 1 -p tcp -m mark --mark {tproxy_mark} -j RETURN",
         "A packet that has the mark already is on its way between Envoy and the application:"
         " captured again, it would run in a loop.",
     )
@@ -532,12 +526,12 @@ def _tproxy_marks(c: Config, family: Family) -> Iterator[RuleText]:
     )
 
 
-def _proxy_owners(c: Config) -> Iterator[tuple[str, str, str]]:
-    """Envoy's users, then its groups: ``uid`` or ``gid``, the words for it, and the number."""
+def _proxy_owners(c: Config) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Envoy's users, then its groups: the option of owner, the words for it, and its value."""
     for uid in map(str, c.proxy_uids):
-        yield "uid", f"user {uid}", uid
+        yield "--uid-owner {proxy_uids}", f"user {uid}", {"proxy_uids": uid}
     for gid in map(str, c.proxy_gids):
-        yield "gid", f"group {gid}", gid
+        yield "--gid-owner {proxy_gids}", f"group {gid}", {"proxy_gids": gid}
 
 
 def _dns_servers(c: Config, family: Family) -> list[tuple[str, str]]:

@@ -55,6 +55,11 @@ class DesiredState(NamedTuple):
         """What the rules lean on, in the order in which it is made: addresses, then routes."""
         return (*self.addresses, *self.routes)
 
+    @property
+    def rule_count(self) -> int:
+        """How many rules there are in both families."""
+        return sum(ruleset.rule_count for ruleset in self.rulesets)
+
     def network_without(self, other: DesiredState) -> DesiredState:
         """The routes and addresses that *other* lacks, whatever the reasons for them."""
         there = {each._replace(reason="") for each in other.network}

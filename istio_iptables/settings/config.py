@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from istio_iptables.settings.sources import Value
 
 __all__ = [
+    "FIELDS",
     "MAX_OWNER_GROUPS",
     "Config",
     "Host",
@@ -115,7 +116,7 @@ class Config(NamedTuple):
 
 
 #: The field of Config that each setting becomes, where the names differ or Istio's is long.
-_FIELDS = {
+FIELDS = {
     "istio_inbound_interception_mode": "mode",
     "istio_inbound_ports": "inbound_ports",
     "istio_local_exclude_ports": "inbound_ports_exclude",
@@ -187,7 +188,7 @@ def typed_fields(values: Mapping[str, Value], machine: Host) -> dict[str, object
     Raises UsageProblems with one line for each item that can't be used, alone or with others.
     """
     read, problems = convert(values, Names(machine.uid, machine.gid))
-    fields = {_FIELDS.get(name, name): value for name, value in read.items()}
+    fields = {FIELDS.get(name, name): value for name, value in read.items()}
     problems += _wrong_together(fields, values)
     if problems:
         raise UsageProblems(problems)

@@ -1,0 +1,212 @@
+"""Rules to the plan that makes them: readings of the rules, tried by building them again."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from istio_iptables.api.capture import Plan
+from istio_iptables.differences.rulesets import ChangeKind, diff_rulesets
+from istio_iptables.errors import UsageProblems
+from istio_iptables.istio.ownership import OWNERSHIP, find_owned
+from istio_iptables.istio.plan import build
+from istio_iptables.istio.recovery import SERVERS, read_settings
+from istio_iptables.kernel.host import Host
+from istio_iptables.settings.config import configure
+from istio_iptables.settings.declarations import (
+    DNS,
+    FAMILIES,
+    INBOUND,
+    OUTBOUND,
+    PROXY,
+    SETTINGS,
+    ValueKind,
+    setting,
+)
+from istio_iptables.settings.sources import gather
+from istio_iptables.settings.types import ALL, Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from istio_iptables.differences.rulesets import Difference
+    from istio_iptables.istio.recovery import Readings
+    from istio_iptables.netfilter.model import Ruleset
+    from istio_iptables.netfilter.plan import PolicyRoute
+    from istio_iptables.settings.config import Config
+    from istio_iptables.settings.sources import Value
+
+__all__ = ["RESOLV_CONF", "Recovered", "recover"]
+
+#: The file that a command line with DNS servers names: it has to list them.
+RESOLV_CONF = "resolv.conf"
+#: How many rules are built in search of settings that leave less unexplained, and how often.
+_MOST_RULES = 100_000
+_MOST_TRIES = 400
+#: The comment of a dry run that names a policy route.
+_ROUTE = re.compile(r"# ip -[46] rule add fwmark (0x[0-9a-f]{1,8}) lookup (\d{1,10})", re.ASCII)
+#: The groups of settings as people name them.
+_PLACES = {each: place for place, each in enumerate(SETTINGS)}
+_RANKS = {group: rank for rank, group in enumerate((PROXY, OUTBOUND, INBOUND, DNS, FAMILIES))}
+
+
+class Recovered(NamedTuple):
+    """The settings that rules were made by, as far as the rules tell."""
+
+    plan: Plan
+    #: The words of a command line, defaults left out, and the variables beside it.
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+    #: What the file ``RESOLV_CONF`` has to list, if the arguments name it.
+    nameservers: tuple[str, ...]
+    #: Whether there is a rule of ours at all.
+    ours: bool
+    #: What of the rules the plan does not explain.
+    differences: tuple[Difference, ...]
+
+
+class _Servers(Host):
+    """This machine, with other DNS servers."""
+
+    def __init__(self, servers: tuple[str, ...]) -> None:
+        self._servers = servers
+
+    def nameservers(self, resolv_conf: str) -> tuple[str, ...]:  # noqa: ARG002 - those of the rules
+        """The servers, whatever the file."""
+        return self._servers
+
+
+def recover(rulesets: Sequence[Ruleset], routes: Iterable[PolicyRoute] = ()) -> Recovered:
+    """The settings that make *rulesets*, or the ones that leave the least of them unexplained.
+
+    *routes* are the policy routes beside them; those in the comments of a dry run count too.
+    """
+    tables = dict(_commented(rulesets)) | {each.mark: each.table for each in routes}
+    readings = read_settings(rulesets, tables)
+    best = _search(readings, rulesets)
+    if readings and best.leaves(rulesets):
+        # Rules in built-in chains that are ours only if the settings say so.
+        other = _search(read_settings(rulesets, tables, owned=False), rulesets)
+        best = min(best, other, key=lambda trial: (trial.cost, -trial.plan.state.rule_count))
+    return Recovered(
+        best.plan,
+        tuple(_words(best.named)),
+        {
+            each.environment[0]: best.named[each.name]
+            for each in SETTINGS
+            if each.name in best.named and not each.on_command_line
+        },
+        best.servers if "resolv_conf" in best.named else (),
+        bool(readings),
+        best.differences,
+    )
+
+
+def _commented(rulesets: Iterable[Ruleset]) -> Iterator[tuple[int, int]]:
+    """The marks and tables of the routes that a dry run prints as comments."""
+    for ruleset in rulesets:
+        comments = (line for table in ruleset.tables for line in table.comments)
+        for line in (*comments, *ruleset.comments):
+            if match := _ROUTE.fullmatch(line.rstrip()):
+                yield int(match[1], 16), int(match[2])
+
+
+def _words(named: Mapping[str, str]) -> Iterator[str]:
+    """The settings as the words of a command line."""
+    for each in sorted(map(setting, named), key=lambda each: (_RANKS[each.group], _PLACES[each])):
+        if each.on_command_line:
+            yield f"-{each.short}" if each.short else each.flag
+            if each.kind is not ValueKind.FLAG:
+                yield named[each.name]
+
+
+class _Trial(NamedTuple):
+    """Settings, the plan that they make, and what this leaves unexplained."""
+
+    texts: dict[str, str]
+    #: Those of them that are to be named.
+    named: dict[str, str]
+    servers: tuple[str, ...]
+    plan: Plan
+    differences: tuple[Difference, ...]
+
+    @property
+    def cost(self) -> int:
+        """How many rules are unexplained, those of others left out."""
+        return sum(each.kind is not ChangeKind.FOREIGN for each in self.differences)
+
+    def leaves(self, rulesets: Iterable[Ruleset]) -> bool:
+        """Whether there are rules in our tables that the plan does not have, or the other way round."""
+        tables = (table for ruleset in rulesets for table in ruleset.tables)
+        there = sum(table.rule_count for table in tables if table.name in OWNERSHIP.tables)
+        return self.cost > 0 or there != self.plan.state.rule_count
+
+
+def _search(readings: Readings, rulesets: Sequence[Ruleset]) -> _Trial:
+    """The best of the trials: each setting's other readings in turn, kept where less is left."""
+    best = _try({name: texts[0] for name, texts in readings.items()}, rulesets)
+    left = min(_MOST_TRIES, _MOST_RULES // (best.plan.state.rule_count or 1))
+    better = True
+    while better:
+        better = False
+        for name, texts in readings.items():
+            default = () if name == SERVERS else (setting(name).default,)
+            for text in dict.fromkeys((*texts, *default)):
+                if not best.cost or not left:
+                    return best
+                if text == best.texts[name]:
+                    continue
+                left -= 1
+                with suppress(UsageProblems):
+                    trial = _try(best.texts | {name: text}, rulesets)
+                    if trial.cost < best.cost:
+                        best, better = trial, True
+    return best
+
+
+def _try(texts: dict[str, str], rulesets: Sequence[Ruleset]) -> _Trial:
+    """What these settings make; raises UsageProblems for those that can't be together."""
+    listed = texts.get(SERVERS, "")
+    servers = tuple(listed.split(",")) if listed else ()
+    machine = _Servers(servers)
+    named = {
+        name: text
+        for name, text in texts.items()
+        if name != SERVERS and text != setting(name).default
+    }
+    config, values = _configured(named, machine)
+    idle = set(_not_to_be_named(config, machine))
+    if idle & named.keys() or (config.dns_servers_file and named):
+        named = {name: text for name, text in named.items() if name not in idle}
+        if config.dns_servers_file:
+            named["resolv_conf"] = RESOLV_CONF
+        config, values = _configured(named, machine)
+    state = build(config)
+    families = {each.family for each in rulesets}
+    wanted = tuple(each for each in state.rulesets if each.family in families)
+    differences = diff_rulesets(rulesets, wanted, find_owned)
+    return _Trial(texts, named, servers, Plan(state, config, values), differences)
+
+
+def _configured(named: Mapping[str, str], machine: Host) -> tuple[Config, Mapping[str, Value]]:
+    values, _ = gather({"ip_family": "dual", **named, "dry_run": "true"}, {})
+    config, _ = configure(values, machine, plan_counts=False)
+    return config, values
+
+
+def _not_to_be_named(config: Config, machine: Host) -> Iterator[str]:
+    """The settings that leave no trace in the rules of *config*, or only that of the default."""
+    if config.mode is not Mode.TPROXY:
+        yield from ("istio_inbound_tproxy_mark", "istio_inbound_tproxy_route_table")
+    if config.inbound_ports is not ALL:
+        yield "istio_local_exclude_ports"
+    if config.owner_groups is not ALL:
+        yield "istio_outbound_owner_groups_exclude"
+    if not config.redirect_dns:
+        yield "capture_all_dns"
+    if config.proxy_gids == config.proxy_uids:
+        yield "proxy_gid"
+    default, _ = _configured({}, machine)
+    if config.proxy_uids == default.proxy_uids:
+        yield "proxy_uid"

@@ -1,0 +1,123 @@
+"""describe on the kernel's own rules: both backends, counters, routes, and a namespace elsewhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.namespaces import why_not
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(bool(why_not()), reason=why_not()),
+]
+
+PROGRAM = f"{sys.executable} -m istio_iptables"
+START = "ip link set lo up; ip address add 10.0.0.1/32 dev lo; ip address add fd00::1/128 dev lo\n"
+#: Three connections of the application to a port where nobody listens.
+TRAFFIC = """
+python3 - <<'END'
+import socket
+for _ in range(3):
+    with socket.socket() as one:
+        one.connect_ex(("10.0.0.1", 9))
+END
+"""
+
+
+def inside(script: str) -> subprocess.CompletedProcess[str]:
+    """What a shell does in a network namespace of its own."""
+    return subprocess.run(
+        ["unshare", "--net", "sh", "-c", START + script.replace("istio-iptables", PROGRAM)],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("backend", ["legacy", "nft"])
+def test_what_was_installed(backend: str) -> None:
+    """The settings with their route, the counters of the traffic since, and nothing left over."""
+    done = inside(
+        f"istio-iptables -i 10.0.0.0/8,fd00::/8 -b '*' -m TPROXY -t 7 -r 200 -o 22 --dual-stack"
+        f" --force-iptables-binary {backend} 2>/dev/null\n{TRAFFIC}"
+        "istio-iptables describe --json; echo status $?"
+    )
+    document, _, status = done.stdout.rpartition("status ")
+    found = json.loads(document)
+    assert (status, done.stderr) == ("0\n", "")
+    assert found["source"] == f"this namespace ({backend})"
+    assert found["arguments"] == [
+        *("-i", "10.0.0.0/8,fd00::/8", "-o", "22", "-m", "TPROXY", "-b", "*"),
+        *("-t", "7", "-r", "200", "--ip-family", "dual"),
+    ]
+    assert found["unexplained"] == []
+    assert all(each["reason"] and not each["foreign"] for each in found["rules"])
+    counts = {
+        each["text"]: each["packets"]
+        for each in found["rules"]
+        if (each["family"], each["table"]) == ("ipv4", "nat")
+    }
+    assert counts["-A OUTPUT -j ISTIO_OUTPUT"] == 3
+    assert counts["-A ISTIO_OUTPUT -o lo -m owner ! --uid-owner 1337 -j RETURN"] == 3
+    assert counts["-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001"] == 0
+
+
+@pytest.mark.parametrize("backend", ["legacy", "nft"])
+def test_what_was_changed_since(backend: str) -> None:
+    """A rule and a route are gone, others' rules have come: the settings stay, the rest is told."""
+    done = inside(
+        f"istio-iptables -i '*' -b 80 -m TPROXY --ip-family dual --force-iptables-binary {backend}"
+        " 2>/dev/null\n"
+        f"iptables-{backend} -t nat -D ISTIO_OUTPUT 4\n"
+        f"iptables-{backend} -t nat -I OUTPUT -p tcp --dport 22 -j ACCEPT\n"
+        f"ip6tables-{backend} -t nat -A POSTROUTING -j MASQUERADE\n"
+        "ip -6 rule del fwmark 1337\n"
+        "istio-iptables describe; echo status $?; istio-iptables diff"
+    )
+    told, _, rest = done.stdout.partition("status ")
+    assert rest.startswith("1\n")
+    lines = told.splitlines()
+    assert lines[-1] == "istio-iptables -i '*' -m TPROXY -b 80 --ip-family dual"
+    expected = [
+        "foreign: IPv4 nat OUTPUT rule 1: -A OUTPUT -p tcp -m tcp --dport 22 -j ACCEPT",
+        "missing: IPv4 nat ISTIO_OUTPUT rule 4: -A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN",
+        "missing: IPv6: ip -6 rule add fwmark 0x539 lookup 133",
+        "1 rule is foreign and marked so above",
+        f"this namespace ({backend}) has the rules of this command line, but for 4 differences:",
+    ]
+    at = lines.index(expected[0])
+    assert [line for line in lines[at:-1] if not line.startswith("    ")] == expected
+    assert "these are the rules of -i '*' -m TPROXY -b 80 --ip-family dual, but for:\n" in rest
+
+
+def test_a_namespace_without_rules() -> None:
+    """Nothing of ours is there; that is told from what is there, and no table is made by asking."""
+    done = inside("istio-iptables describe; echo status $?; cat /proc/net/ip_tables_names")
+    assert done.stdout == "no rules of ours are in this namespace (legacy)\nstatus 1\n"
+
+
+def test_explain_live_needs_no_flags() -> None:
+    """The reasons and the port are those of the rules in the kernel."""
+    done = inside(
+        "istio-iptables -i '*' -p 16001 --ip-family ipv4 2>/dev/null\n"
+        "istio-iptables explain --live --dst 10.0.0.9:80"
+    )
+    assert "    All other outbound TCP connections (-i '*') are captured and go to Envoy.\n" in (
+        done.stdout
+    )
+    assert done.stdout.endswith("captured by Envoy's outbound listener on port 16001\n")
+
+
+def test_without_the_capability_it_can_not_be_told() -> None:
+    """What could not be read is unknown, never absent."""
+    done = inside(
+        "istio-iptables -i '*' --ip-family ipv4 2>/dev/null\n"
+        "capsh --drop=cap_net_admin -- -c 'istio-iptables describe'; echo status $?"
+    )
+    assert done.stdout == "status 2\n"
+    assert "error" in done.stderr
