@@ -222,6 +222,21 @@ def test_a_refused_pod_leaves_nothing_on_stdout(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump_all([bad, bad]), encoding="utf-8")
     result = run(["inject", "-f", str(path)])
     assert (result.status, result.out, len(result.errors)) == (2, "", 4)
+    # Of what is no pod at all too, wherever it stands.
+    broken = {**bad, "spec": None}
+    path.write_text(yaml.safe_dump_all([broken, {"kind": "Service"}, bad, "x"]), encoding="utf-8")
+    result = run(["inject", "-f", str(path)])
+    assert (result.status, result.out, len(result.errors)) == (2, "", 4)
+    path.write_text("# nothing\n--- {kind: Service}\n", encoding="utf-8")
+    result = run(["inject", "-f", str(path)])
+    assert (result.status, result.out) == (0, path.read_text(encoding="utf-8"))
+    assert result.err == (
+        f"istio-iptables: info: {path}: holds no Pod, nor what makes one (Deployment, Job, ...): nothing"
+        " is injected\n"
+    )
+    assert run(["inject", "-f", "-", "--values", "-"]).errors == [
+        "stdin holds one file: give - once"
+    ]
     path.write_text(yaml.safe_dump(pod(hostNetwork=True)), encoding="utf-8")
     result = run(["inject", "-f", str(path)])
     assert yaml.safe_load(result.out) == pod(hostNetwork=True)
