@@ -86,7 +86,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     tell(
         "info",
         [
-            f"{name}: line {line}: this document is written anew, without its comments"
+            f"{name}: line {line}: what stands here is written anew, without its comments"
             for line in lost
         ],
     )

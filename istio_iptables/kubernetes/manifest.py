@@ -71,10 +71,14 @@ class Workload(NamedTuple):
     def containers(self, key: str) -> list[dict[str, Any]]:
         """The list of ``containers`` or ``initContainers``, each a mapping with a name."""
         found = self.spec.get(key) or []
-        if not isinstance(found, list) or not all(
-            isinstance(each, dict) and isinstance(each.get("name"), str) for each in found
-        ):
-            raise UsageProblems([f"{self.title}: {key} is no list of containers with names"])
+        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+            raise UsageProblems([f"{self.title}: {key} is no list of containers"])
+        if bad := [
+            f"{self.title}: {key}, item {number}: has no name that is a text"
+            for number, each in enumerate(found, 1)
+            if not isinstance(each.get("name"), str)
+        ]:
+            raise UsageProblems(bad)
         return found
 
 

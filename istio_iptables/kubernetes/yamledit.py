@@ -6,6 +6,7 @@ the whole document in its own way.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_iptables.errors import UsageProblems
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from istio_iptables.kubernetes.yamlnodes import Node
 
 __all__ = ["rewritten"]
+
+
+_COMMENT = re.compile(r"(?:^|[ \t])#", re.MULTILINE)
 
 
 class _Edit(NamedTuple):
@@ -29,9 +33,10 @@ class _CannotKeep(Exception):
 
 
 def rewritten(text: str, roots: list[Node], values: list[Any]) -> tuple[str, list[int]]:
-    """*text*, whose documents are *roots*, with *values* for them; and the lines of comments that are lost.
+    """*text*, whose documents are *roots*, with *values* for them; and the lines where comments are lost.
 
-    A document is written anew where its text can't be changed: where an anchor stands for what changes.
+    What stands in one line is written anew in several, and so is a whole document that can't be
+    changed otherwise: where aliases stand for what changes.
     """
     edits: list[_Edit] = []
     lost: list[int] = []
@@ -43,9 +48,12 @@ def rewritten(text: str, roots: list[Node], values: list[Any]) -> tuple[str, lis
         if not (change.kept(root, value) and _holds(text, root, change.edits, value)):
             change = _Change(text, newline)
             change.whole(root, value)
-            if "#" in text[root.start : root.end]:
-                lost.append(text.count("\n", 0, root.start) + 1)
         edits += change.edits
+        lost += [
+            text.count("\n", 0, each.start) + 1
+            for each in change.edits
+            if _COMMENT.search(text, each.start, each.end)
+        ]
     return _applied(text, edits, 0, len(text)), lost
 
 
@@ -141,7 +149,7 @@ class _Change:
     def _list(self, node: Node, value: list[Any]) -> None:
         items = [each for _, each in node.pairs or ()]
         old = [plain_value(each) for each in items]
-        column = self._column(node.start)
+        column = self._dash_column(node, items[0])
         by_place = len(old) == len(value) and not any(map(_name, old))
         number = 0
         new: list[Any] = []
@@ -162,7 +170,17 @@ class _Change:
             self._insert(self._line_behind(node.end, column), new, column)
 
     def _column(self, at: int) -> int:
-        return at - self._text.rfind("\n", 0, at) - 1
+        return at - self._line_start(at)
+
+    def _dash_column(self, node: Node, item: Node) -> int:
+        """Where the items of a list begin, with their dashes; the list itself may begin with an anchor."""
+        if self._text[node.start] == "-":
+            return self._column(node.start)
+        line = self._text[self._line_start(item.start) : item.start]
+        return len(line) - len(line.lstrip(" "))
+
+    def _line_start(self, at: int) -> int:
+        return self._text.rfind("\n", 0, at) + 1
 
     def _written(self, value: Any, column: int) -> str:  # noqa: ANN401 - of YAML
         return write(value, " " * column).replace("\n", self._newline)
@@ -179,9 +197,9 @@ class _Change:
 
     def _line_of(self, at: int) -> int:
         """The beginning of the line of an item, before its comments."""
-        start = self._text.rfind("\n", 0, at) + 1
+        start = self._line_start(at)
         while start:
-            above = self._text.rfind("\n", 0, start - 1) + 1
+            above = self._line_start(start - 1)
             if not self._text[above:start].lstrip(" ").startswith("#"):
                 break
             start = above

@@ -62,9 +62,9 @@ class Node:
         #: Of a collection: the node of each key, None in a list, and of its value; else None.
         self.pairs: list[tuple[Node | None, Node]] | None = None
         self.flow = False
-        #: Whether an anchor or an alias stands for it, so that others may be told by the same text.
+        #: Whether an alias stands for it, so that others are told by the same text.
         self.aliased = False
-        #: Whether it is a mapping; a list has -1.
+        #: Where on their lines the keys of a mapping begin; a list has -1.
         self.key_column = -1
 
 
@@ -146,7 +146,6 @@ class _Reader:
                 message = f"{clip(event.value)} is no value of JSON"
                 raise _mistake(event, message)
             if event.anchor is not None:
-                node.aliased = True
                 self._anchors[event.anchor] = node
             return node
         node.pairs = []
@@ -160,7 +159,6 @@ class _Reader:
             self._read_list(node, depth)
         if event.anchor is not None:
             # Known from its end on: nothing is in itself.
-            node.aliased = True
             self._anchors[event.anchor] = node
         return node
 
@@ -184,6 +182,9 @@ class _Reader:
             key = self._node(event, depth + 1)
             if key.pairs is not None:
                 raise _mistake(event, "a key is no text")
+            if not pairs:
+                # The mapping itself begins with its anchor, if it has one.
+                node.key_column = event.start_mark.column
             value = self._node(next(self._events), depth + 1)
             if key.value is _Merge and not _merges(value):
                 raise _mistake(event, "<< is given no mapping to merge")
@@ -210,7 +211,7 @@ class _Reader:
         self._count += _size(found, _MOST_VALUES - self._count)
         node = Node(event.start_mark.index + self._before, event.end_mark.index + self._before)
         node.value, node.pairs, node.key_column = found.value, found.pairs, found.key_column
-        node.aliased = node.flow = True
+        found.aliased = node.aliased = node.flow = True
         return node
 
 

@@ -208,7 +208,8 @@ def test_lost_comments_and_double_keys_are_told(tmp_path: Path) -> None:
     told = "line 5: metadata is there twice: the last one counts here, and Kubernetes may refuse it"
     assert result.warnings == [f"{path}: {told}"]
     assert (
-        f"info: {path}: line 1: this document is written anew, without its comments" in result.err
+        f"info: {path}: line 1: what stands here is written anew, without its comments"
+        in result.err
     )
     assert run(["inject", "--strict", "-f", str(path)]).status == 2
     result = run(["--pod", str(path), "--dry-run"])

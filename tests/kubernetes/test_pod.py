@@ -237,7 +237,7 @@ SEVERAL = (pod(), {**pod(), "metadata": {"name": "q"}}, {"kind": "Service", "api
         ([pod({f"{TRAFFIC}includeInboundPorts": "80,x"})], [], "item 2: 'x' is no port"),
         ([pod({f"{TRAFFIC}includeOutboundPorts": "x"})], [], "includeOutboundPorts)"),
         ([pod({"inject.istio.io/templates": "mine"})], [], "template 'mine' is not known here"),
-        ([pod(containers=7)], [], "containers is no list of containers with names"),
+        ([pod(containers=7)], [], "containers is no list of containers"),
         ([{**pod(), "spec": "x"}], [], "Pod: spec is no mapping"),
         ([{**pod(), "metadata": {"annotations": [1]}}], [], "annotations is no mapping of texts"),
         ([given_container(command=["sh", "-c", "true"])], [], "starts 'sh' and not istio-iptables"),

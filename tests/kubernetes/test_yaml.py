@@ -261,15 +261,57 @@ new: '010'
     )
 
 
-def test_an_anchor_that_others_name() -> None:
-    """What it stands for can't change beside them: the document is written anew, which is told."""
-    text = "a: 1\n---\n# here\nx: &x {b: 1}\nz: *x # there\n--- # next\nb: 1 # b\n"
+ANCHORED = """\
+x: &x {b: 1}
+--- # next
+labels: &labels
+  a: 1 # here
+list: &list
+- name: one
+  value: 1
+other: &other {c: 1, # there
+               d: 2}
+"""
+
+
+def test_anchors_and_aliases() -> None:
+    """An anchor alone is in nobody's way; where an alias stands for what changes, all is written anew."""
+    values = [
+        {"x": {"b": 1}},
+        {
+            "labels": {"a": 1, "b": "yes"},
+            "list": [{"name": "zero"}, {"name": "one", "value": 2}, {"name": "two"}],
+            "other": {"c": 1, "d": 3},
+        },
+    ]
+    found, lost = rewritten(ANCHORED, read_nodes(ANCHORED, "x"), values)
+    assert (
+        found
+        == """\
+x: &x {b: 1}
+--- # next
+labels: &labels
+  a: 1 # here
+  b: 'yes'
+list: &list
+- name: zero
+- name: one
+  value: 2
+- name: two
+other:
+  c: 1
+  d: 3
+"""
+    )
+    assert lost == [8]
+    text = "a: 1\n---\n# here\nx: &x {b: 1} # this\nz: *x # there\n--- # next\nb: 1 # b\n"
+    values = [{"a": 1}, {"x": {"b": 1}, "z": {"b": 2}}, {"b": 1}]
+    found, lost = rewritten(text, read_nodes(text, "x"), values)
+    assert found == text.replace(" *x", "\n  b: 2")
+    assert lost == []
     values = [{"a": 1}, {"x": {"b": 2}, "z": {"b": 1}}, {"b": 1}]
     found, lost = rewritten(text, read_nodes(text, "x"), values)
-    assert found == "a: 1\n---\n# here\nx:\n  b: 2\nz:\n  b: 1 # there\n--- # next\nb: 1 # b\n"
-    assert lost == []
-    text = "x: &x {b: 1} # there\nz: *x\n"
-    assert rewritten(text, read_nodes(text, "x"), [{"x": {"b": 2}, "z": {"b": 1}}]) == (
-        "x:\n  b: 2\nz:\n  b: 1\n",
-        [1],
+    assert (found, lost) == (
+        "a: 1\n---\n# here\nx:\n  b: 2\nz:\n  b: 1 # there\n--- # next\nb: 1 # b\n",
+        [4],
     )

@@ -196,7 +196,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (review({**pod(), "metadata": 5}), "metadata is no mapping"),
     (review(pod(containers=[])), "it has no containers"),
     (review(pod(containers={})), "it has no containers"),
-    (review(pod(containers=["a"])), "containers is no list of containers with names"),
+    (review(pod(containers=["a"])), "containers is no list of containers"),
     (review(pod(containers=[{"name": str(n)} for n in range(300)])), "more than 250 containers"),
     (review(pod({"a": "x" * 300_000})), "its annotations are more than 256 KiB"),
     (review({**pod(), "metadata": {"annotations": {"a": {}}}}), "annotations is no mapping of texts"),
