@@ -21,6 +21,7 @@ bench: setup ## time whole processes next to bare Python, click and iptables-res
 	@.venv/bin/python tests/bench/bench.py --runs $(or $(N),20)
 	@.venv/bin/python -m tests.bench.many
 	@.venv/bin/python -m tests.bench.manifests
+	@.venv/bin/python -m tests.bench.webhook 2000
 
 golden: setup ## rewrite the golden files that differ, and show the differences
 	@.venv/bin/python -m tests.golden --write

@@ -22,7 +22,7 @@ from istio_iptables.webhook import server as server_module
 from istio_iptables.webhook.files import Watched
 from istio_iptables.webhook.log import Log, Metrics
 from istio_iptables.webhook.requests import Reviews
-from istio_iptables.webhook.server import Server
+from istio_iptables.webhook.server import Client, Server
 from tests.program import run
 from tests.webhook.test_review import SETTINGS
 from tests.webhook.webhooks import (
@@ -291,6 +291,21 @@ def test_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
                 connection.sendall(request(review(pod())))
         while server.connections:
             time.sleep(0.01)
+
+
+def test_a_large_answer_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the client to acknowledge its first part, which takes 40 ms."""
+    seen: list[int] = []
+
+    def asked(client: Client, *_: object) -> Any:
+        seen.append(client.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        raise ConnectionError
+
+    with served() as server:
+        monkeypatch.setattr(server, "_handler", asked)
+        with socket.create_connection(address_of(server), 60) as connection:
+            read_all(connection)
+    assert seen == [1]
 
 
 def test_the_threads_are_counted() -> None:
