@@ -11,7 +11,7 @@ from istio_iptables.text import excerpt
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Workload", "as_text", "mapping", "read_documents", "workloads"]
+__all__ = ["NO_POD", "Workload", "as_text", "mapping", "read_documents", "workloads"]
 
 #: Where each kind that holds a pod has it. Lists are walked into.
 _PLACES = {
@@ -24,6 +24,8 @@ _PLACES = {
     ("batch/v1", "Job"): ("spec", "template"),
     ("batch/v1", "CronJob"): ("spec", "jobTemplate", "spec", "template"),
 }
+#: What is told of a text without any of these.
+NO_POD = "holds no Pod, nor what makes one (Deployment, Job, ...)"
 #: istioctl reads the annotations of a CronJob's pod here, and a cluster's webhook in the pod.
 _ISTIOCTL_METADATA = {"CronJob": ("spec", "jobTemplate")}
 
@@ -49,7 +51,12 @@ class Workload(NamedTuple):
     @property
     def title(self) -> str:
         """How a message calls it: ``Deployment shop/web``."""
-        return f"{self.kind} {f'{self.namespace}/' if self.namespace else ''}{self.name}"
+        return f"{self.kind} {self.full_name or 'without a name'}"
+
+    @property
+    def full_name(self) -> str:
+        """The name, behind the namespace if there is one: ``shop/web``."""
+        return "/".join(each for each in (self.namespace, self.name) if each)
 
     @property
     def annotations(self) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
+from contextlib import suppress
 from functools import lru_cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from istio_iptables.errors import UsageProblems
-from istio_iptables.text import clip
+from istio_iptables.text import clip, excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Node", "plain_value", "read_nodes"]
+__all__ = ["Node", "between_quotes", "plain_value", "read_nodes", "resolve"]
 
 #: Written in C, as a port of the library that Go's was ported from: eight times as fast.
 _Parser: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -276,3 +277,18 @@ def resolve(text: str) -> Any:  # noqa: ANN401 - of YAML
         return text
     found_float = float(digits)
     return found_float if isfinite(found_float) else text
+
+
+def between_quotes(text: str, name: str) -> str:
+    """*text* as it is read where a template has it between double quotes; raises UsageProblems if it can't be.
+
+    *name* is what a message calls it.
+    """
+    if text.isprintable() and not {'"', "\\"} & set(text):
+        return text
+    with suppress(UsageProblems):
+        found = [each.value for each in read_nodes(f'"{text}"', name)]
+        if len(found) == 1 and isinstance(found[0], str):
+            return found[0]
+    message = f"{name}: {excerpt(text)} can't stand between the double quotes of Istio's template"
+    raise UsageProblems([message])

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from istio_iptables.kubernetes.annotations import problems
+from istio_iptables.kubernetes.proxyconfig import typed
 from istio_iptables.kubernetes.quantity import canonical
 from tests.program import run
 
@@ -204,10 +205,8 @@ def test_lost_comments_and_double_keys_are_told(tmp_path: Path) -> None:
     )
     result = run(["inject", "-f", str(path)])
     assert yaml.safe_load(result.out)["metadata"]["name"] == "b"
-    assert result.warnings == [
-        f"{path}: line 5: {key} is there twice: the last one counts here, and Kubernetes may refuse it"
-        for key in ("metadata",)
-    ]
+    told = "line 5: metadata is there twice: the last one counts here, and Kubernetes may refuse it"
+    assert result.warnings == [f"{path}: {told}"]
     assert (
         f"info: {path}: line 1: this document is written anew, without its comments" in result.err
     )
@@ -223,6 +222,21 @@ def test_a_refused_pod_leaves_nothing_on_stdout(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump_all([bad, bad]), encoding="utf-8")
     result = run(["inject", "-f", str(path)])
     assert (result.status, result.out, len(result.errors)) == (2, "", 4)
+    # Of what is no pod at all too, wherever it stands.
+    broken = {**bad, "spec": None}
+    path.write_text(yaml.safe_dump_all([broken, {"kind": "Service"}, bad, "x"]), encoding="utf-8")
+    result = run(["inject", "-f", str(path)])
+    assert (result.status, result.out, len(result.errors)) == (2, "", 4)
+    path.write_text("# nothing\n--- {kind: Service}\n", encoding="utf-8")
+    result = run(["inject", "-f", str(path)])
+    assert (result.status, result.out) == (0, path.read_text(encoding="utf-8"))
+    assert result.err == (
+        f"istio-iptables: info: {path}: holds no Pod, nor what makes one (Deployment, Job, ...): nothing"
+        " is injected\n"
+    )
+    assert run(["inject", "-f", "-", "--values", "-"]).errors == [
+        "stdin holds one file: give - once"
+    ]
     path.write_text(yaml.safe_dump(pod(hostNetwork=True)), encoding="utf-8")
     result = run(["inject", "-f", str(path)])
     assert yaml.safe_load(result.out) == pod(hostNetwork=True)
@@ -260,6 +274,108 @@ def test_what_the_injector_takes(name: str, good: list[str], bad: list[str]) -> 
     """Its own rules, which are not those of istio-iptables."""
     assert [text for text in good if problems({name: text})] == []
     assert [text for text in bad if not problems({name: text})] == []
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("concurrency", [(0, 0), ("2", 2), (3.0, 3)], ["two", True, 2**31, 1.5, [1]]),
+        ("interceptionMode", [("NONE", "NONE"), (1, "TPROXY")], ["tproxy", 3, -1, True]),
+        (
+            "drainDuration",
+            [("45s", "45s"), ("1m30s", "90s"), ("1000ms", "1s"), ("0.5m", "30s")],
+            [5, "0s", "1500ms", "5", "1d", "-5s", ""],
+        ),
+        (
+            "terminationDrainDuration",
+            [("1.5s", "1.500s"), ("-1us", "-0.000001s"), ("0", "0s"), ("1h0m.5s", "3600.500s")],
+            [5, "s", "1 s", "1s2", "."],
+        ),
+        (
+            "discoveryAddress",
+            [(each, each) for each in ("a-b.c:1", "10.0.0.1:65535", "[fd00::1]:80", "a.:1")],
+            ["a", "a:0", "a:65536", "a:b", "fd00::1:80", "-a:1", "a.1:1", "[a:1", "", 1, "a..b:1"],
+        ),
+        ("statusPort", [("1234", 1234)], [0, 65536, "x"]),
+        ("configPath", [("/x", "/x")], ["", 1]),
+        ("holdApplicationUntilProxyStarts", [(False, False)], ["true", 1]),
+        ("image", [({"imageType": "debug"}, {"imageType": "debug"})], ["debug"]),
+        ("extraStatTags", [(["a"], ["a"])], ["a"]),
+        ("status_port", [(1, 1)], [0]),
+        ("elephant", [("x", "x"), (None, None)], []),
+    ],
+)
+def test_fields_of_proxy_config(field: str, good: list[tuple[Any, Any]], bad: list[Any]) -> None:
+    """What Protobuf's JSON reads of each, as it is told to istio-proxy, and what Istio refuses."""
+    for value, wanted in good:
+        found, problems = typed({field: value})
+        assert ([*found.values()], problems) == ([wanted], [])
+    assert [value for value in bad if len(typed({field: value})[1]) != 1] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [("80\n", "80 "), ("80\\x2c81", "80,81"), ('80" # x', "80"), ('8"0', None), ("8\x01", None)],
+)
+def test_what_stands_between_quotes(tmp_path: Path, text: str, read: str | None) -> None:
+    """Istio's template writes it as it is, and YAML reads it: what ends the quotes is refused."""
+    metadata = {"proxy.istio.io/config": yaml.safe_dump({"proxyMetadata": {"A": text}})}
+    for asked in ({f"{TRAFFIC}includeOutboundPorts": text}, metadata):
+        if read is None:
+            path = tmp_path / "pod.yaml"
+            path.write_text(yaml.safe_dump(pod(asked)), encoding="utf-8")
+            result = run(["inject", "-f", str(path)])
+            assert (result.status, result.out, len(result.errors)) == (2, "", 1)
+            assert "can't stand between the double quotes of Istio's template" in result.err
+            continue
+        (init,) = injected(tmp_path, pod(asked))["spec"]["initContainers"]
+        values = [*init["args"], *(each["value"] for each in init.get("env", []))]
+        assert read in values
+
+
+def test_what_is_written_without_quotes(tmp_path: Path) -> None:
+    """A number is YAML's; an item without a name is called by its place."""
+    asked = {
+        "readiness.status.sidecar.istio.io/periodSeconds": "010",
+        "sidecar.istio.io/userVolume": '[{"emptyDir":{}}]',
+        "proxy.istio.io/config": "image: {imageType: debug}",
+    }
+    found = injected(tmp_path, pod(asked))["spec"]
+    proxy = found["containers"][1]
+    assert proxy["readinessProbe"]["periodSeconds"] == 8
+    assert proxy["image"].endswith("-debug")
+    assert not found["initContainers"][0]["image"].endswith("-debug")
+    assert found["volumes"][-1] == {"name": "0", "emptyDir": {}}
+    asked = {"readiness.status.sidecar.istio.io/periodSeconds": "4294967295"}
+    path = tmp_path / "pod.yaml"
+    path.write_text(yaml.safe_dump(pod(asked)), encoding="utf-8")
+    assert run(["inject", "-f", str(path)]).status == 2
+
+
+def test_null_takes_a_value_away(tmp_path: Path) -> None:
+    """As with Helm, of resources too; a later file may give it again."""
+    limits = {"global": {"proxy": {"resources": {"limits": {"cpu": None}, "requests": None}}}}
+    again = {"global": {"proxy": {"resources": {"limits": {"cpu": "3"}}}}}
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(yaml.safe_dump(limits), encoding="utf-8")
+    second.write_text(yaml.safe_dump(again), encoding="utf-8")
+    words = ["--values", str(first)]
+    for more, wanted in (
+        ([], {"memory": "1Gi"}),
+        (["--values", str(second)], {"memory": "1Gi", "cpu": "3"}),
+    ):
+        (init,) = injected(tmp_path, pod(), *words, *more)["spec"]["initContainers"]
+        assert init["resources"] == {"limits": wanted}
+    words = ["--set", "global.proxy=null"]
+    (init,) = injected(tmp_path, pod(), *words)["spec"]["initContainers"]
+    assert init["resources"] == {}
+
+
+def test_what_the_plugin_reads_is_all_there(tmp_path: Path) -> None:
+    """An empty list of excluded ports too, which the plugin takes for another one than none."""
+    words = ["--set", "pilot.cni.enabled=true,global.proxy.statusPort=0"]
+    annotations = injected(tmp_path, pod(), *words)["metadata"]["annotations"]
+    assert annotations[f"{TRAFFIC}excludeInboundPorts"] == ""
 
 
 @pytest.mark.parametrize(

@@ -266,11 +266,25 @@ def test_refusals(tmp_path: Path, documents: list[Any], words: list[str], line: 
     assert len(result.errors) == len(result.err.splitlines())
 
 
+@pytest.mark.parametrize("wanted", ["web", "a/web", "Pod a/web", "Pod without a name"])
+def test_one_of_several(tmp_path: Path, wanted: str) -> None:
+    """By its name, or as a message calls it."""
+    documents = [pod(), pod(), pod()]
+    for document, namespace, port in zip(documents, ("a", "b", ""), ("1", "2", "3"), strict=True):
+        document["metadata"] = {"name": "web", "namespace": namespace} if namespace else {}
+        document["metadata"]["annotations"] = {f"{TRAFFIC}excludeOutboundPorts": port}
+    result = run(["--pod", write(tmp_path, *documents), "--pod-name", wanted, *DRY])
+    if wanted == "web":
+        assert "holds several 'web', but: Pod a/web, Pod b/web, Pod without a name" in result.err
+    else:
+        assert f"--dport {1 if '/' in wanted else 3} -j RETURN" in result.out
+
+
 def test_refusals_of_the_line_itself(tmp_path: Path) -> None:
     """What is for a manifest needs one, and stdin is one file."""
     assert run(["--set", "a=b", *DRY]).errors == ["--set: is for a manifest: give --pod"]
     result = run(["--pod", "-", "--values", "-", *DRY])
-    assert result.errors == ["--pod: stdin holds one file: give - once"]
+    assert result.errors == ["stdin holds one file: give - once"]
     (tmp_path / "x").write_text("a: [\n", encoding="utf-8")
     result = run(["--pod", str(tmp_path / "x"), *DRY])
     assert result.status == 2

@@ -190,7 +190,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (review(None), "has no object"),
     (review([]), "has no object"),
     (review({}), "is no Pod of v1"),
-    (review({**pod(), "spec": None}), "it has no containers"),
+    (review({**pod(), "spec": None}), "spec is missing"),
     (review({"apiVersion": "v1", "kind": "Pod"}), "spec is missing"),
     (review({**pod(), "spec": []}), "spec is no mapping"),
     (review({**pod(), "metadata": 5}), "metadata is no mapping"),
