@@ -160,7 +160,7 @@ def review(data: bytes) -> None:
         names = {each["name"] for each in before["spec"]["containers"]}
         assert names <= {each["name"] for each in after["spec"]["containers"]}
         # A user's own volumes are taken word for word, as in Istio. The rest takes longer than all before.
-        own = "userVolume" in json.dumps(before["metadata"].get("annotations"))
+        own = "userVolume" in json.dumps(before.get("metadata"))
         if not own and zlib.crc32(data) % 16 == 0 and _is_valid(before):
             assert _is_valid(after), after
 

@@ -495,8 +495,9 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
-    text = tmp_path / "text"
+    text, pipe = tmp_path / "text", tmp_path / "pipe"
     text.write_text("x")
+    os.mkfifo(pipe)
     good = ["webhook", "--tls-cert", str(cert), "--tls-key", str(key), "--listen", "127.0.0.1:0"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -518,7 +519,9 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
             (1, [*good, "--listen", f"127.0.0.1:{port}"], "Address already in use"),
             (1, [*good, "--listen", "no.such.host.invalid:1"], "--listen: can't listen at no.such"),
             (2, [*good, "--max-connections", "0"], "--max-connections"),
-            (2, [*good, "--values", "-"], "stdin can't be read again"),
+            (2, [*good, "--values", "-"], "'-': can't be read again when it changes: give a file"),
+            (2, [*good, "--mesh-config", str(pipe)], f"{pipe}': can't be read again when it"),
+            (2, [*good, "--tls-key", str(tmp_path)], f"{tmp_path}': can't be read again when it"),
             (2, [*good, "--values", "/nowhere"], "can't read /nowhere"),
             (2, [*good, "--set", "global.proxy.resources=5"], "value global.proxy.resources"),
             (2, [*good, "--tls-certs", "x"], "--tls-certs: "),
