@@ -17,10 +17,12 @@ test: setup ## run all tests with coverage (those of the kernel need root)
 lint: setup ## ruff, its formatter and mypy
 	@.ci/lint
 
-bench: setup ## time whole processes next to bare Python, click and iptables-restore (N=20)
+bench: setup ## time whole processes next to bare Python and others (N=20), nodes, and new connections
 	@.venv/bin/python tests/bench/bench.py --runs $(or $(N),20)
 	@.venv/bin/python -m tests.bench.many
 	@.venv/bin/python -m tests.bench.manifests
+	@.venv/bin/python -m tests.bench.connections
+	@.venv/bin/python -m tests.bench.webhook 2000
 
 golden: setup ## rewrite the golden files that differ, and show the differences
 	@.venv/bin/python -m tests.golden --write

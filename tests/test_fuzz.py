@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from istio_iptables.netfilter.savefile import render
 from istio_iptables.settings.declarations import SETTINGS
 from tests.fuzz import targets
+from tests.fuzz.reviews import SEEDS, sent
+from tests.fuzz.reviews import mutated as mutated_review
 from tests.strategies import rulesets
 
 if TYPE_CHECKING:
@@ -186,3 +188,34 @@ def test_flags(data: bytes) -> None:
 def test_packets(data: bytes) -> None:
     """``explain`` of the plan."""
     targets.packet(data)
+
+
+@st.composite
+def reviews(draw: st.DrawFn) -> bytes:
+    """A review with some of it otherwise."""
+    random = draw(st.randoms(use_true_random=False))
+    return mutated_review(draw(st.sampled_from(SEEDS)), random)
+
+
+@given(st.one_of(reviews(), st.binary(max_size=60)))
+@bounded
+def test_reviews(data: bytes) -> None:
+    """The webhook, by the body of a request."""
+    targets.review(data)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """Requests after each other on one connection, some not whole."""
+    random = draw(st.randoms(use_true_random=False))
+    found = [sent(b"", draw(reviews()), random) for _ in range(draw(st.integers(1, 3)))]
+    parts = [each.partition(b"\r\n\r\n") for each in found]
+    again = [sent(head, body, random) for head, _, body in parts]
+    return b"".join(again)[: draw(st.integers(0, 20_000))]
+
+
+@given(st.one_of(requests(), st.binary(max_size=60)))
+@bounded
+def test_requests(data: bytes) -> None:
+    """The webhook, by what comes on a connection."""
+    targets.requests(data)

@@ -76,6 +76,8 @@ class Description:
         self.nameservers = recovered.nameservers
         #: What was described: ``this namespace (legacy)``, ...
         self.what = differences.what
+        #: The rules as they were read.
+        self.rulesets = rulesets
         #: Every rule, in the order of the kernel's tables and chains.
         self.rules = tuple(_described(rulesets, recovered))
         #: What differs between the rules and the plan, and then the other rules that are foreign.

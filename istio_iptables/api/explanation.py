@@ -62,6 +62,10 @@ class Explanation:
         self.findings = answer.findings
         #: One line for each thing about the rules that is not seen, or that escapes.
         self.warnings = answer.warnings
+        #: The rules that the packet was followed through, those of its family.
+        self.ruleset = answer.ruleset
+        #: The settings that these are held against.
+        self.config = config
         self._plan = answer.plan
         self._unseen = [chains_on_way(outcome, answer.unseen) for outcome in trace.outcomes]
         judged = [describe(outcome, config) for outcome in trace.outcomes]
@@ -90,6 +94,11 @@ class Explanation:
     def packet(self) -> Packet:
         """The packet, with what was assumed about it."""
         return self._question.packet
+
+    @property
+    def question(self) -> str:
+        """The packet in one line, and what of it was assumed."""
+        return self._question.line
 
     @property
     def verdict(self) -> str:
@@ -158,7 +167,7 @@ class Explanation:
         yield f"{again}{place} {step.text}{mark}"
         if step.change or note:
             yield f"    => {step.change or note}"
-        reason = self._reason(step.table, step.chain, step.rule)
+        reason = self.reason(step.table, step.chain, step.rule)
         if reason:
             yield f"    {reason}"
 
@@ -166,11 +175,11 @@ class Explanation:
         """Whether a rule that matched is not one of ours."""
         return (
             step.rule is not None
-            and not self._reason(step.table, step.chain, step.rule)
+            and not self.reason(step.table, step.chain, step.rule)
             and self._about.is_foreign(step.table, step.chain, step.number)
         )
 
-    def _reason(self, table: str, chain: str, rule: Rule | None) -> str:
+    def reason(self, table: str, chain: str, rule: Rule | None) -> str:
         """Why the rule is there: its own reason, or that of the planned rule like it."""
         if rule is None:
             return ""
@@ -275,7 +284,7 @@ class Explanation:
             "chain": step.chain,
             "rule": step.number,
             "text": step.text,
-            "reason": self._reason(step.table, step.chain, step.rule),
+            "reason": self.reason(step.table, step.chain, step.rule),
             "verdict": step.verdict,
             "change": step.change,
             "hook": step.hook,

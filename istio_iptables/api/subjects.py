@@ -100,7 +100,9 @@ def _live(wanted: Plan | None, live: Live) -> Subject:
     namespace, backend = live.namespace or "", live.backend or ""
     if wanted is not None:
         namespace, backend = live.of(wanted)
-    asked = DesiredState(()) if wanted is None else wanted.state
+    # Whether a packet is captured is told by nat, whoever's settings they are: without it, nothing.
+    usual = plan(Capture(ip_family="dual"))
+    asked = DesiredState(usual.rulesets) if wanted is None else wanted.state
     try:
         state = kernel.read(asked, OWNERSHIP, namespace=namespace, backend=backend)
         with entered(namespace):

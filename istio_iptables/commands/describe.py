@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 from istio_iptables.api.describing import describe
+from istio_iptables.api.drawing import draw_description
 from istio_iptables.commands.documents import JSON_OPTION, print_json
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.load import warn
 from istio_iptables.commands.options import Example, SettingsCommand, flags_given
+from istio_iptables.commands.pictures import format_option, picture_format, print_flows
 from istio_iptables.commands.sources import SOURCE_OPTIONS, read_asked, settings_given
 from istio_iptables.errors import ExitStatus, UsageProblems
 
@@ -32,6 +34,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         raise UsageProblems(
             [f"{name}: names rules that are there, and flags or a manifest others: give one"]
         )
+    picture = picture_format(options)
     asked = read_asked(ctx, options)
     if asked.rules is not None:
         found = describe(asked.rules, family=asked.family, name=asked.name)
@@ -40,6 +43,8 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     warn(found.warnings, strict=asked.strict)
     if options["as_json"]:
         print_json(found.as_json())
+    elif picture:
+        print_flows(draw_description(found), found.verdict, picture)
     else:
         sys.stdout.write(found.text())
     return ExitStatus.DONE if found.complete else ExitStatus.FAILED
@@ -65,5 +70,5 @@ command = SettingsCommand(
     ),
     epilog="Exit status: 0 the command line explains every rule; 1 there are no rules of ours, or"
     " rules that it does not explain; 2 it can't be told, or the command line is wrong.",
-    more=(*SOURCE_OPTIONS, JSON_OPTION),
+    more=(*SOURCE_OPTIONS, format_option(), JSON_OPTION),
 )

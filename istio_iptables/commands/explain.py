@@ -13,6 +13,7 @@ from istio_iptables.commands.documents import JSON_OPTION, print_json
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.load import warn
 from istio_iptables.commands.options import Example, SettingsCommand
+from istio_iptables.commands.pictures import format_option, picture_format, print_flows
 from istio_iptables.commands.sources import SOURCE_OPTIONS, read_asked
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.text import paint
@@ -24,6 +25,7 @@ __all__ = ["command"]
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
     if options["incoming"] and options["outgoing"]:
         raise UsageProblems(["--in, --out: a packet goes one way: give one of them"])
+    picture = picture_format(options)
     way = "inbound" if options["incoming"] else "outbound"
     asked = read_asked(ctx, options, ways=(way,), live_alone=False)
     found = explain(
@@ -41,6 +43,10 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         warn([finding.line for finding in found.findings], strict=asked.strict)
     if as_json:
         print_json(found.as_json())
+    elif picture:
+        from istio_iptables.api.drawing import draw_way  # only a picture needs it
+
+        print_flows(draw_way(found), f"{found.question}: {found.verdict}", picture)
     else:
         *steps, verdict = found.text(near=options["near"]).splitlines()
         sys.stdout.writelines(f"{line}\n" for line in (*steps, paint(verdict, "bold", sys.stdout)))
@@ -100,6 +106,7 @@ command = SettingsCommand(
             is_flag=True,
             help="Also why the rules that nearly matched did not.",
         ),
+        format_option(),
         JSON_OPTION,
     ),
 )

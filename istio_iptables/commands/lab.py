@@ -13,6 +13,7 @@ from istio_iptables.commands.documents import JSON_OPTION, print_json
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.load import tell
 from istio_iptables.commands.options import Example, SettingsCommand, flags_given, split_extra
+from istio_iptables.commands.pictures import format_option, picture_format, print_sequences
 from istio_iptables.commands.pod import POD_OPTIONS, read_pod
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.istio.ownership import OWNERSHIP
@@ -22,6 +23,7 @@ from istio_iptables.netfilter.model import Family
 from istio_iptables.settings.config import configure
 from istio_iptables.settings.declarations import SETTINGS
 from istio_iptables.settings.sources import gather
+from istio_iptables.text import write_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from istio_iptables.commands.load import Given
     from istio_iptables.lab.runner import LabOutcome, Up
     from istio_iptables.lab.scenarios import Scenario
+    from istio_iptables.netfilter.plan import DesiredState
     from istio_iptables.settings.config import Config
     from istio_iptables.settings.sources import Value
 
@@ -90,6 +93,7 @@ def lab_config(
 @click.pass_context
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
     _require_lab()
+    picture = picture_format(options, ("html",))
     from istio_iptables.lab import report, runner, scenarios
     from istio_iptables.lab.without import left_out
 
@@ -113,11 +117,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     tell("warning", warnings)
 
     def show(outcome: LabOutcome) -> None:
-        if options["as_json"]:
-            print_json(report.as_json(outcome, plan))
-        else:
-            text = report.text(outcome, scenario.nodes, plan, full=options["full"])
-            sys.stdout.write(text)
+        _print(outcome, scenario, plan, picture, options)
         sys.stdout.flush()
 
     def keep(up: Up) -> None:
@@ -142,6 +142,25 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     if not options["keep"]:
         show(outcome)
     return ExitStatus.DONE if outcome.as_predicted else ExitStatus.FAILED
+
+
+def _print(
+    outcome: LabOutcome,
+    scenario: Scenario,
+    plan: DesiredState,
+    picture: str,
+    options: Mapping[str, Any],
+) -> None:
+    from istio_iptables.lab import drawing, report
+
+    if options["as_json"]:
+        print_json(report.as_json(outcome, plan))
+    elif picture == "html":
+        write_exactly(drawing.page(outcome, scenario.nodes, plan))
+    elif picture:
+        print_sequences(drawing.sequences(outcome, plan), report.summary(outcome), picture)
+    else:
+        sys.stdout.write(report.text(outcome, scenario.nodes, plan, full=options["full"]))
 
 
 def _configure(
@@ -270,6 +289,7 @@ command = SettingsCommand(
             is_flag=True,
             help="Each rule on a line of its own, with its text and its reason.",
         ),
+        format_option("html"),
         JSON_OPTION,
     ),
 )

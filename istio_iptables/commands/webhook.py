@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ from istio_iptables.commands.load import tell
 from istio_iptables.commands.options import Example, SettingsCommand, split_extra
 from istio_iptables.commands.pod import INSTALLATION_OPTIONS, installation, require_yaml
 from istio_iptables.errors import ExitStatus, UsageProblems
+from istio_iptables.text import excerpt
 
 __all__ = ["command"]
 
@@ -25,8 +27,12 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         for name, flag in (("tls_cert", "--tls-cert"), ("tls_key", "--tls-key"))
         if options[name] is None
     ]
-    if "-" in files:
-        problems.append("--values, --mesh-config: stdin can't be read again: give a file")
+    # A pipe would be empty the second time, and what is not there gets a line of its own.
+    problems += [
+        f"{excerpt(each)}: can't be read again when it changes: give a file"
+        for each in (*files, options["tls_cert"], options["tls_key"])
+        if each is not None and _is_no_file(each)
+    ]
     if problems:
         raise UsageProblems(problems)
     require_yaml("webhook")
@@ -59,6 +65,12 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         tell,
     )
     return ExitStatus.DONE
+
+
+def _is_no_file(path: str) -> bool:
+    # Not pathlib, which fails at a name that is too long.
+    there = os.path.exists(path)  # noqa: PTH110
+    return path == "-" or (there and not os.path.isfile(path))  # noqa: PTH113
 
 
 command = SettingsCommand(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from istio_iptables.settings.config import Config
     from istio_iptables.trace.hooks import Outcome
 
-__all__ = ["Verdict", "describe"]
+__all__ = ["Verdict", "describe", "listeners"]
 
 
 #: Targets that drop nothing: a packet ends behind them for want of a route.
@@ -39,6 +39,15 @@ def describe(outcome: Outcome, config: Config) -> Verdict:
     if outcome.by_mark and packet.mark == config.tproxy_mark:
         return _delivered_by_mark(packet)
     return Verdict(_left_alone(outcome))
+
+
+def listeners(config: Config) -> dict[str, str]:
+    """Who has each port that traffic is redirected to, in the fewest words."""
+    return {
+        str(AGENT_DNS_PORT): "the agent's DNS",
+        str(config.inbound_capture_port): "Envoy, inbound",
+        str(config.envoy_port): "Envoy, outbound",
+    }
 
 
 def _unknown(outcome: Outcome) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from istio_iptables.errors import KernelRefused
+from istio_iptables.errors import KernelRefused, SaveFileError
 from istio_iptables.kernel import nftables
 from istio_iptables.kernel.programs import ProgramFailed, run, run_all
 from istio_iptables.kernel.steps import Step
@@ -20,6 +20,7 @@ from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from istio_iptables.netfilter.native import NativeTable
     from istio_iptables.netfilter.ownership import NativeOwnership
 
 __all__ = ["NativeChange", "compare_native"]
@@ -63,8 +64,10 @@ class NativeChange(NamedTuple):
         for name in self.wanted.names:
             live = self.live.get(name)
             if name in tables:
-                if live != listing(tables[name]):
-                    yield ("missing" if live is None else "changed"), name
+                if live is None:
+                    yield "missing", name
+                elif live != listing(tables[name]) and _differ(live, tables[name]):
+                    yield "changed", name
             elif live is not None:
                 yield "extra", name
 
@@ -92,6 +95,17 @@ def compare_native(ownership: NativeOwnership, wanted: NativePlan | None = None)
     if foreign:
         raise KernelRefused(*foreign)
     return NativeChange(live, handles, wanted or NativePlan((), ownership.tables, DesiredState(())))
+
+
+def _differ(listed: str, wanted: NativeTable) -> bool:
+    """Whether what is listed says anything else, which versions of nft do in more than one way."""
+    from istio_iptables.differences.rulesets import diff_native  # for what is not as printed
+    from istio_iptables.netfilter.nftlisting import planned_table, read_listing
+
+    try:
+        return bool(diff_native(read_listing(listed.splitlines()), [planned_table(wanted)]))
+    except SaveFileError:
+        return True
 
 
 def _foreign(ownership: NativeOwnership, table: str, listed: str) -> Iterator[str]:

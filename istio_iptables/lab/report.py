@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Rule
     from istio_iptables.netfilter.plan import DesiredState
 
-__all__ = ["as_json", "kept", "text"]
+__all__ = [
+    "answer_text",
+    "as_json",
+    "kept",
+    "leg_where",
+    "legend",
+    "path_lines",
+    "rule_line",
+    "summary",
+    "text",
+]
 
 _SHOWN_OF_A_CIRCLE = 3
 _COLUMNS = 80
@@ -33,7 +43,7 @@ def text(
     With *full* each rule has a line of its own, with its text and its reason.
     """
     lines = [
-        *_legend(nodes),
+        *legend(nodes),
         "",
         "Below each connection: the rules that it meets, and who takes it. In brackets:",
         "how often that rule or listener was counted on this path; raw and mangle count",
@@ -42,18 +52,23 @@ def text(
     ]
     rules = plan if full else None
     for result in outcome.results:
-        lines += _path(result, rules)
-    good = sum(not result.differences for result in outcome.results)
-    lines.append(
-        f"{outcome.scenario}, {outcome.mode}, {outcome.backend}: {good} of {len(outcome.results)}"
-        f" paths as predicted, in {outcome.seconds:.1f} s"
-    )
+        lines += path_lines(result, rules)
+    lines.append(summary(outcome))
     # Addresses, names and paths are what other programs answered.
     return "".join(f"{printable(line)}\n" for line in lines)
 
 
-def _legend(nodes: Iterable[Node]) -> Iterator[str]:
-    """Who is there: addresses, what runs, and where the rules are."""
+def summary(outcome: LabOutcome) -> str:
+    """The run in one line: what was tried, and how much of it went as predicted."""
+    good = sum(not result.differences for result in outcome.results)
+    return (
+        f"{outcome.scenario}, {outcome.mode}, {outcome.backend}: {good} of {len(outcome.results)}"
+        f" paths as predicted, in {outcome.seconds:.1f} s"
+    )
+
+
+def legend(nodes: Iterable[Node]) -> Iterator[str]:
+    """Who is there: addresses, what runs, and where the rules are; one line or more a node."""
     for node in nodes:
         addresses = [each for interface in node.interfaces for each in addresses_of(interface)]
         runs = [f"{each.name} on port {each.port}" for each in dict.fromkeys(node.servers)]
@@ -79,23 +94,25 @@ def _wrapped(start: str, items: Iterable[str], separator: str) -> list[str]:
     return [line.replace("\xa0", " ") for line in lines]
 
 
-def _path(result: PathResult, plan: DesiredState | None) -> Iterator[str]:
+def path_lines(result: PathResult, plan: DesiredState | None) -> Iterator[str]:
+    """One path hop by hop; with *plan* each rule has a line of its own, with its reason."""
     verdict = "not as predicted" if result.differences else "as predicted"
     yield f"{result.path.title}, {result.path.family.title}: {verdict}"
     legs = result.expected.legs
     shown = legs[:_SHOWN_OF_A_CIRCLE] if result.expected.loops else legs
     for leg in shown:
-        yield f"  {leg.origin} {_where(leg)}"
+        yield f"  {leg.origin} {leg_where(leg)}"
         yield from _met(leg, result) if plan is None else _met_in_full(leg, result, plan)
         yield f"    => {_taker(leg, result)}"
     if len(shown) < len(legs):
         yield "  ... and so on, in a circle"
-    yield f"  {_answer(result)}"
+    yield f"  {answer_text(result)}"
     yield from (f"  ! {line}" for line in result.differences)
     yield ""
 
 
-def _where(leg: Leg) -> str:
+def leg_where(leg: Leg) -> str:
+    """A connection's addresses: ``10.0.0.1 -> 10.0.0.2:80``."""
     address = f"[{leg.destination}]" if ":" in leg.destination else leg.destination
     return f"{leg.source} -> {address}:{leg.port}"
 
@@ -114,9 +131,8 @@ def _met(leg: Leg, result: PathResult) -> list[str]:
 def _met_in_full(leg: Leg, result: PathResult, plan: DesiredState) -> Iterator[str]:
     """The same with the text of each rule and its reason, as explain shows them."""
     for place in leg.places:
-        rule = _rule_json(place, plan)
-        yield f"    {place_text(place)} [{result.counts.rules[place]}] {rule['text']}"
-        yield from _wrapped("        ", rule["reason"].split(), "")
+        yield f"    {place_text(place)} [{result.counts.rules[place]}] {rule_line(place, plan)}"
+        yield from _wrapped("        ", _rule(place, plan).reason.split(), "")
 
 
 def _taker(leg: Leg, result: PathResult) -> str:
@@ -127,7 +143,8 @@ def _taker(leg: Leg, result: PathResult) -> str:
     return f"{leg.server}{port}" if leg.server else leg.problem
 
 
-def _answer(result: PathResult) -> str:
+def answer_text(result: PathResult) -> str:
+    """Who answered the request, and what that one saw of it."""
     seen = result.seen[0]
     many = f" ({len(result.seen)} times)" if len(result.seen) > 1 else ""
     if seen.problem:
@@ -233,8 +250,12 @@ def _leg_json(leg: Leg, plan: DesiredState) -> dict[str, Any]:
 
 
 def _rule_json(place: RuleAddress, plan: DesiredState) -> dict[str, str]:
-    rule = _rule(place, plan)
-    return {"text": f"-A {place.chain} {rule.text}", "reason": rule.reason}
+    return {"text": rule_line(place, plan), "reason": _rule(place, plan).reason}
+
+
+def rule_line(place: RuleAddress, plan: DesiredState) -> str:
+    """The rule as iptables-save prints it."""
+    return _rule(place, plan).line(place.chain)
 
 
 def _rule(place: RuleAddress, plan: DesiredState) -> Rule:

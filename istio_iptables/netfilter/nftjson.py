@@ -35,6 +35,9 @@ def listing_of(text: str) -> list[str]:
         raise SaveFileError(1, f"is no JSON of nft: {error!r}") from error
 
 
+_TABLE_FLAGS = frozenset({"dormant", "owner", "persist"})
+
+
 def _listing(objects: list[_Json]) -> Iterator[str]:
     tables: dict[str, dict[str, list[str]]] = {}
     for each in objects:
@@ -44,6 +47,10 @@ def _listing(objects: list[_Json]) -> Iterator[str]:
         if kind == "table":
             name = f"{about['family']} {about['name']}"
             flags = _words(about.get("flags", []))
+            if not _TABLE_FLAGS.issuperset(flags):
+                # Some versions of nft print the table's name there.
+                message = f"does not tell the flags of table {name}, which the text of nft does"
+                raise SaveFileError(1, message)
             tables[name] = {"": [f"flags {','.join(flags)}"]} if flags else {}
             continue
         blocks = tables[f"{about['family']} {about['table']}"]
@@ -76,15 +83,21 @@ def _chain(about: _Json) -> Iterator[str]:
 def _set(about: _Json) -> Iterator[str]:
     kind = about["type"]
     kind = " . ".join(kind) if isinstance(kind, list) else kind
+    flags = _words(about.get("flags", []))
+    if "size" in about and "dynamic" not in flags:
+        # Some versions of nft leave it out. A set that packets are added to always has a size.
+        flags.append("dynamic")
     yield f"type {kind}{' : ' + _words(about['map'])[0] if 'map' in about else ''}"
-    if "flags" in about:
-        yield f"flags {','.join(_words(about['flags']))}"
+    if flags:
+        yield f"flags {','.join(flags)}"
     if "timeout" in about:
         yield f"timeout {about['timeout']}s"
     if about.get("elem"):
-        yield f"elements = {_set_text(about['elem'])}"
+        yield f"elements = {_set_text(about['elem'], _OF_TYPE.get(kind, ''))}"
 
 
+#: Fields whose values are written as the elements of a type.
+_OF_TYPE = {"ifname": "iifname", "mark": "meta mark"}
 _OBJECTS: dict[str, Callable[[_Json], Iterator[str]]] = {"chain": _chain, "set": _set, "map": _set}
 
 
@@ -95,7 +108,7 @@ def _rule(about: _Json) -> str:
         write = _STATEMENTS.get(kind)
         try:
             parts.append(write(content) if write else _unknown(each))
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, StopIteration, TypeError, ValueError):
             parts.append(_unknown(each))
     if "comment" in about:
         parts.append(f'comment "{about["comment"]}"')
@@ -164,7 +177,8 @@ def _value(each: _Json, field: str) -> str:
     if isinstance(each, int):
         return f"{each:#010x}" if field in _MARKS else str(each)
     if isinstance(each, str):
-        return f'"{each}"' if field.removeprefix("meta ") in _QUOTED else each
+        quoted = field.removeprefix("meta ") in _QUOTED and not each.startswith("@")
+        return f'"{each}"' if quoted else each
     if isinstance(each, list):
         return ",".join(_value(one, field) for one in each)
     ((kind, content),) = each.items()
@@ -226,7 +240,7 @@ def _nat(name: str) -> Callable[[_Json], str]:
             return name
         family = f" {content['family']}" if "family" in content else ""
         address = _value(content["addr"], "") if "addr" in content else ""
-        if address and "port" in content and ":" in address:
+        if ":" in address and ("port" in content or name == "tproxy"):
             address = f"[{address}]"
         port = f":{_value(content['port'], '')}" if "port" in content else ""
         where = f" to {address}{port}" if address or port else ""
@@ -257,6 +271,8 @@ def _log(content: _Json) -> str:
 
 
 def _limit(content: _Json) -> str:
+    if isinstance(content, str):
+        return f'limit name "{content}"'
     over = "over " if content.get("inv") else ""
     unit = f" {content['rate_unit']}" if "rate_unit" in content else ""
     return f"limit rate {over}{content['rate']}{unit}/{content['per']}"
@@ -268,6 +284,12 @@ def _counter(content: _Json) -> str:
     return (
         f"counter packets {content['packets']} bytes {content['bytes']}" if content else "counter"
     )
+
+
+def _set_statement(content: _Json) -> str:
+    element = content["elem"]
+    element = element["elem"]["val"] if "elem" in element else element
+    return f"{content['op']} {content['set']} {{ {_expression(element)} }}"
 
 
 def _plain(name: str) -> Callable[[_Json], str]:
@@ -286,5 +308,6 @@ _STATEMENTS: dict[str, Callable[[_Json], str]] = {
     "limit": _limit,
     "log": _log,
     "reject": _reject,
+    "set": _set_statement,
     **{name: _nat(name) for name in ("redirect", "masquerade", "dnat", "snat", "tproxy")},
 }

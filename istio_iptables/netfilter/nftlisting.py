@@ -16,9 +16,9 @@ from istio_iptables.text import excerpt
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from istio_iptables.netfilter.native import NativeChain, NativePlan
+    from istio_iptables.netfilter.native import NativeChain, NativePlan, NativeTable
 
-__all__ = ["families", "planned_tables", "priority", "read_listing"]
+__all__ = ["families", "planned_table", "planned_tables", "priority", "read_listing"]
 
 #: The families that a table may have.
 _FAMILIES = ("ip", "ip6", "inet", "arp", "bridge", "netdev")
@@ -70,10 +70,12 @@ def read_listing(lines: Iterable[str]) -> tuple[Table, ...]:
 
 def planned_tables(plan: NativePlan) -> tuple[Table, ...]:
     """The tables of *plan* as those that are read: rules with their reasons."""
-    return tuple(
-        Table(f"inet {table.name}", tuple(map(_planned_chain, table.chains)))
-        for table in plan.tables
-    )
+    return tuple(map(planned_table, plan.tables))
+
+
+def planned_table(table: NativeTable) -> Table:
+    """One of them."""
+    return Table(f"inet {table.name}", tuple(map(_planned_chain, table.chains)))
 
 
 def _planned_chain(chain: NativeChain) -> Chain:

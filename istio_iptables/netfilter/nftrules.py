@@ -279,6 +279,7 @@ _SHORT = {
     "meta oifname": "oifname",
 }
 _OPERATORS = frozenset({"==", "!=", "<", "<=", ">", ">=", "eq", "ne", "lt", "le", "gt", "ge"})
+_COMPUTING = frozenset({"&", "|", "^", "<<", ">>"})
 _PLAIN_OPERATORS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
@@ -327,6 +328,8 @@ def _about_field(words: _Words) -> Statement:
     values = _values(words, several=several)
     if words.skip("/"):
         mask = ",".join(_list(words))
+    if words.peek() in _COMPUTING:
+        raise _Unreadable
     operator = _PLAIN_OPERATORS.get(operator, operator)
     return Statement("", field, operator, values, mask)
 
@@ -588,6 +591,7 @@ _READERS: dict[str, Callable[[_Words], Statement]] = {
     "limit": _limit,
     "queue": _queue,
     "add": _set_statement,
+    "delete": _set_statement,
     "update": _set_statement,
 }
 
@@ -598,7 +602,7 @@ def _set_field(field: str, words: _Words) -> Statement:
     if field in {"meta mark", "ct mark"}:
         return Statement("", target=_set_mark(field, words), field=_needs(words, start))
     value = words.take()
-    if value in _FIELD_WORDS or words.peek() in {"map", "&", "|", "^", "<<", ">>"} or value == "{":
+    if value in _FIELD_WORDS or words.peek() in {"map", *_COMPUTING} or value == "{":
         raise _Unreadable
     if field in {"ct zone", "ct original zone", "ct reply zone"}:
         options = (Option("--zone", (value,)),) if field == "ct zone" else (Option("--zone"),)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
 from istio_iptables.errors import UsageProblems
+from istio_iptables.kubernetes.annotations import PROXY_CONFIG
 from istio_iptables.kubernetes.injection import Injection, reason_to_skip
 from istio_iptables.kubernetes.manifest import workloads
 from istio_iptables.kubernetes.sidecar import inject
@@ -26,6 +27,8 @@ _POD = {"group": "", "version": "v1", "kind": "Pod"}
 #: How much of a pod's names and annotations is looked at: Kubernetes' own limit is on the latter.
 _MOST_CONTAINERS = 250
 _MOST_ANNOTATIONS = 256 * 1024
+#: Read as YAML, which takes seconds for as much as an annotation may hold, while others wait.
+_LONGEST_CONFIG = 32 * 1024
 _LONGEST_UID = 256
 #: The names that istiod has in its paths for two variables.
 _VARIABLES = {"cluster": "ISTIO_META_CLUSTER_ID", "net": "ISTIO_META_NETWORK"}
@@ -203,6 +206,8 @@ def _patch(
         raise UsageProblems([f"{pod.title}: it has more than {_MOST_CONTAINERS} containers"])
     if sum(len(name) + len(text) for name, text in pod.annotations.items()) > _MOST_ANNOTATIONS:
         raise UsageProblems([f"{pod.title}: its annotations are more than 256 KiB"])
+    if len(pod.annotations.get(PROXY_CONFIG, "")) > _LONGEST_CONFIG:
+        raise UsageProblems([f"{pod.title}: annotation {PROXY_CONFIG}: is more than 32 KiB"])
     inject(_injection(pod, settings), settings.revision, variables)
     return json_patch(before, after)
 

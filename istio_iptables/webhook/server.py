@@ -161,6 +161,8 @@ class Server(socketserver.TCPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         """The next connection; its handshake is its thread's."""
         connection, address = super().get_request()
+        # A large answer takes several packets, and none of them waits until the last one was acknowledged.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._context is None:
             return connection, address
         try:

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
+from istio_iptables.lab import syscalls as kernelcalls
 from tests.image.images import Store, make_base, why_not
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Store]:
-    """A store that has the base image."""
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in memory: images are a gigabyte of small files, and removing them takes a disk long.
+
+    It is mounted for this process and its children only, so it is gone after them.
+    """
     if reason := why_not():
         pytest.skip(reason)
-    assert pytestconfig.cache is not None
     folder = tmp_path_factory.mktemp("images")
+    kernelcalls.unshare(kernelcalls.NEW_MOUNTS)
+    kernelcalls.make_mounts_private()
+    kernelcalls.mount("tmpfs", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store(room: Path, pytestconfig: pytest.Config) -> Store:
+    """A store that has the base image."""
+    assert pytestconfig.cache is not None
+    folder = room / "store"
+    folder.mkdir()
     made = Store(folder)
-    made.load_base(make_base(pytestconfig.cache.mkdir("image")))
-    yield made
-    made.buildah("umount", "--all")
-    # Layers hold files that only root may remove, and pytest keeps folders of three runs.
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
+    made.load_base(make_base(pytestconfig.cache.mkdir("image"), room))
+    return made
 
 
 @pytest.fixture(scope="session")

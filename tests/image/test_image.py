@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from istio_iptables.lab.sandbox import in_sandbox, make_network, on_network
+from istio_iptables.netfilter.nftlisting import read_listing
 from tests.image.images import BASE, CAPABILITIES, Container, Ran, Store, inside
 from tests.lab.labs import BACKENDS, Inputs, run
 from tests.program import run as run_here
@@ -65,7 +66,7 @@ class TestWhatIsInIt:
         programs = {each.name for each in root.glob("usr/*bin/*")}
         programs |= {each.name for each in root.glob("usr/local/*bin/*")}
         assert not programs & {"gcc", "cc", "ld", "as", "pip", "pip3", "make"}
-        assert {"iptables-legacy-restore", "iptables-nft-restore"} <= programs
+        assert {"iptables-legacy-restore", "iptables-nft-restore", "nft"} <= programs
         assert not list(root.glob("usr/include/python3*"))
         assert not list(root.glob("usr/local/lib/python3*/dist-packages/pip*"))
         assert not list((root / "var/lib/apt/lists").glob("*"))
@@ -125,6 +126,26 @@ class TestInAPod:
         words = ["istio-iptables", *ARTICLE, "-m", "TPROXY", "--ip-family", "dual"]
         (done,) = in_a_pod(container, (words, {"FORCE_IPTABLES_BINARY": backend}))
         assert done.status == 0, done.err
+
+    @pytest.mark.parametrize("mode", ["REDIRECT", "TPROXY"])
+    def test_installs_native_rules(self, root: Path, mode: str) -> None:
+        """Its own nft takes them and lists them as a dry run prints them; twice is once."""
+        container = Container(root, capabilities=CAPABILITIES, read_only=True)
+        words = ["istio-iptables", *ARTICLE, "-m", mode, "--ip-family", "dual"]
+        environment = {"NATIVE_NFTABLES": "true"}
+        installed, again, listed, cleaned = in_a_pod(
+            container,
+            (words, environment),
+            (words, environment),
+            (["nft", "-s", "list", "ruleset"], {}),
+            (["istio-iptables", "clean"], {}),
+        )
+        assert installed.status == cleaned.status == 0, (installed.err, cleaned.err)
+        assert again.status == 0, again.err
+        assert "nothing to do" in again.err
+        expected = run_here(["--dry-run", "--native-nftables", *words[1:]]).out
+        there, wanted = (read_listing(each.splitlines()) for each in (listed.out, expected))
+        assert there == wanted
 
     def test_not_root(self, root: Path) -> None:
         """Any user without capabilities can print, from a read-only file system."""

@@ -16,10 +16,11 @@ from istio_iptables.istio.native import build_native
 from istio_iptables.istio.plan import build
 from istio_iptables.netfilter.documents import rulesets
 from istio_iptables.netfilter.native import text
-from istio_iptables.netfilter.nftlisting import families, planned_tables
+from istio_iptables.netfilter.nftlisting import families, planned_tables, read_listing
 from tests.kernel.configurations import CONFIGURATIONS, DUAL, TPROXY
 from tests.kernel.sandbox import PATH, command, forked, joined, needs, run
 from tests.namespaces import Step, inside, mount, sandbox
+from tests.netfilter.test_nftrules import FIXTURES, compare_json
 from tests.strategies import configs
 
 if TYPE_CHECKING:
@@ -56,6 +57,17 @@ def test_what_nft_lists_is_read_as_planned(batch: list[Config]) -> None:
         wanted = families(planned_tables(plan))
         for listed in done[5 * number + 1 : 5 * number + 5]:
             assert rulesets(listed.out) == wanted
+
+
+def test_any_statement_is_listed_as_it_is_read() -> None:
+    """The text and the JSON that the unit tests read are nft's own."""
+    listed = (FIXTURES / "ruleset.nft").read_text(encoding="utf-8")
+    command("nft", listed)
+    rules = [table.chains for table in read_listing(listed.splitlines())]
+    for form in ((), ("-s",), ("-a",)):
+        tables = read_listing(command("nft", *form, "list", "ruleset").splitlines())
+        assert [table.chains for table in tables] == rules
+    compare_json(listed, command("nft", "-j", "list", "ruleset"))
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

@@ -296,6 +296,22 @@ def test_an_nft_that_is_too_old_is_told(tmp_path: Path) -> None:
     assert listed() == ""
 
 
+def test_another_nft_lists_it_in_other_words(tmp_path: Path) -> None:
+    """Later versions have a name for the priority of output, too: there is nothing to do."""
+    later = 'real "$@" | sed "s/hook output priority -100;/hook output priority dstnat;/"'
+    environment = fake(tmp_path, later)
+    native(*DUAL)
+    before = everything()
+    done = run("--native-nftables", *DUAL, environment=environment)
+    assert (done.status, done.errors) == (0, [])
+    assert everything() == before
+    # One that comes later is another one.
+    command("nft", "delete", "table", "inet", "istio-proxy-nat")
+    load_native(printed(*DUAL).replace("hook output priority -100;", "hook output priority 0;"))
+    done = run("--native-nftables", *DUAL, environment=environment)
+    assert done.errors[1:] == ["changed: nftables table inet istio-proxy-nat"]
+
+
 def test_without_nft_it_is_named() -> None:
     """And so is its package."""
     nft = shutil.which("nft", path=PATH["PATH"])

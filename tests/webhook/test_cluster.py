@@ -17,6 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from istio_iptables.kubernetes.template import ARGUMENTS
 from tests.readme import ROOT
 from tests.webhook.api import Api, serving
 from tests.webhook.webhooks import AUTHORITY, Running, certificate, running
@@ -175,6 +176,20 @@ def test_the_manifests_fit_together() -> None:
             "path": "/inject",
             "port": 443,
         }
+
+
+def test_where_the_arguments_are_from() -> None:
+    """The table of the page is that of the template, in its order."""
+    section = PAGE.partition("\n### A pod on its way in")[2].partition("\n### ")[0]
+    rows = [line.split("|")[1:4] for line in section.splitlines() if line.startswith("| `-")]
+    assert len(rows) == len(ARGUMENTS)
+    for each, (option, noted, otherwise) in zip(ARGUMENTS, rows, strict=True):
+        assert option.split("`")[1] == each.option
+        assert tuple(re.findall(r"`(.*?)`", noted)) == each.annotations
+        assert re.findall(r"`(.*?)`", otherwise) == [*filter(None, (each.value or each.mesh,))], (
+            each
+        )
+        assert ("if there is" in option) is each.optional
 
 
 def test_the_probes_are_answered(cluster: Cluster) -> None:

@@ -199,6 +199,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (review(pod(containers=["a"])), "containers is no list of containers"),
     (review(pod(containers=[{"name": str(n)} for n in range(300)])), "more than 250 containers"),
     (review(pod({"a": "x" * 300_000})), "its annotations are more than 256 KiB"),
+    (review(pod({"proxy.istio.io/config": "a: " + "[1]" * 11_000})), "config: is more than 32 KiB"),
     (review({**pod(), "metadata": {"annotations": {"a": {}}}}), "annotations is no mapping of texts"),
 ]  # fmt: skip
 

@@ -22,7 +22,7 @@ from istio_iptables.webhook import server as server_module
 from istio_iptables.webhook.files import Watched
 from istio_iptables.webhook.log import Log, Metrics
 from istio_iptables.webhook.requests import Reviews
-from istio_iptables.webhook.server import Server
+from istio_iptables.webhook.server import Client, Server
 from tests.program import run
 from tests.webhook.test_review import SETTINGS
 from tests.webhook.webhooks import (
@@ -293,6 +293,21 @@ def test_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(0.01)
 
 
+def test_a_large_answer_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the client to acknowledge its first part, which takes 40 ms."""
+    seen: list[int] = []
+
+    def asked(client: Client, *_: object) -> Any:
+        seen.append(client.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        raise ConnectionError
+
+    with served() as server:
+        monkeypatch.setattr(server, "_handler", asked)
+        with socket.create_connection(address_of(server), 60) as connection:
+            read_all(connection)
+    assert seen == [1]
+
+
 def test_the_threads_are_counted() -> None:
     """Never more than the limit, however many connect at once."""
     seen: list[int] = []
@@ -480,8 +495,9 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
-    text = tmp_path / "text"
+    text, pipe = tmp_path / "text", tmp_path / "pipe"
     text.write_text("x")
+    os.mkfifo(pipe)
     good = ["webhook", "--tls-cert", str(cert), "--tls-key", str(key), "--listen", "127.0.0.1:0"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -503,7 +519,9 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
             (1, [*good, "--listen", f"127.0.0.1:{port}"], "Address already in use"),
             (1, [*good, "--listen", "no.such.host.invalid:1"], "--listen: can't listen at no.such"),
             (2, [*good, "--max-connections", "0"], "--max-connections"),
-            (2, [*good, "--values", "-"], "stdin can't be read again"),
+            (2, [*good, "--values", "-"], "'-': can't be read again when it changes: give a file"),
+            (2, [*good, "--mesh-config", str(pipe)], f"{pipe}': can't be read again when it"),
+            (2, [*good, "--tls-key", str(tmp_path)], f"{tmp_path}': can't be read again when it"),
             (2, [*good, "--values", "/nowhere"], "can't read /nowhere"),
             (2, [*good, "--set", "global.proxy.resources=5"], "value global.proxy.resources"),
             (2, [*good, "--tls-certs", "x"], "--tls-certs: "),

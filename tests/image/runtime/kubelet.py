@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Ended", "Kubelet", "Pod"]
+__all__ = ["NAMESERVER", "Ended", "InitFailed", "Kubelet", "Pod", "get"]
+
+#: Where a pod's resolv.conf says that DNS is; there is none.
+NAMESERVER = "10.96.0.10"
 
 _PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.02
@@ -112,6 +115,7 @@ class Pod:
             "metadata": {**metadata, "attempt": self._sandboxes},
             "hostname": self._metadata["name"],
             "log_directory": str(self._folder / "logs"),
+            "dns_config": {"servers": [NAMESERVER]},
             "labels": self._metadata.get("labels", {}),
             "annotations": self._metadata.get("annotations", {}),
             "linux": {"security_context": {"namespace_options": _ONE_PID_NAMESPACE_EACH}},
@@ -228,6 +232,14 @@ class Pod:
 
     def _status(self, name: str) -> Any:
         return self._kubelet.ask("ContainerStatus", container_id=self.containers[name]).status
+
+    def process(self, name: str) -> int:
+        """The process of a container, as the node numbers it."""
+        answer = self._kubelet.ask(
+            "ContainerStatus", container_id=self.containers[name], verbose=True
+        )
+        number: int = json.loads(answer.info["info"])["pid"]
+        return number
 
     def wait(self, name: str) -> Ended:
         """What became of a container, once it has ended."""

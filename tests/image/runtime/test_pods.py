@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from tests.image.runtime.kubelet import Ended, InitFailed, Kubelet, get
+from tests.image.runtime.kubelet import NAMESERVER, Ended, InitFailed, Kubelet, get
 from tests.image.runtime.node import ADDRESSES, on_node
 from tests.image.runtime.standins import INIT_IMAGE
 from tests.image.runtime.traffic import (
     APP_PORT,
+    OUTSIDE_PORT,
     Traffic,
-    ask_outside,
+    ask,
     rules,
     serve_outside,
     traffic,
@@ -42,7 +43,7 @@ def injected(folder: Path, pod: _Json, *words: str) -> _Json:
     raw = folder / "pod.yaml"
     raw.write_text(yaml.safe_dump(pod), encoding="utf-8")
     result = run(["inject", "-f", str(raw), "--init-image", INIT_IMAGE, *words])
-    assert (result.status, result.err) == (0, "")
+    assert result.status == 0, result.err
     (folder / "injected.yaml").write_text(result.out, encoding="utf-8")
     made: _Json = yaml.safe_load(result.out)
     return made
@@ -59,7 +60,10 @@ class Case(NamedTuple):
 
 CASES = {
     "REDIRECT": Case(),
-    "native sidecar": Case(("--native-sidecars",)),
+    "native sidecar, DNS": Case(
+        ("--native-sidecars",),
+        {"proxy.istio.io/config": "proxyMetadata: {ISTIO_META_DNS_CAPTURE: 'true'}"},
+    ),
     "TPROXY": Case(annotations={"sidecar.istio.io/interceptionMode": "TPROXY"}),
     "TPROXY, both families, nft, default seccomp profile": Case(
         ("--set", "global.proxy.seccompProfile.type=RuntimeDefault"),
@@ -75,29 +79,42 @@ CASES = {
 }
 
 
+class Ran(NamedTuple):
+    """A pod that ran: the order of its starts, what istio-init said, and what came of it."""
+
+    order: list[str]
+    log: str
+    traffic: list[Traffic]
+    rules: list[str]
+    compared: Result
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_pod_is_captured(node_store: Path, tmp_path: Path, case: Case) -> None:
     """With our image as istio-init, connections in and out go through Envoy; the counters say so."""
     manifest = injected(tmp_path, article(case.annotations), *case.words)
 
-    def work(kubelet: Kubelet) -> tuple[list[str], str, list[Traffic], Result]:
+    def work(kubelet: Kubelet) -> Ran:
         serve_outside()
         pod = kubelet.pod(manifest)
         order = pod.run()
         seen = [traffic(pod, case.backend, number) for number in range(len(pod.addresses))]
-        words = ["--network-namespace", pod.network, "--pod", str(tmp_path / "injected.yaml")]
-        return order, pod.log("istio-init"), seen, run(["diff", *words])
+        # As from the node: by a process of the pod, and so with the DNS servers that the pod has.
+        network = f"/proc/{pod.process('istio-proxy')}/ns/net"
+        words = ["--network-namespace", network, "--pod", str(tmp_path / "injected.yaml")]
+        compared = run(["diff", *words])
+        return Ran(order, pod.log("istio-init"), seen, rules(pod, case.backend), compared)
 
-    order, log, seen, compared = on_node(node_store, work, dual_stack=case.dual_stack)
+    ran = on_node(node_store, work, dual_stack=case.dual_stack)
     first, second = ("testpod", "istio-proxy")
     if "--native-sidecars" in case.words:
         first, second = second, first
-    assert order == ["istio-init", first, second]
-    assert f"backend {case.backend}" in log
-    assert "info: installed" in log
-    assert len(seen) == (2 if case.dual_stack else 1)
-    for number, each in enumerate(seen):
-        if "TPROXY" in (case.annotations or {}).values():
+    assert ran.order == ["istio-init", first, second]
+    assert f"backend {case.backend}" in ran.log
+    assert "info: installed" in ran.log
+    assert len(ran.traffic) == (2 if case.dual_stack else 1)
+    for number, each in enumerate(ran.traffic):
+        if "TPROXY" in str(case.annotations):
             peer = ADDRESSES[number]
             rule = "-A ISTIO_INBOUND -p tcp -j ISTIO_TPROXY"
         else:
@@ -108,7 +125,53 @@ def test_a_pod_is_captured(node_store: Path, tmp_path: Path, case: Case) -> None
         assert each.captured
         assert each.rules[rule] == 1
         assert each.rules["-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001"] == 1
-    assert (compared.status, compared.err) == (0, "")
+    dns = f"-d {NAMESERVER}/32 -p udp -m udp --dport 53 -j REDIRECT --to-ports 15053"
+    captured = any(each.endswith(dns) for each in ran.rules)
+    assert captured is ("ISTIO_META_DNS_CAPTURE" in str(case.annotations))
+    assert ran.compared.status == 0, ran.compared
+
+
+RIGHTS = ("Uid", "Gid", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp")
+
+
+def test_the_rights_are_the_injected_ones(node_store: Path, tmp_path: Path) -> None:
+    """What the containers of an injected pod may do, as the kernel tells it."""
+    seccomp = ("--set", "global.proxy.seccompProfile.type=RuntimeDefault")
+    manifest = injected(tmp_path, article(), *seccomp)
+    (init,) = manifest["spec"]["initContainers"]
+    looking = {"name": "looking", "command": ["cat"], "args": ["/proc/self/status"]}
+    manifest["spec"]["initContainers"] = [init, {**init, **looking}]
+
+    def work(kubelet: Kubelet) -> list[str]:
+        pod = kubelet.pod(manifest)
+        pod.run()
+        return [pod.log("looking"), pod.execute("istio-proxy", "cat", "/proc/1/status")]
+
+    found = []
+    for text in on_node(node_store, work):
+        status = dict(line.split(":", 1) for line in text.splitlines())
+        found.append([status[name].split()[0] for name in RIGHTS])
+    capabilities = f"{(1 << 12) + (1 << 13):016x}"  # NET_ADMIN and NET_RAW
+    assert found == [
+        ["0", "0", capabilities, capabilities, "1", "2"],
+        ["1337", "1337", f"{0:016x}", f"{0:016x}", "1", "2"],
+    ]
+
+
+def test_from_pod_to_pod(node_store: Path, tmp_path: Path) -> None:
+    """A connection between injected pods goes through the Envoy of both."""
+    manifest = injected(tmp_path, article())
+
+    def work(kubelet: Kubelet) -> _Json:
+        pods = [kubelet.pod(manifest) for _ in range(2)]
+        for each in pods:
+            each.run()
+            each.wait_for_word("testpod", "listening")
+        return ask(pods[0], pods[1].address, APP_PORT)
+
+    seen = on_node(node_store, work)
+    assert seen["peer"] == "127.0.0.6"
+    assert seen["hops"] == ["pod outbound", "pod inbound"]
 
 
 def test_the_manifest_of_the_readme(node_store: Path) -> None:
@@ -185,7 +248,7 @@ def test_containers_start_again(node_store: Path, tmp_path: Path) -> None:
         with pytest.raises(ConnectionRefusedError):
             get(pod.address, APP_PORT)
         with pytest.raises(AssertionError, match="Connection refused"):
-            ask_outside(pod)
+            ask(pod, ADDRESSES[0], OUTSIDE_PORT)
         pod.start("istio-proxy")
         pod.wait_ready()
         assert traffic(pod).captured

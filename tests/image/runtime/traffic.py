@@ -18,10 +18,10 @@ from tests.image.runtime.node import ADDRESSES
 if TYPE_CHECKING:
     from tests.image.runtime.kubelet import Pod
 
-__all__ = ["APP_PORT", "Traffic", "ask_outside", "rules", "serve_outside", "traffic"]
+__all__ = ["APP_PORT", "OUTSIDE_PORT", "Traffic", "ask", "rules", "serve_outside", "traffic"]
 
 APP_PORT = 8080
-_PORT = 9000
+OUTSIDE_PORT = 9000
 _STATISTICS_PORT = 15090
 _TAKEN = 'envoy_listener_downstream_cx_total{envoy_listener_address="'
 
@@ -51,7 +51,7 @@ class Traffic(NamedTuple):
 def serve_outside() -> None:
     """Have a server on the node that pods may ask; it ends with the node."""
     network = os.open("/proc/self/ns/net", os.O_RDONLY)
-    servers = (Server("outside", _PORT, ROOT),)
+    servers = (Server("outside", OUTSIDE_PORT, ROOT),)
     start("outside", network, ROOT, lambda ready: serve(servers, ready)).wait_ready()
 
 
@@ -61,7 +61,7 @@ def traffic(pod: Pod, backend: str = "legacy", number: int = 0) -> Traffic:
     address = pod.addresses[number]
     before = _counts(pod, address, backend)
     inbound = json.loads(get(address, APP_PORT).text)
-    outbound = ask_outside(pod, number)
+    outbound = ask(pod, ADDRESSES[number], OUTSIDE_PORT)
     after = _counts(pod, address, backend)
     return Traffic(
         (inbound["peer"], inbound["hops"]),
@@ -71,11 +71,10 @@ def traffic(pod: Pod, backend: str = "legacy", number: int = 0) -> Traffic:
     )
 
 
-def ask_outside(pod: Pod, number: int = 0) -> dict[str, Any]:
-    """What the server outside answers to the application, asked by an address of this number."""
-    outside = ADDRESSES[number]
-    host = f"[{outside}]" if ":" in outside else outside
-    answer = pod.execute(pod.application, "python3", "-c", _CLIENT, f"http://{host}:{_PORT}/")
+def ask(pod: Pod, address: str, port: int) -> dict[str, Any]:
+    """What a server answers to the application of a pod."""
+    host = f"[{address}]" if ":" in address else address
+    answer = pod.execute(pod.application, "python3", "-c", _CLIENT, f"http://{host}:{port}/")
     told: dict[str, Any] = json.loads(answer)
     return told
 
