@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.kubernetes.values import Installation
 
-__all__ = ["FIELDS", "proxy_config", "typed"]
+__all__ = ["FIELDS", "MESH_FIELDS", "camel_case", "proxy_config", "typed"]
 
 _MAX_PORT = 65535
 _MAX_INT = 2**31 - 1
@@ -152,6 +152,8 @@ FIELDS: dict[str, _Kind] = {
     "statsCompression": _BOOLEAN,
     "connectionSettings": _MAPPING,
 }
+#: Those of the mesh configuration that have to be something.
+MESH_FIELDS = {"proxyListenPort": _PORT, "proxyInboundListenPort": _WHOLE}
 _RANKS = {name: rank for rank, name in enumerate(FIELDS)}
 _DEFAULTS: dict[str, Any] = {
     "configPath": "./etc/istio/proxy",
@@ -170,16 +172,23 @@ _DEFAULTS: dict[str, Any] = {
 _GIVEN = frozenset({"concurrency", "holdApplicationUntilProxyStarts", "tracing"})
 
 
-def typed(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """*config* with each field as JSON has it, and a line for each that Istio refuses.
+def camel_case(name: object) -> str:
+    """The name of a field, which Protobuf takes with underlines too."""
+    return re.sub(r"_([a-z])", lambda letter: letter[1].upper(), as_text(name))
 
-    A name with underlines is the field's as well; what there is no field for stays as it is.
+
+def typed(
+    config: Mapping[str, Any], fields: Mapping[str, _Kind] = FIELDS
+) -> tuple[dict[str, Any], list[str]]:
+    """*config* with each of its *fields* as JSON has it, and a line for each that Istio refuses.
+
+    What there is no field for stays as it is.
     """
     found: dict[str, Any] = {}
     problems = []
     for given, value in config.items():
-        name = re.sub(r"_([a-z])", lambda letter: letter[1].upper(), as_text(given))
-        kind = FIELDS.get(name)
+        name = camel_case(given)
+        kind = fields.get(name)
         if kind is None or value is None:
             found[given] = value
             continue

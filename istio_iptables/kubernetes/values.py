@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_iptables.errors import UsageProblems
 from istio_iptables.kubernetes.manifest import as_text, read_documents
-from istio_iptables.kubernetes.proxyconfig import typed
+from istio_iptables.kubernetes.proxyconfig import MESH_FIELDS, camel_case, typed
 from istio_iptables.text import excerpt
 
 if TYPE_CHECKING:
@@ -87,7 +87,6 @@ MESH: dict[str, Any] = {
         "proxyMetadata": {},
     },
 }
-_MAX_PORT = 65535
 #: ``helm get values`` without ``-o yaml`` begins with one of these, which YAML reads as a key.
 _HEADINGS = ("USER-SUPPLIED VALUES", "COMPUTED VALUES")
 
@@ -126,8 +125,11 @@ class Installation(NamedTuple):
         return Found(self.setting(path).value[key], self.places.get(label, f"default of {label}"))
 
     def _find(self, tree: Any, defaults: Any, what: str, path: str) -> Found:  # noqa: ANN401 - of YAML
-        for key in path.split("."):
-            tree = tree.get(key) if isinstance(tree, dict) else None
+        keys = path.split(".")
+        for number, key in enumerate(keys):
+            if not isinstance(tree, dict | None):
+                raise UsageProblems([f"{what} {'.'.join(keys[:number])}: is no mapping"])
+            tree = tree.get(key) if tree else None
             defaults = defaults.get(key) if isinstance(defaults, dict) else None
         label = f"{what} {path}"
         if isinstance(defaults, dict):
@@ -209,6 +211,8 @@ def read_installation(
     own = _mesh(*mesh) if mesh else given.get("meshConfig") or {}
     if not isinstance(own, dict):
         raise UsageProblems(["value meshConfig: is no mapping"])
+    # The proxies' own part is looked for under the one name alone.
+    own = {camel_case(key): value for key, value in own.items() if key != "default_config"}
     places = {f"value {path}": f"value {path}" for path in _paths(given)}
     places |= {f"mesh {path}": f"mesh {path}" for path in _paths(own)}
     # With `helm get values --all` the chart's own defaults are here.
@@ -245,15 +249,9 @@ def _checked(mesh: dict[str, Any], label: str) -> dict[str, Any]:
     proxy = mesh["defaultConfig"]
     if not isinstance(proxy, dict) or not isinstance(proxy["proxyMetadata"], dict):
         raise UsageProblems([f"{label}: defaultConfig or its proxyMetadata is no mapping"])
-    proxy, problems = typed(proxy)
-    problems = [f"{label}: {each}" for each in problems]
-    mesh = {**mesh, "defaultConfig": proxy}
-    for key in ("proxyListenPort", "proxyInboundListenPort"):
-        text = as_text(mesh[key])
-        if text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_PORT)):
-            mesh[key] = int(text)
-        else:
-            problems.append(f"{label}: {key} {excerpt(text)} is no port")
+    proxy, refused = typed(proxy)
+    mesh, more = typed({**mesh, "defaultConfig": proxy}, MESH_FIELDS)
+    problems = [f"{label}: {each}" for each in (*more, *refused)]
     problems += [
         f"{label}: proxyMetadata.{name}: {as_text(text)} is no text: put it in quotes"
         for name, text in proxy["proxyMetadata"].items()

@@ -353,6 +353,44 @@ def test_what_is_written_without_quotes(tmp_path: Path) -> None:
     assert run(["inject", "-f", str(path)]).status == 2
 
 
+@pytest.mark.parametrize(
+    ("mesh", "told"),
+    [
+        ("proxyListenPort: 99999", "mesh: proxyListenPort '99999' is no port"),
+        ("proxy_listen_port: 0", "mesh: proxyListenPort '0' is no port"),
+        ("proxyInboundListenPort: x", "mesh: proxyInboundListenPort 'x' is no whole number"),
+        ("defaultConfig: [1]", "mesh: defaultConfig or its proxyMetadata is no mapping"),
+        ("defaultConfig: {concurrency: x}", "mesh: concurrency 'x' is no whole"),
+        ("inboundTrafficPolicy: x", "mesh inboundTrafficPolicy: is no mapping"),
+        ("proxy_listen_port: 15101\ndefault_config: {statusPort: 0}", ""),
+    ],
+)
+def test_the_mesh_configuration(tmp_path: Path, mesh: str, told: str) -> None:
+    """What Istio refuses in it; a name with underlines is one too, but for that of the proxies' part."""
+    path = tmp_path / "mesh.yaml"
+    path.write_text(mesh, encoding="utf-8")
+    manifest = tmp_path / "pod.yaml"
+    manifest.write_text(yaml.safe_dump(pod()), encoding="utf-8")
+    result = run(["inject", "-f", str(manifest), "--mesh-config", str(path)])
+    if told:
+        assert (result.status, result.out) == (2, "")
+        assert result.errors[0].startswith(told)
+    else:
+        assert "- -p\n    - '15101'\n" in result.out
+
+
+@pytest.mark.parametrize("values", ["global: {proxy: [1]}", "pilot: {cni: true}", "global: 7"])
+def test_values_that_hide_what_is_in_them(tmp_path: Path, values: str) -> None:
+    """What should be a mapping and is none is refused, and not taken for nothing."""
+    path = tmp_path / "values.yaml"
+    path.write_text(values, encoding="utf-8")
+    manifest = tmp_path / "pod.yaml"
+    manifest.write_text(yaml.safe_dump(pod()), encoding="utf-8")
+    result = run(["inject", "-f", str(manifest), "--values", str(path)])
+    assert (result.status, result.out) == (2, "")
+    assert result.errors[0].endswith(": is no mapping")
+
+
 def test_null_takes_a_value_away(tmp_path: Path) -> None:
     """As with Helm, of resources too; a later file may give it again."""
     limits = {"global": {"proxy": {"resources": {"limits": {"cpu": None}, "requests": None}}}}
