@@ -219,6 +219,44 @@ def test_a_second_injection_changes_nothing(
     assert (again.status, again.out) == (0, once.out), again.err
 
 
+@st.composite
+def commented(draw: st.DrawFn) -> tuple[str, list[str], dict[str, Any]]:
+    """A manifest with comments at the ends of its lines and between them, those, and its value."""
+    document = draw(workloads())
+    flow = draw(st.sampled_from((False, None)))
+    lines = yaml.safe_dump(document, default_flow_style=flow, width=10**6).splitlines()
+    for number, line in enumerate(lines):
+        comment = f"# comment {number}."
+        form = draw(st.sampled_from(("{line}", "{line}", "{line}  {comment}", "{comment}\n{line}")))
+        indent = " " * draw(st.integers(0, 8))
+        lines[number] = form.format(line=line, comment=indent + comment)
+    text = "\n".join([*lines, ""])
+    # Within a block of text it is none.
+    if yaml.safe_load(text) != document:
+        return yaml.safe_dump(document), [], document
+    comments = [
+        line[line.index("# comment") :] for line in text.splitlines() if "# comment" in line
+    ]
+    return text, comments, document
+
+
+@given(commented(), st.sampled_from(((), ("--native-sidecars",))))
+@examples(60)
+def test_every_comment_stays_or_is_told_of(
+    tmp_path: Path, drawn: tuple[str, list[str], dict[str, Any]], words: tuple[str, ...]
+) -> None:
+    """And the values are those of the manifest without comments."""
+    text, comments, document = drawn
+    path = tmp_path / "commented.yaml"
+    path.write_text(text, encoding="utf-8")
+    plain = run(["inject", "-f", write(tmp_path, "pod.yaml", document), *words])
+    result = run(["inject", "-f", str(path), *words])
+    assert result.status == plain.status
+    assert yaml.safe_load(result.out or "null") == yaml.safe_load(plain.out or "null")
+    if not result.status and "written anew, without its comments" not in result.err:
+        assert [each for each in comments if each not in result.out] == []
+
+
 SNIPPETS = st.sampled_from(
     (
         *("apiVersion: v1\n", "kind: Pod\n", "kind: List\n", "items:\n", "- ", "  ", "metadata:\n"),
