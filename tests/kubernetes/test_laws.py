@@ -149,7 +149,7 @@ def pod_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 @given(workloads(), INSTALLATION, MESH | st.none(), st.sampled_from(((), ("--native-sidecars",))))
-@examples(120)
+@examples(80)
 def test_rules_of_the_raw_pod_the_injected_one_and_the_arguments(
     tmp_path: Path,
     raw: dict[str, Any],
@@ -333,7 +333,7 @@ def spoilt(draw: st.DrawFn) -> str:
         st.binary(max_size=60),
     )
 )
-@examples(400)
+@examples(300)
 def test_whatever_stands_in_the_file(tmp_path: Path, content: bytes) -> None:
     """It is used, or refused in lines, with nothing on stdout; what is not injected keeps its bytes."""
     path = tmp_path / "any.yaml"

@@ -38,78 +38,10 @@ def write(folder: Path, *documents: Any, name: str = "pod.yaml") -> str:
     return str(path)
 
 
-PORTS = st.lists(st.sampled_from(("80", "443", "15020", "0")), max_size=3).map(",".join)
-RANGES = st.lists(st.sampled_from(("10.0.0.0/8", "10.96.0.1/24", "fd00::/8")), max_size=2).map(
-    ",".join
-)
-ANNOTATIONS = st.fixed_dictionaries(
-    {},
-    optional={
-        f"{TRAFFIC}includeInboundPorts": PORTS | st.just("*"),
-        f"{TRAFFIC}excludeInboundPorts": PORTS,
-        f"{TRAFFIC}excludeOutboundPorts": PORTS,
-        f"{TRAFFIC}includeOutboundIPRanges": RANGES | st.just("*"),
-        f"{TRAFFIC}excludeOutboundIPRanges": RANGES,
-        f"{TRAFFIC}excludeInterfaces": st.sampled_from(("", "eth1", "eth1,net1")),
-        f"{TRAFFIC}kubevirtInterfaces": st.sampled_from(("", "net1")),
-        "istio.io/reroute-virtual-interfaces": st.sampled_from(("", "k0,k1")),
-        "sidecar.istio.io/interceptionMode": st.sampled_from(("REDIRECT", "TPROXY")),
-        "status.sidecar.istio.io/port": st.sampled_from(("0", "123", "15020")),
-        "proxy.istio.io/config": st.sampled_from(
-            (
-                'proxyMetadata:\n  ISTIO_META_DNS_CAPTURE: "true"\n  PROXY_GID: "4321"\n',
-                "interceptionMode: TPROXY\n",
-            )
-        ),
-    },
-)
-VALUES = st.fixed_dictionaries(
-    {},
-    optional={
-        "includeIPRanges": RANGES,
-        "excludeOutboundPorts": PORTS,
-        "includeInboundPorts": PORTS,
-        "statusPort": st.sampled_from((0, 123)),
-    },
-)
 OWN_PROXY = {
     "name": "istio-proxy",
     "securityContext": {"runAsUser": 1234, "runAsGroup": 4321},
 }
-
-
-@given(
-    annotations=ANNOTATIONS,
-    values=VALUES,
-    words=st.sampled_from(((), ("--native-sidecars",))),
-    proxies=st.sampled_from(((), (OWN_PROXY,))),
-)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
-def test_raw_injected_and_arguments_are_one(
-    tmp_path: Path,
-    annotations: dict[str, str],
-    values: dict[str, Any],
-    words: tuple[str, ...],
-    proxies: tuple[dict[str, Any], ...],
-) -> None:
-    """The rules of the raw pod, of the injected one, and of its container's words are the same."""
-    raw = pod(annotations)
-    raw["spec"]["containers"] += proxies
-    path = write(tmp_path, raw)
-    helm = write(tmp_path, {"global": {"proxy": values}}, name="values.yaml")
-    injected = run(["inject", "-f", path, "--values", helm, *words])
-    assert injected.status == 0, injected.err
-    (init,) = (
-        each
-        for each in yaml.safe_load(injected.out)["spec"]["initContainers"]
-        if each["name"] == "istio-init"
-    )
-    environment = {each["name"]: each["value"] for each in init.get("env", ())}
-    wanted = run([*init["args"], *DRY], environment)
-    assert wanted.status == 0
-    assert run(["--pod", path, "--values", helm, *DRY])[:2] == wanted[:2]
-    (tmp_path / "injected.yaml").write_text(injected.out, encoding="utf-8")
-    assert run(["--pod", str(tmp_path / "injected.yaml"), *DRY])[:2] == wanted[:2]
 
 
 def test_where_each_value_is_from(tmp_path: Path) -> None:
