@@ -47,7 +47,11 @@ def rewritten(text: str, roots: list[Node], values: list[Any]) -> tuple[str, lis
         change = _Change(text, newline)
         if not (change.kept(root, value) and _holds(text, root, change.edits, value)):
             change = _Change(text, newline)
-            change.whole(root, value)
+            change.whole(root, value, root.end)
+            if not _holds(text, root, change.edits, value):
+                # A comment behind a block of text would be a part of it.
+                change = _Change(text, newline)
+                change.whole(root, value, text.find("\n", root.end) % (len(text) + 1))
         edits += change.edits
         lost += [
             text.count("\n", 0, each.start) + 1
@@ -97,15 +101,15 @@ class _Change:
         self._text = text
         self._newline = newline
 
-    def whole(self, root: Node, value: Any) -> None:  # noqa: ANN401 - of YAML
-        """Write a document anew."""
+    def whole(self, root: Node, value: Any, end: int) -> None:  # noqa: ANN401 - of YAML
+        """Write a document anew, in place of what is up to *end*."""
         column = self._column(root.start)
         before = self._text[root.start - column : root.start]
         if before.strip():
             # On the line of the marker between documents.
-            self._replace(root.start, root.end, f"{self._newline}{self._written(value, 0)}")
+            self._replace(root.start, end, f"{self._newline}{self._written(value, 0)}")
         else:
-            self._replace(root.start - column, root.end, self._written(value, 0))
+            self._replace(root.start - column, end, self._written(value, 0))
 
     def kept(self, node: Node, value: Any) -> bool:  # noqa: ANN401 - of YAML
         """Edit *node* to hold *value*; false, without edits, if it is to be written anew."""
@@ -187,12 +191,15 @@ class _Change:
 
     def _replace(self, start: int, end: int, written: str) -> None:
         # What ends with a line, such as a block of text, leaves the line's end where it is.
-        self.edits.append(_Edit(start, start + len(self._text[start:end].rstrip("\r\n")), written))
+        end = start + len(self._text[start:end].rstrip("\r\n"))
+        # The last line needs an end, which may be a part of its value.
+        written += self._newline * (end == len(self._text))
+        self.edits.append(_Edit(start, end, written))
 
     def _insert(self, at: int, value: Any, column: int) -> None:  # noqa: ANN401 - of YAML
         lines = f"{' ' * column}{self._written(value, column)}{self._newline}"
         if at == len(self._text) and not self._text.endswith("\n"):
-            lines = f"{self._newline}{lines.removesuffix(self._newline)}"
+            lines = f"{self._newline}{lines}"
         self.edits.append(_Edit(at, at, lines))
 
     def _line_of(self, at: int) -> int:

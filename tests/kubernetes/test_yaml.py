@@ -315,3 +315,13 @@ other:
         "a: 1\n---\n# here\nx:\n  b: 2\nz:\n  b: 1 # there\n--- # next\nb: 1 # b\n",
         [4],
     )
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n--- {c: 1}\n"])
+def test_a_comment_behind_a_block_of_text(end: str) -> None:
+    """It is not made a part of the text."""
+    text = "{a: 1} # this" + end
+    nodes = read_nodes(text, "x")
+    values = [{"a": "x\ny\n"}, {"c": 1}][: len(nodes)]
+    found, lost = rewritten(text, nodes, values)
+    assert (read_documents(found, "x"), lost) == (values, [1])
