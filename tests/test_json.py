@@ -57,6 +57,7 @@ EXPLAIN = {
     "unless": "field of a chain that is not followed",
     "findings": "field of a finding",
 }
+MATRIX = {"classes": "field of a class", "conditions": "field of a class's condition"}
 LAB = {
     "paths": "field of a path",
     "request": "field of a request",
@@ -218,6 +219,12 @@ def test_explain(tmp_path: Path) -> None:
         *(loaded([*asked, "--uid", uid]) for uid in ("1000", "1337")),
         json.loads(live.stdout),
     )
+
+
+def test_matrix() -> None:
+    """Classes, and their conditions."""
+    arguments = ["matrix", "-i", "*", "--ip-family", "ipv4", "--json"]
+    check("`matrix --json`", "field", MATRIX, loaded(arguments))
 
 
 @pytest.mark.kernel

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from istio_iptables.api.explanation import Answer, Explanation
-from istio_iptables.api.packets import complete_packet
+from istio_iptables.api.packets import complete_packet, own_addresses
 from istio_iptables.api.subjects import subject_of
 from istio_iptables.api.unseen import chains_on_way
 from istio_iptables.errors import UsageProblems
@@ -92,7 +92,7 @@ def _follow(
         raise UsageProblems([f"--family: the addresses are those of {packet.family.title}"])
     notes = tuple(_contradictions(about, subject))
     if subject.routing is None or _lacks_interface_or_route(packet, subject):
-        world = world._replace(here=_own_addresses(packet), routing=None)
+        world = world._replace(here=own_addresses(packet), routing=None)
     warnings = list(subject.warnings)
     ruleset = next((each for each in subject.rulesets if each.family is packet.family), None)
     if ruleset is None:
@@ -200,11 +200,3 @@ def _remarks(found: Trace, subject: Subject) -> tuple[str, ...]:
                 " application answers to Envoy does not arrive"
             )
     return tuple(dict.fromkeys(said))
-
-
-def _own_addresses(packet: Packet) -> tuple[str, ...]:
-    """The addresses that must be the pod's for the packet to be what was asked about."""
-    ends = [packet.destination] if packet.in_interface else [packet.source]
-    if packet.out_interface == "lo":
-        ends.append(packet.destination)
-    return tuple(each for each in ends if each is not None)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.notes import Notes
 from istio_iptables.api.unseen import chains_on_way
-from istio_iptables.istio.capture import Verdict, describe
+from istio_iptables.istio.capture import DEPENDS, Verdict, deciding_step, describe, fate_of
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.text import printable
 from istio_iptables.trace.hooks import End
@@ -30,7 +30,6 @@ __all__ = ["Answer", "Explanation"]
 _MOST_MISSES = 12
 #: Verdicts by which a rule decides, whosever it is.
 _FINAL = frozenset({"ACCEPT", "DROP", "REJECT", "RETURN", "TARPIT"})
-_DEPENDS = Verdict("depends on what can't be known from here")
 
 
 class Answer(NamedTuple):
@@ -57,7 +56,7 @@ class Explanation:
 
     def __init__(self, answer: Answer) -> None:
         trace, config = answer.trace, answer.config
-        self._question, self._trace = answer.question, trace
+        self._question, self._trace, self._config = answer.question, trace, config
         #: Faults of the rules, whatever the packet: traffic of Envoy that loops, what escapes.
         self.findings = answer.findings
         #: One line for each thing about the rules that is not seen, or that escapes.
@@ -88,7 +87,7 @@ class Explanation:
     def _verdict(self) -> Verdict:
         """The verdict, if all ways that the packet can take come to the same."""
         same = len(set(self._verdicts)) == 1 and self._trace.complete
-        return self._verdicts[0] if same else _DEPENDS
+        return self._verdicts[0] if same else DEPENDS
 
     @property
     def packet(self) -> Packet:
@@ -104,6 +103,17 @@ class Explanation:
     def verdict(self) -> str:
         """What becomes of the packet, in words."""
         return self._verdict.text
+
+    @property
+    def fate(self) -> str:
+        """The same in words that are true for every packet of its class in a ``matrix``."""
+        return fate_of(self._trace, self._config).text
+
+    @property
+    def rule(self) -> str | None:
+        """The place of the rule that decides, such as ``nat ISTIO_OUTPUT 3``; None if none does."""
+        step = deciding_step(self._trace)
+        return step.place if step else None
 
     @property
     def captured(self) -> str | None:
@@ -211,6 +221,8 @@ class Explanation:
             "packet": self._packet_json(),
             "path": self._path_json(outcomes[0], len(shared)),
             "verdict": self.verdict,
+            "rule": self.rule,
+            "fate": self.fate,
             "to_port": self.to_port,
             "captured": self.captured,
             "outcomes": [],

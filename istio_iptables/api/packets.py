@@ -18,6 +18,7 @@ from istio_iptables.netfilter.packet import (
     is_loopback,
     loopback,
 )
+from istio_iptables.netfilter.questions import same
 from istio_iptables.settings.converters import MAX_ID
 
 if TYPE_CHECKING:
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.packet import Route
 
-__all__ = ["PACKET_FIELDS", "PacketQuery", "complete_packet"]
+__all__ = [
+    "PACKET_FIELDS",
+    "PacketQuery",
+    "complete_packet",
+    "own_addresses",
+    "packet_words",
+    "usual_values",
+]
 
 #: What can be said of a packet, by the names of explain's options.
 PACKET_FIELDS = ("proto", "src", "dst", "iface", "uid", "gid", "mark", "connmark", "ctstate")
@@ -208,6 +216,57 @@ def complete_packet(
     )
     complete = _complete_in if incoming else _complete_out
     return complete(packet, given["iface"], world)
+
+
+def own_addresses(packet: Packet) -> tuple[str, ...]:
+    """The addresses that must be the pod's for the packet to be what was asked about."""
+    ends = [packet.destination] if packet.in_interface else [packet.source]
+    if packet.out_interface and same(packet.out_interface, "lo"):
+        ends.append(packet.destination)
+    return tuple(each for each in ends if each is not None)
+
+
+def packet_words(packet: Packet) -> tuple[str, ...]:
+    """The options of ``explain`` that ask about *packet*; what is usual is left out."""
+    source, destination = packet.endpoints
+    incoming = packet.in_interface != ""
+    words = ["--in" if incoming else "--out", "--proto", packet.protocol_name]
+    words += ["--src", source, "--dst", destination]
+    words += ["--iface", packet.in_interface or packet.out_interface or ""]
+    usual: tuple[tuple[str, object, object], ...] = (
+        ("uid", packet.uid, None if incoming else _APPLICATION),
+        ("gid", packet.gid, packet.uid),
+        ("mark", packet.mark, 0),
+        ("connmark", packet.connmark, 0 if packet.state == "NEW" else None),
+        ("ctstate", packet.state, "NEW"),
+    )
+    for name, value, default in usual:
+        if value != default:
+            words += [f"--{name}", f"{value:#x}" if name.endswith("mark") else f"{value}"]
+    return tuple(words)
+
+
+def usual_values(
+    world: Surroundings, family: Family, *, incoming: bool
+) -> dict[str, tuple[int | str, ...]]:
+    """What a packet has that nothing is said of: for each field the values to be tried first."""
+    interface = _interface(world, family)
+    addresses = (_own(world, family, interface), ELSEWHERE[family])
+    own, other = (address_number(each, family) or 0 for each in addresses)
+    return {
+        "protocol": (_TCP, _UDP),
+        "source": (other,) if incoming else (own,),
+        "destination": (own,) if incoming else (other, own),
+        "source_port": (_EPHEMERAL,),
+        "destination_port": (80, 53),
+        "in_interface": (interface,),
+        "out_interface": (interface,),
+        "uid": (_APPLICATION,),
+        "gid": (_APPLICATION,),
+        "mark": (0,),
+        "connmark": (0,),
+        "state": ("NEW",),
+    }
 
 
 def _interface(world: Surroundings, family: Family) -> str:

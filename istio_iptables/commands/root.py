@@ -78,6 +78,10 @@ root = SettingsCommand(
             "istio_iptables.commands.lab",
             "Try the rules on a throw-away pod with a real Envoy, and show what happens.",
         ),
+        "matrix": Subcommand(
+            "istio_iptables.commands.matrix",
+            "Show what the rules do with all traffic, at one look.",
+        ),
         "webhook": Subcommand(
             "istio_iptables.commands.webhook",
             "Inject the pods of a cluster, as its admission webhook.",

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.istio.rules import AGENT_DNS_PORT
+from istio_iptables.netfilter.fieldvalues import WHOLE_MARK
+from istio_iptables.netfilter.questions import among, has_bits, named, same
 from istio_iptables.trace.hooks import MAX_STEPS, End
 
 if TYPE_CHECKING:
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.settings.config import Config
-    from istio_iptables.trace.hooks import Outcome
+    from istio_iptables.trace.hooks import Outcome, Step, Trace
 
-__all__ = ["Verdict", "describe", "listeners"]
+__all__ = ["DEPENDS", "Verdict", "brief", "deciding_step", "describe", "fate_of", "listeners"]
 
 
 #: Targets that drop nothing: a packet ends behind them for want of a route.
@@ -29,6 +31,106 @@ class Verdict(NamedTuple):
     captured: str | None = None
 
 
+#: Verdicts of rules that let a packet go on.
+_LETS = frozenset({"ACCEPT", "RETURN"})
+#: Of ways that end differently.
+DEPENDS = Verdict("depends on what can't be known from here")
+
+
+def deciding_step(found: Trace) -> Step | None:
+    """The rule, or the policy, that makes the difference for a packet; None if nothing is asked.
+
+    It is the rule that chose, rather than one in a chain that only carries out what was chosen.
+    """
+    outcome = found.outcomes[0]
+    steps = outcome.steps
+    if len({(each.end, each.taken_by, each.to_port) for each in found.outcomes}) > 1:
+        place = next((each.place for each in outcome.assumptions if each.place), "")
+        return next((step for step in steps if step.place == place), None)
+    if not steps or outcome.end in {End.DROPPED, End.UNKNOWN}:
+        return steps[-1] if steps else None
+    acts = [at for at, step in enumerate(steps) if _acts(step, outcome)]
+    if acts:
+        at = acts[0]
+        led = at > 0 and steps[at - 1].verdict == steps[at].chain
+        # A built-in chain is where all begins: what leads out of it has not chosen yet.
+        return steps[at - 1] if led and steps[at - 1].rule is not None else steps[at]
+    returns = [step for step in steps if step.table == "nat" and step.verdict == "RETURN"]
+    policies = [step for step in steps if step.table == "nat" and step.rule is None]
+    others = [step for step in steps if step.rule is not None and step.verdict in _LETS]
+    deciding = returns or policies[:1] or others
+    return deciding[-1] if deciding else None
+
+
+def _acts(step: Step, outcome: Outcome) -> bool:
+    """Whether a step did what the end is owed to: another destination or listener, or a mark."""
+    if outcome.taken_by:
+        return step.verdict == outcome.taken_by
+    if outcome.by_mark:
+        return step.change.startswith("mark ")
+    return outcome.translated and step.table == "nat" and step.change != ""
+
+
+def fate_of(found: Trace, config: Config) -> Verdict:
+    """What comes of a packet, in words that are true for every packet with the same fate."""
+    fates = list(dict.fromkeys(_fate(outcome, config) for outcome in found.outcomes))
+    if len(fates) == 1 and found.complete:
+        return fates[0]
+    texts = " or ".join(dict.fromkeys(brief(each) for each in fates))
+    if all(not each.place for outcome in found.outcomes for each in outcome.assumptions):
+        return Verdict(f"as its connection began: {texts}")
+    return Verdict(f"can't be known from here: {texts}")
+
+
+def brief(fate: Verdict) -> str:
+    """A fate in the words of a table."""
+    if fate.captured and fate.to_port:
+        return f"captured {fate.captured} on port {fate.to_port}"
+    return fate.text
+
+
+def _fate(outcome: Outcome, config: Config) -> Verdict:
+    packet, start = outcome.packet, outcome.start or outcome.packet
+    if outcome.end in _NOWHERE:
+        dropped = outcome.end is End.DROPPED
+        return Verdict("dropped" if dropped else _NOWHERE[outcome.end](outcome))
+    if outcome.taken_by and packet.has_ports:
+        port = outcome.to_port
+        ours = (config.envoy_port, config.inbound_capture_port, AGENT_DNS_PORT)
+        if any(same(port, each) for each in ours) or not same(port, start.destination_port):
+            return _taken(outcome, port, config)
+        return Verdict(f"handed to the port that it asked for, by {outcome.taken_by}")
+    mark = packet.mark
+    if outcome.by_mark and mark is not None and has_bits(mark, config.tproxy_mark, WHOLE_MARK):
+        delivered = _delivered_by_mark(packet)
+        port_asked = f" to port {packet.destination_port}"
+        return delivered._replace(text=delivered.text.replace(port_asked, ""))
+    went = _went(outcome, start)
+    changes = [
+        f"{name} {'unknown' if value is None else value}"
+        for name, value, before, family in (
+            ("source", packet.source, start.source, packet.family),
+            ("source port", packet.source_port, start.source_port, None),
+            ("destination", packet.destination, start.destination, packet.family),
+            ("destination port", packet.destination_port, start.destination_port, None),
+        )
+        if not same(value, before, family)
+    ]
+    if changes:
+        return Verdict(f"{went or 'let through'} with {', '.join(changes)}")
+    return Verdict(f"{went} untouched" if went else "untouched")
+
+
+def _went(outcome: Outcome, start: Packet) -> str:
+    """Where a packet went that nobody took, if that is not where such a packet goes by itself."""
+    if outcome.end is End.FORWARDED:
+        return "forwarded"
+    leaves = start.in_interface == "" and not same(start.out_interface, "lo")
+    if (outcome.end is End.SENT) is leaves:
+        return ""
+    return "sent out" if outcome.end is End.SENT else "delivered here"
+
+
 def describe(outcome: Outcome, config: Config) -> Verdict:
     """What *outcome* means in a mesh with these settings."""
     packet = outcome.packet
@@ -36,7 +138,8 @@ def describe(outcome: Outcome, config: Config) -> Verdict:
         return Verdict(_NOWHERE[outcome.end](outcome))
     if outcome.taken_by and packet.has_ports:
         return _taken(outcome, outcome.to_port, config)
-    if outcome.by_mark and packet.mark == config.tproxy_mark:
+    mark = packet.mark
+    if outcome.by_mark and mark is not None and has_bits(mark, config.tproxy_mark, WHOLE_MARK):
         return _delivered_by_mark(packet)
     return Verdict(_left_alone(outcome))
 
@@ -66,7 +169,7 @@ def _unrouted(outcome: Outcome) -> str:
 def _delivered_by_mark(packet: Packet) -> Verdict:
     """A packet that TPROXY's policy route delivers without TPROXY having taken it."""
     where = f"delivered here by its mark {packet.mark or 0:#x}"
-    if packet.state == "NEW":
+    if among(packet.state, named("NEW")):
         return Verdict(
             f"{where} to port {packet.destination_port}, where Envoy has no socket for a new"
             " connection"
@@ -98,7 +201,7 @@ def _left_alone(outcome: Outcome) -> str:
     source, destination = packet.endpoints
     asked_source, asked = start.endpoints
     kept = ""
-    if packet.state == "ESTABLISHED":
+    if among(packet.state, named("ESTABLISHED")):
         kept = "; nat asks only a connection's first packet, and this one follows that"
     elif packet.is_error:
         kept = (

@@ -275,6 +275,9 @@ class _Probe:
         if not names or not self._captured(other) or self._captured(packet):
             return None
         outcome = trace(self._ruleset, packet, self._world).outcomes[0]
+        if not outcome.steps:
+            # No rule is asked about it, so that its owner makes no difference.
+            return None
         what = f"an application that runs as the proxy's {' and '.join(names)} escapes"
         return self._finding(FindingKind.ESCAPE, _decisive(outcome), packet, what)
 

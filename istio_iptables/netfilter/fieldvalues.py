@@ -16,6 +16,7 @@ __all__ = [
     "WHOLE_MARK",
     "Range",
     "address_number",
+    "address_text",
     "map_network",
     "network",
     "number",
@@ -173,7 +174,8 @@ def _ipv4(text: str) -> int | None:
     return value
 
 
-def _address_text(value: int, family: Family) -> str:
+def address_text(value: int, family: Family) -> str:
+    """The address that a number is, as iptables prints it."""
     if family is Family.IPV4:
         return f"{value >> 24}.{value >> 16 & 255}.{value >> 8 & 255}.{value & 255}"
     from socket import AF_INET6, inet_ntop
@@ -196,7 +198,7 @@ def network(text: str, family: Family) -> tuple[str, int] | None:
         return None
     clear = bits - prefix
     value = value >> clear << clear
-    return _address_text(value, family), prefix
+    return address_text(value, family), prefix
 
 
 def map_network(text: str, address: str | None, family: Family) -> str | None:
@@ -207,7 +209,7 @@ def map_network(text: str, address: str | None, family: Family) -> str | None:
         return None
     base, prefix = read
     host = value & ((1 << family.bits - prefix) - 1)
-    return _address_text((address_number(base, family) or 0) | host, family)
+    return address_text((address_number(base, family) or 0) | host, family)
 
 
 def _prefix(text: str, family: Family) -> int | None:

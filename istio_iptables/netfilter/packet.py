@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from istio_iptables.netfilter.fieldvalues import address_number, protocol_name
+from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, address_number, protocol_name
 from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.questions import among, has_address, has_bits, named, same
+from istio_iptables.netfilter.sets import Intervals, one_number
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -31,6 +33,24 @@ STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
 #: The protocols whose packets have ports: tcp, udp, dccp, sctp, udplite.
 WITH_PORTS = frozenset({6, 17, 33, 132, 136})
 _ICMP = {Family.IPV4: 1, Family.IPV6: 58}
+_PORTED = Intervals.of((each, each) for each in WITH_PORTS)
+_UNTRACKED = named("INVALID", "UNTRACKED")
+
+
+#: As first and last numbers: 127.0.0.0/8 and ::1; 169.254.0.0/16 and fe80::/10; 224.0.0.0/4,
+#: 255.255.255.255 and ff00::/8.
+_LOOPBACK = {
+    Family.IPV4: Intervals.of([(0x7F000000, 0x7FFFFFFF)]),
+    Family.IPV6: Intervals.of([(1, 1)]),
+}
+_LINK_LOCAL = {
+    Family.IPV4: Intervals.of([(0xA9FE0000, 0xA9FEFFFF)]),
+    Family.IPV6: Intervals.of([(0x3FA << 118, (0x3FB << 118) - 1)]),
+}
+_MULTICAST = {
+    Family.IPV4: Intervals.of([(0xE0000000, 0xEFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF)]),
+    Family.IPV6: Intervals.of([(0xFF << 120, (1 << 128) - 1)]),
+}
 
 
 class Packet(NamedTuple):
@@ -75,7 +95,7 @@ class Packet(NamedTuple):
     @property
     def has_ports(self) -> bool:
         """Whether packets of this protocol have ports."""
-        return self.protocol in WITH_PORTS
+        return among(self.protocol, _PORTED)
 
     @property
     def seen_state(self) -> str:
@@ -85,12 +105,13 @@ class Packet(NamedTuple):
     @property
     def tracked(self) -> bool:
         """Whether the packet belongs to a connection, as far as the rules can see here."""
-        return self.seen_state not in {"INVALID", "UNTRACKED"}
+        return not among(self.seen_state, _UNTRACKED)
 
     @property
     def is_error(self) -> bool:
         """Whether it is an ICMP error about another connection: nat asks no rule about these."""
-        return self.state == "RELATED" and self.protocol == _ICMP[self.family]
+        is_icmp = among(self.protocol, one_number(_ICMP[self.family]))
+        return is_icmp and among(self.state, named("RELATED"))
 
 
 def _endpoint(address: str | None, port: int | None) -> str:
@@ -149,9 +170,9 @@ class Surroundings(NamedTuple):
             return True
         if address is None:
             return None
-        wanted = address_number(address, family)
-        if any(address_number(each, family) == wanted for each in self.here):
+        if any(same(each, address, family) for each in self.here):
             return True
+        wanted = address_number(address, family)
         if self.routing is not None:
             return self.routing.is_local(address, family)
         if self.addresses is None:
@@ -180,7 +201,10 @@ class Surroundings(NamedTuple):
         if route is not None:
             return route.local and not self.is_local(packet.destination, packet.family)
         marks = [route.mark for route in self.routes if route.family is packet.family]
-        return None if marks and packet.mark is None else packet.mark in marks
+        mark = packet.mark
+        if not marks or mark is None:
+            return None if marks else False
+        return any(has_bits(mark, each, WHOLE_MARK) for each in marks)
 
     def answering(self, packet: Packet) -> str | None:
         """The address of this machine that REDIRECT gives an arriving packet.
@@ -222,9 +246,7 @@ _NARROW = frozenset({_LOOPBACK_SCOPE, _LINK_SCOPE, _SITE_SCOPE})
 
 def is_link_local(address: str, family: Family) -> bool:
     """Whether *address* is one of a link alone: 169.254.0.0/16 or fe80::/10."""
-    if family is Family.IPV4:
-        return (address_number(address, family) or 0) >> 16 == 0xA9FE  # noqa: PLR2004 - 169.254
-    return (address_number(address, family) or 0) >> 118 == 0x3FA  # noqa: PLR2004 - fe80::/10
+    return bool(has_address(address, _LINK_LOCAL[family], family))
 
 
 def _is_mapped(address: str) -> bool:
@@ -233,12 +255,7 @@ def _is_mapped(address: str) -> bool:
 
 def is_multicast(address: str | None, family: Family) -> bool:
     """Whether *address* is for many at once: multicast, or IPv4's 255.255.255.255."""
-    number = None if address is None else address_number(address, family)
-    if number is None:
-        return False
-    if family is Family.IPV4:
-        return number >> 28 == 14 or number == 0xFFFFFFFF  # noqa: PLR2004 - 224.0.0.0/4
-    return number >> 120 == 0xFF  # noqa: PLR2004 - ff00::/8
+    return bool(has_address(address, _MULTICAST[family], family))
 
 
 def loopback(family: Family) -> str:
@@ -248,7 +265,4 @@ def loopback(family: Family) -> str:
 
 def is_loopback(address: str, family: Family) -> bool:
     """Whether *address* never leaves any machine."""
-    number = address_number(address, family)
-    return number is not None and (
-        number >> 24 == 127 if family is Family.IPV4 else number == 1  # noqa: PLR2004 - 127.0.0.0/8
-    )
+    return bool(has_address(address, _LOOPBACK[family], family))

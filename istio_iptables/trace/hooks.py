@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import is_link_local, is_loopback, is_multicast
+from istio_iptables.netfilter.questions import among, named, same
+from istio_iptables.netfilter.sets import one_number
 from istio_iptables.trace.table import MAX_STEPS, Assumption, End, Step, Translation, Walk, Way
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ _LO = "lo"
 _OUTSIDE = "eth0"
 _TCP = 6
 #: States of packets that may be the first of their connection: only those does nat see.
-_FIRST = frozenset({"NEW", "RELATED"})
+_FIRST = named("NEW", "RELATED")
 
 
 class Outcome(NamedTuple):
@@ -110,7 +112,7 @@ def _starts(ruleset: Ruleset, packet: Packet, world: Surroundings) -> Iterator[W
 
     nat does to a later packet what it did to the first one, if that went the same direction.
     """
-    if packet.state != "ESTABLISHED":
+    if not among(packet.state, named("ESTABLISHED")):
         yield Way(packet)
         return
     first = trace(ruleset, packet._replace(state="NEW", connmark=0), world)
@@ -155,7 +157,7 @@ class _Journeys:
         for sent in self._hook(start, "OUTPUT"):
             for way in self._reroute(sent):
                 for left in self._hook(way, "POSTROUTING"):
-                    if left.end is None and left.packet.out_interface == _LO:
+                    if left.end is None and _is_lo(left.packet.out_interface):
                         yield from self._comes_back(left)
                     else:
                         yield _end_at(left, End.SENT)
@@ -172,13 +174,13 @@ class _Journeys:
             or not is_link_local(destination, packet.family)
         ):
             return ""
-        if packet.out_interface != _LO:
+        if not _is_lo(packet.out_interface):
             return packet.out_interface or _OUTSIDE
         return self._world.interface_of(destination, packet.family) or _OUTSIDE
 
     def _bound_or_not(self, way: Way) -> Iterator[tuple[Way, bool]]:
         """Whether the new route has to lead out of one interface; UDP need not be bound to it."""
-        if not way.bound_to or way.packet.protocol == _TCP:
+        if not way.bound_to or among(way.packet.protocol, one_number(_TCP)):
             yield way, bool(way.bound_to)
             return
         text = f"its socket is bound to {way.bound_to}"
@@ -259,7 +261,7 @@ class _Journeys:
 
     def incoming(self, start: Way) -> Iterator[Way]:
         """From an interface to a process here, or through to another machine."""
-        if start.packet.in_interface == _LO:
+        if _is_lo(start.packet.in_interface):
             start = start._replace(packet=_as_tracked(start.packet))
             start = start._replace(destination_done=True, source_done=True)
         for arrived in self._hook(start, "PREROUTING"):
@@ -272,7 +274,7 @@ class _Journeys:
     def _route(self, way: Way) -> Iterator[tuple[Way, bool]]:
         """Whether the packet is for this machine; both when that can't be known."""
         packet = way.packet
-        if packet.in_interface == _LO:
+        if _is_lo(packet.in_interface):
             yield way, True
             return
         route = self._world.route(packet)
@@ -346,12 +348,16 @@ class _Journeys:
         elif table == "mangle" and _may_be_routed_anew(before, way):
             # A mark that raw gave it counts only now, and only if the value is another one.
             anew = self._by_its_mark(way)
-            differs = (anew.next_interface, anew.by_mark) != (way.next_interface, way.by_mark)
+            differs = anew.by_mark != way.by_mark or not same(
+                anew.next_interface, way.next_interface
+            )
             text = "its TOS or hop limit is another now, so that it is routed anew by its mark"
             yield anew.assuming("", text, answer=True) if differs else way
             if differs:
                 yield way.assuming("", text, answer=False)
-        elif table == "nat" and packet.destination != before.packet.destination:
+        elif table == "nat" and not same(
+            packet.destination, before.packet.destination, packet.family
+        ):
             yield from self._by_its_destination(way)
         else:
             yield way
@@ -397,6 +403,10 @@ class _Journeys:
         yield way._replace(next_interface=None)
 
 
+def _is_lo(name: str | None) -> bool:
+    return name is not None and among(name, named(_LO))
+
+
 def _is_loopback(packet: Packet) -> bool:
     return packet.destination is not None and is_loopback(packet.destination, packet.family)
 
@@ -405,13 +415,13 @@ def _has_other_mark(before: Way, way: Way) -> bool:
     """Whether the mark was changed; one that isn't known may be another after any change."""
     mark = way.packet.mark
     changed = any(step.change for step in way.steps[len(before.steps) :])
-    return mark != before.packet.mark or (mark is None and changed)
+    return not same(mark, before.packet.mark) or (mark is None and changed)
 
 
 def _may_be_routed_anew(before: Way, way: Way) -> bool:
     """Whether a target changed what the kernel looks at beside the mark, which has changed."""
     targets = {step.verdict for step in way.steps[len(before.steps) :]}
-    return way.packet.mark != way.routed_mark and bool(targets & _ROUTED_ANEW)
+    return bool(targets & _ROUTED_ANEW) and not same(way.packet.mark, way.routed_mark)
 
 
 #: Targets in mangle that may change the TOS or, in IPv6, the hop limit.
@@ -430,14 +440,14 @@ def _early(way: Way) -> Way:
 
 def _as_tracked(packet: Packet) -> Packet:
     """A packet that brings its connection with it; one that has none is looked at anew."""
-    return packet._replace(settled=packet.state != "INVALID")
+    return packet._replace(settled=not among(packet.state, named("INVALID")))
 
 
 def _asks(table: str, hook: str, way: Way) -> bool:
     """Whether the kernel asks a table: nat only for the first packet, once a direction."""
     if table != "nat":
         return True
-    if way.packet.state not in _FIRST or way.packet.is_error:
+    if not among(way.packet.state, _FIRST) or way.packet.is_error:
         return False
     return not (way.destination_done if hook in _DESTINATION_HOOKS else way.source_done)
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.differences.rules import option_text
 from istio_iptables.netfilter.extensions import match_extension
-from istio_iptables.netfilter.fieldvalues import address_number, number, protocol_number
+from istio_iptables.netfilter.fieldvalues import protocol_number
 from istio_iptables.netfilter.model import HEADER_OPTIONS
+from istio_iptables.netfilter.questions import among, has_address, named
+from istio_iptables.netfilter.sets import names_from, network, one_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,38 +71,24 @@ def conditions(rule: Rule, situation: Situation) -> list[Condition]:
 
 
 def _in_network(term: Term, address: str | None, family: Family) -> bool | None:
-    base, slash, length = term.value.partition("/")
-    wanted = address_number(base, family)
-    value = None if address is None else address_number(address, family)
-    if wanted is None or value is None:
-        return None
-    bits = number(length) if length == "0" or not length.startswith("0") else None
-    mask = address_number(length, family) if slash and bits is None else None
-    if not slash:
-        answer = wanted == value
-    elif bits is not None:
-        clear = family.bits - bits
-        answer = clear >= 0 and wanted >> clear == value >> clear
-    elif mask is not None:
-        answer = wanted & mask == value & mask
-    else:
-        return None
-    return answer is not term.negated
+    wanted = network(term.value, family)
+    answer = None if wanted is None else has_address(address, wanted, family)
+    return None if answer is None else answer is not term.negated
 
 
 def _is_interface(term: Term, name: str | None) -> bool | None:
     if name is None:
         return None
     wanted = term.value
-    answer = name.startswith(wanted[:-1]) if wanted.endswith("+") else name == wanted
-    return answer is not term.negated
+    names = names_from(wanted[:-1]) if wanted.endswith("+") else named(wanted)
+    return among(name, names) is not term.negated
 
 
 def _is_protocol(term: Term, packet: Packet) -> bool | None:
     wanted = protocol_number(term.value)
     if wanted is None:
         return None
-    return (wanted in {0, packet.protocol}) is not term.negated
+    return (wanted == 0 or among(packet.protocol, one_number(wanted))) is not term.negated
 
 
 #: Whether the conditions of HEADER_OPTIONS hold, and what a packet has of each.
@@ -126,10 +114,11 @@ _HAS: tuple[Callable[[Packet], str], ...] = (
 def _match(match: Match, situation: Situation) -> Iterator[tuple[str, bool | None]]:
     """Each option of a match as text, and whether it holds; all have to."""
     extension = match_extension(match.name)
-    if extension.protocol not in {None, situation.packet.protocol}:
+    protocol = extension.protocol
+    if protocol is not None and not among(situation.packet.protocol, one_number(protocol)):
         yield f"-m {match.name}", False
     elif not match.options:
-        yield f"-m {match.name}", True if extension.protocol else None
+        yield f"-m {match.name}", True if protocol else None
     else:
         ask = extension.holds
         for option in match.options:

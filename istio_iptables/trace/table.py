@@ -6,11 +6,13 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.netfilter.extensions import Effect, Next, Situation
+from istio_iptables.netfilter.questions import ManyNumbers, same
+from istio_iptables.trace.cells import Cell, Kept
 from istio_iptables.trace.matches import Condition, conditions, matches
 from istio_iptables.trace.targets import effect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from istio_iptables.netfilter.model import Chain, Rule
     from istio_iptables.netfilter.packet import Packet, Surroundings
@@ -62,6 +64,11 @@ class Step(NamedTuple):
     misses: tuple[Miss, ...] = ()
     #: False for a rule that may not have matched, where that makes no difference to the packet.
     certain: bool = True
+
+    @property
+    def place(self) -> str:
+        """Where it stands: ``nat ISTIO_OUTPUT 3``, or ``nat OUTPUT policy``."""
+        return f"{self.table} {self.chain} {'policy' if self.number is None else self.number}"
 
     @property
     def text(self) -> str:
@@ -177,7 +184,7 @@ class Walk:
                 continue
             here = (*callers, _Frame(chain, found.number))
             done = effect(found.rule, self._situation(way), self._chains)
-            if found.unknown and done.next is Next.CONTINUE and done.packet == way.packet:
+            if found.unknown and done.next is Next.CONTINUE and _is_as_before(way, done):
                 # Whether it was logged or counted, the packet goes on as it is.
                 way = self._take_step(way, chain.name, found, done, certain=False)
                 frames = here
@@ -224,6 +231,9 @@ class Walk:
     def _next_match(self, way: Way, chain: Chain, number: int) -> _Found:
         """The next rule of *chain*, behind its first *number*, that matches or may."""
         situation = self._situation(way)
+        protocol = way.packet.protocol
+        if isinstance(protocol, ManyNumbers) and isinstance(protocol.about, Cell):
+            return self._next_match_for(protocol.about, situation, chain, number)
         misses: list[Miss] = []
         rules = chain.rules
         for at in range(number, len(rules)):
@@ -234,13 +244,39 @@ class Walk:
                     about = tuple(conditions(rule, situation))
                     misses.append(Miss(self._table, chain.name, at + 1, rule, about))
                 continue
-            unknown = ""
-            if holds is None:
-                unknown = " ".join(
-                    each.text for each in conditions(rule, situation) if each.holds is None
-                )
-            return _Found(rule, at + 1, unknown, tuple(misses))
+            return _Found(rule, at + 1, _unknown(holds, rule, situation), tuple(misses))
         return _Found(None, misses=tuple(misses))
+
+    def _next_match_for(
+        self, cell: Cell, situation: Situation, chain: Chain, number: int
+    ) -> _Found:
+        """As ``_next_match``, for all packets of *cell*: a stretch of rules is asked at once."""
+        packet, rules = situation.packet, chain.rules
+        lists = cell.memory.stretches(chain, packet.family)
+        at = number
+        while at < len(rules):
+            stretch = lists.get(at)
+            places: Sequence[int] = (at,)
+            group = None
+            if stretch is not None:
+                places, group = stretch.asked(packet)
+                at = stretch.last
+            else:
+                at += 1
+            for place in places:
+                if place < number:
+                    continue
+                rule = rules[place]
+                if stretch is not None and group is not None:
+                    rule = stretch.rules[place - stretch.first]
+                holds = matches(rule, situation)
+                if holds is False:
+                    continue
+                if stretch is not None and group is not None:
+                    kept = Kept(stretch, group, places.index(place))
+                    cell.kept[self._table, chain.name, place + 1] = kept
+                return _Found(rules[place], place + 1, _unknown(holds, rule, situation))
+        return _Found(None)
 
     def _take_step(
         self, way: Way, chain: str, found: _Found, done: Effect, *, certain: bool = True
@@ -264,6 +300,22 @@ class Walk:
         if done.takes and way.taken_by != "TPROXY":
             way = way._replace(taken_by=done.verdict, to_port=done.to_port)
         # A mapping to what was there already is none to the kernel.
-        same = before.destination == done.packet.destination
-        same = same and before.destination_port == done.packet.destination_port
-        return way._replace(translated=True) if done.translated and not same else way
+        after = done.packet
+        if not done.translated or (
+            same(before.destination, after.destination, after.family)
+            and same(before.destination_port, after.destination_port)
+        ):
+            return way
+        return way._replace(translated=True)
+
+
+def _unknown(holds: bool | None, rule: Rule, situation: Situation) -> str:  # noqa: FBT001 - it is data
+    """The conditions of a rule that can't be decided; "" when it matches for sure."""
+    if holds is not None:
+        return ""
+    return " ".join(each.text for each in conditions(rule, situation) if each.holds is None)
+
+
+def _is_as_before(way: Way, done: Effect) -> bool:
+    """Whether a target has left the packet as it was."""
+    return all(map(same, way.packet, done.packet))

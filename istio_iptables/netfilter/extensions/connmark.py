@@ -21,6 +21,7 @@ from istio_iptables.netfilter.extensions.mark import (
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, option_number
 from istio_iptables.netfilter.model import Family, Match, Option, Target
 from istio_iptables.netfilter.parts import known, part
+from istio_iptables.netfilter.questions import mix
 
 __all__ = ["MATCHES", "TARGETS"]
 
@@ -90,8 +91,8 @@ def _copy_mark(source: int | None, mask: int, old: int | None, replaced: int) ->
     if source is None:
         return None
     if replaced == WHOLE_MARK:
-        return source & mask
-    return None if old is None else (old & ~replaced) ^ (source & mask)
+        return mix(source, mask, 0)
+    return None if old is None else mix(old, ~replaced & WHOLE_MARK, mix(source, mask, 0))
 
 
 def _encode(target: Target, _: Family) -> bytes:

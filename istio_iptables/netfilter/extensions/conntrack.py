@@ -8,6 +8,8 @@ from istio_iptables.netfilter.extensions import MatchExtension, Situation
 from istio_iptables.netfilter.fieldvalues import protocol_number
 from istio_iptables.netfilter.model import Match, Option
 from istio_iptables.netfilter.parts import only, part
+from istio_iptables.netfilter.questions import among, named
+from istio_iptables.netfilter.sets import one_number
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,22 +58,27 @@ def _holds(option: Option, situation: Situation, match: Match) -> bool | None:
     if option.name != "--ctproto" or packet.early_state or packet.is_error:
         return None
     wanted = protocol_number(option.value)
-    return None if wanted is None else (wanted == packet.protocol) is not option.negated
+    if wanted is None:
+        return None
+    return among(packet.protocol, one_number(wanted)) is not option.negated
 
 
 def _has_state(option: Option, situation: Situation) -> bool | None:
     asked = set(",".join(option.values).upper().split(","))
     packet = situation.packet
-    if packet.seen_state in asked:
+    if among(packet.seen_state, named(*sorted(asked))):
         return not option.negated
-    if packet.tracked and not packet.early_state:
-        if "DNAT" in asked and packet.state != "NEW":
+    if asked & {"DNAT", "SNAT"} and packet.tracked and not packet.early_state:
+        is_first = among(packet.state, named("NEW"))
+        if "DNAT" in asked and not is_first:
             return None
         if "DNAT" in asked and situation.translated:
             # Where it is unknown, the new destination may be the old one.
-            known = packet.destination and (packet.destination_port or not packet.has_ports)
+            known = packet.destination and (
+                packet.destination_port is not None or not packet.has_ports
+            )
             return not option.negated if known else None
-        if "SNAT" in asked and packet.state != "NEW":
+        if "SNAT" in asked and not is_first:
             return None
     return option.negated
 

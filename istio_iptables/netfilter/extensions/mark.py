@@ -14,6 +14,7 @@ from istio_iptables.netfilter.extensions import (
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, read_masked
 from istio_iptables.netfilter.model import Family, Match, Option, Target
 from istio_iptables.netfilter.parts import known, only, part
+from istio_iptables.netfilter.questions import has_bits, mix
 
 __all__ = ["MATCHES", "TARGETS", "has_mark", "mark_text", "mix_mark", "spell_xmark", "xmark"]
 
@@ -37,7 +38,7 @@ def has_mark(option: Option, mark: int | None) -> bool | None:
     if read is None or mark is None:
         return None
     value, mask = read
-    return (mark & mask == value) is not option.negated
+    return has_bits(mark, value, mask) is not option.negated
 
 
 def mark_text(mark: int | None) -> str:
@@ -79,7 +80,7 @@ def mix_mark(old: int | None, value: int, mask: int) -> int | None:
     """What ``--set-xmark value/mask`` makes of a mark."""
     if mask == WHOLE_MARK:
         return value
-    return None if old is None else (old & ~mask) ^ value
+    return None if old is None else mix(old, ~mask & WHOLE_MARK, value)
 
 
 def _set_mark(target: Target, situation: Situation) -> Effect:

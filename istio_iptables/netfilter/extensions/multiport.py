@@ -9,6 +9,8 @@ from istio_iptables.netfilter.extensions.ports import ports_text
 from istio_iptables.netfilter.fieldvalues import port_range
 from istio_iptables.netfilter.model import Match, Option
 from istio_iptables.netfilter.parts import part
+from istio_iptables.netfilter.questions import among
+from istio_iptables.netfilter.sets import Intervals
 
 __all__ = ["MATCHES"]
 
@@ -48,7 +50,8 @@ def _holds(option: Option, situation: Situation, _: Match) -> bool | None:
     ranges = [port_range(item) for item in ",".join(option.values).split(",")]
     if None in ports or None in ranges:
         return None
-    return any(port in each for each in ranges if each for port in ports) is not option.negated
+    wanted = Intervals.of(each for each in ranges if each)
+    return any(among(port, wanted) for port in ports if port is not None) is not option.negated
 
 
 def _encode(match: Match) -> bytes:

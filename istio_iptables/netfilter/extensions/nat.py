@@ -5,6 +5,7 @@ from __future__ import annotations
 from istio_iptables.netfilter.extensions import Effect, Next, Situation, TargetExtension
 from istio_iptables.netfilter.extensions.redirect import given_port, nat_ports
 from istio_iptables.netfilter.fieldvalues import Range, address_number, map_network
+from istio_iptables.netfilter.questions import plain_address
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -79,9 +80,11 @@ def _network_nat(target: Target, situation: Situation) -> Effect:
     option = target.option("--to")
     text = option.value if option else ""
     if situation.hook in {"INPUT", "POSTROUTING"}:
-        changed = packet._replace(source=map_network(text, packet.source, packet.family))
+        source = plain_address(packet.source, "NETMAP")
+        changed = packet._replace(source=map_network(text, source, packet.family))
         return Effect(Next.ACCEPT, changed, f"from {changed.endpoints[0]}")
-    changed = packet._replace(destination=map_network(text, packet.destination, packet.family))
+    destination = plain_address(packet.destination, "NETMAP")
+    changed = packet._replace(destination=map_network(text, destination, packet.family))
     return Effect(Next.ACCEPT, changed, f"to {changed.endpoints[1]}", translated=True)
 
 

@@ -8,6 +8,8 @@ from istio_iptables.netfilter.extensions import MatchExtension, Situation, in_or
 from istio_iptables.netfilter.fieldvalues import number_range
 from istio_iptables.netfilter.model import Match, Option
 from istio_iptables.netfilter.parts import known, part
+from istio_iptables.netfilter.questions import among
+from istio_iptables.netfilter.sets import numbers
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def _holds(option: Option, situation: Situation, _: Match) -> bool | None:
     ids = number_range(option.value)
     if ids is None or owner is None:
         return None
-    return (owner in ids) is not option.negated
+    return among(owner, numbers(ids)) is not option.negated
 
 
 def _has(packet: Packet) -> str:

@@ -8,6 +8,8 @@ from istio_iptables.netfilter.extensions import MatchExtension, Situation, in_or
 from istio_iptables.netfilter.fieldvalues import MAX_PORT, PROTOCOLS, port_range
 from istio_iptables.netfilter.model import Match, Option
 from istio_iptables.netfilter.parts import align_size
+from istio_iptables.netfilter.questions import among, named
+from istio_iptables.netfilter.sets import numbers, one_number
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def _holds(option: Option, situation: Situation, _: Match) -> bool | None:
     ports = port_range(option.value)
     if ports is None or port is None:
         return None
-    return (port in ports) is not option.negated
+    return among(port, numbers(ports)) is not option.negated
 
 
 def _has_flags(option: Option, packet: Packet) -> bool | None:
@@ -71,8 +73,8 @@ def _has_flags(option: Option, packet: Packet) -> bool | None:
     values = _SYN if option.name == "--syn" else option.values
     if (
         option.name not in {"--syn", "--tcp-flags"}
-        or packet.state != "NEW"
-        or packet.protocol != PROTOCOLS["tcp"]
+        or not among(packet.state, named("NEW"))
+        or not among(packet.protocol, one_number(PROTOCOLS["tcp"]))
         or len(values) != 2  # noqa: PLR2004 - the flags looked at, and those that have to be set
     ):
         return None

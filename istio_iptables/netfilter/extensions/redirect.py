@@ -8,6 +8,8 @@ from istio_iptables.netfilter.extensions import Effect, Next, Situation, TargetE
 from istio_iptables.netfilter.fieldvalues import MAX_PORT, Range, number_range
 from istio_iptables.netfilter.model import Family, Option, Target
 from istio_iptables.netfilter.parts import known, only, part
+from istio_iptables.netfilter.questions import among
+from istio_iptables.netfilter.sets import numbers
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def given_port(port: int | None, ports: Range | None, target: Target) -> int | N
     if ports.first == ports.last:
         return ports.first
     is_random = target.option("--random", "--random-fully") is not None
-    return port if not is_random and port is not None and port in ports else None
+    return port if not is_random and port is not None and among(port, numbers(ports)) else None
 
 
 def _effect(target: Target, situation: Situation) -> Effect | None:

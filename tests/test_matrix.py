@@ -1,0 +1,206 @@
+"""``istio-iptables matrix``: the classes are a partition, and ``explain`` agrees about every packet."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from istio_iptables import Capture, explain, plan
+from istio_iptables.api.matrix import matrix
+from istio_iptables.commands.options import flags_given
+from istio_iptables.commands.root import root
+from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.sets import Intervals, name
+from istio_iptables.trace.cells import everything
+from istio_iptables.trace.classes import NotAPartition, check_partition, start_boxes
+from tests.classes import asked, class_of, random_packets
+from tests.golden import cases
+from tests.program import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from istio_iptables.api.capture import Plan
+    from istio_iptables.api.matrix import Matrix
+    from tests.golden import Case
+
+#: How many packets are asked about in each configuration: a few in CI, 10,000 when someone asks.
+PACKETS = int(os.environ.get("MATRIX_PACKETS", "10"))
+#: What many owners, DNS servers and TPROXY together make takes seconds each; not in CI.
+LONG = frozenset(
+    {
+        *(
+            "dns-tproxy",
+            "dns-several-owners",
+            "dns-odd-resolv-conf",
+            "documented-tproxy-dual-stack",
+        ),
+        *("drop-invalid-tproxy", "environment-every-variable", "exclude-interfaces-tproxy"),
+        *("format-annotated-everything", "format-json", "format-commands", "loopback-cidr"),
+        *("native-everything", "native-sets-tproxy", "tproxy-several-owners"),
+    }
+)
+SETTINGS = {
+    "istio_service_cidr": "*",
+    "istio_inbound_ports": "*",
+    "istio_local_exclude_ports": "15090,15021,15020",
+    "ip_family": "ipv4",
+}
+DOCUMENTED = ("-i", "*", "-b", "*", "-d", "15090,15021,15020", "--ip-family", "ipv4")
+TABLES = "*nat\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n{}COMMIT\n"
+#: Rules of others, each of a kind that divides packets in its own way.
+FOREIGN = {
+    "marks": "*mangle\n:OUTPUT ACCEPT [0:0]\n:PREROUTING ACCEPT [0:0]\n"
+    "-A OUTPUT -m mark --mark 0x1/0xf0f -j MARK --set-xmark 0x10/0xff\n"
+    "-A OUTPUT -m mark --mark 0x10/0xff -j CONNMARK --save-mark --nfmask 0xff --ctmask 0xff\n"
+    "-A PREROUTING -m connmark --mark 0x7/0x7 -j CONNMARK --restore-mark --nfmask 0x1 --ctmask 0x1\n"
+    "-A PREROUTING -m mark --mark 0x1/0x1 -j DROP\nCOMMIT\n",
+    "interfaces": TABLES.format(
+        "-A PREROUTING -i br+ -j RETURN\n-A PREROUTING ! -i br-lan -p tcp -j REDIRECT --to-ports 9\n"
+        "-A OUTPUT -o eth0 -d 10.0.0.0/8 -j RETURN\n-A OUTPUT ! -o e+ -p udp -j ACCEPT\n"
+    ),
+    "networks": TABLES.format(
+        "".join(f"-A OUTPUT -d 10.{each}.0.0/16 -j RETURN\n" for each in range(6))
+        + "-A OUTPUT -d 10.3.0.0/16 -p tcp -j DNAT --to-destination 10.0.0.5:80\n"
+        "-A OUTPUT ! -d 10.0.0.0/8 -p tcp -j REDIRECT --to-ports 15001\n"
+    ),
+    "ports": TABLES.format(
+        "-A OUTPUT -p tcp -m multiport --dports 80,443,8000:9000 -j REDIRECT --to-ports 15001\n"
+        "-A OUTPUT -p udp -m udp ! --dport 53 -m owner --uid-owner 0-999 -j RETURN\n"
+        "-A OUTPUT -p udp -j REDIRECT --to-ports 53\n"
+        "-A PREROUTING -p tcp -m tcp --sport 1:1023 -j DNAT --to-destination :8080\n"
+    ),
+    "states": "*filter\n:INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n"
+    "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+    "-A INPUT -i lo -j ACCEPT\n-A INPUT -m conntrack --ctstate INVALID -j DROP\n"
+    "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n-A OUTPUT -m owner ! --gid-owner 5 -j REJECT\n"
+    "COMMIT\n",
+    "chains": TABLES.replace("{}", ":A - [0:0]\n:B - [0:0]\n{}").format(
+        "-A OUTPUT -p tcp -j A\n-A OUTPUT -g B\n-A OUTPUT -j DROP\n-A A -s 10.0.0.0/8 -g B\n"
+        "-A A -j RETURN\n-A B -m owner --uid-owner 7 -j REDIRECT --to-ports 7\n-A B -j RETURN\n"
+    ),
+    "unknown": TABLES.format(
+        "-A OUTPUT -m statistic --mode random --probability 0.5 -p tcp -j RETURN\n"
+        "-A OUTPUT -p tcp -j REDIRECT --to-ports 15001\n-A OUTPUT -p udp -j SOMEWHERE\n"
+    ),
+}
+
+
+def _agrees(found: Matrix, own: Plan | None, text: str | None, seed: int) -> None:
+    """Each of many random packets is in one class, and gets from ``explain`` what that says."""
+    random = Random(seed)  # noqa: S311 - packets, not secrets
+    classes = found.classes
+    where = class_of(classes)
+    for family in dict.fromkeys(each.family for each in classes):
+        for direction, fields in random_packets(classes, family, random, PACKETS):
+            mine = where(family, direction, fields)
+            assert len(mine) == 1, (fields, mine)
+            question = asked(family, direction, fields)
+            answer = explain(own, text, family=family, **question)  # type: ignore[arg-type]
+            said = mine[0].fate, mine[0].rule, mine[0].captured, mine[0].to_port
+            assert (answer.fate, answer.rule, answer.captured, answer.to_port) == said, question
+
+
+def _plan_of(case: Case) -> Plan:
+    context = root.make_context(root.name, list(case.arguments))
+    flags = {**flags_given(context), "native_nftables": "false"}
+    with contextlib.chdir(case.folder):
+        return plan(Capture.from_texts(flags, case.environment))
+
+
+def _configurations() -> Iterator[object]:
+    """The golden cases, but for those whose rules are another one's."""
+    seen: list[object] = []
+    for case in cases():
+        if case.name in LONG and "MATRIX_PACKETS" not in os.environ:
+            continue
+        own = _plan_of(case)
+        rules = own.rulesets, own.routes
+        if rules not in seen:
+            seen.append(rules)
+            yield pytest.param(own, id=case.name)
+
+
+@pytest.mark.parametrize("own", [*_configurations()])
+def test_explain_says_of_each_packet_what_its_class_says(own: Plan) -> None:
+    """For the settings of every golden case."""
+    found = matrix(own)
+    assert found.classes
+    _agrees(found, own, None, seed=1)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_rules_of_others_are_divided_as_well(name: str) -> None:
+    """Marks, interfaces, networks, ports, states, chains, and what can't be known."""
+    found = matrix(None, FOREIGN[name], family=Family.IPV4)
+    _agrees(found, None, FOREIGN[name], seed=2)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_example_of_a_class_is_of_it(name: str, tmp_path: Path) -> None:
+    """Its words, given to ``explain``, get the verdict, the rule and the fate of the class."""
+    path = tmp_path / "rules"
+    path.write_text(FOREIGN[name], encoding="utf-8")
+    done = run(("matrix", "--rules", str(path), "--family", "ipv4", "--json"))
+    assert done.status == 0, done.err
+    classes = json.loads(done.out)["classes"]
+    assert classes
+    for each in classes[:: 1 + len(classes) // 25]:
+        words = ("explain", "--rules", str(path), "--family", "ipv4", *each["packet"], "--json")
+        answer = json.loads(run(words).out)
+        for key in ("verdict", "fate", "rule", "captured", "to_port"):
+            assert answer[key] == each[key], each["packet"]
+
+
+def test_a_packet_in_two_classes_or_in_none_is_noticed() -> None:
+    """The check that every matrix goes through fails for a share, a hole, and what is beyond."""
+    whole = everything(Family.IPV4, incoming=False)
+    boxes = [box for box in start_boxes(Family.IPV4) if "out_interface" in box]
+    check_partition([whole], boxes)
+    port = {**boxes[0], "destination_port": Intervals((80, 81))}
+    rest = {**boxes[0], "destination_port": Intervals((0, 80, 81, 65536))}
+    check_partition([whole], [port, rest, *boxes[1:]])
+    beyond = {**boxes[0], "protocol": Intervals((256, 257))}
+    named = {**boxes[0], "out_interface": name("eth0")}
+    for wrong in (
+        boxes[1:],
+        [*boxes, named],
+        [port, *boxes[1:]],
+        [port, rest, port, *boxes[1:]],
+        [*boxes, beyond],
+        [],
+    ):
+        with pytest.raises(NotAPartition):
+            check_partition([whole], wrong)
+
+
+def test_the_documented_rules_at_one_look() -> None:
+    """Some 15 lines: who is captured, who is not, and by which rule."""
+    done = run(("matrix", *DOCUMENTED))
+    assert done.status == 0
+    assert done.err == ""
+    lines = done.out.splitlines()
+    for expected in (
+        ("captured inbound on port 15006", "nat ISTIO_OUTPUT 2"),
+        ("uid 1337", "untouched", "nat ISTIO_OUTPUT 4"),
+        ("captured outbound on port 15001", "nat ISTIO_OUTPUT 9"),
+        ("15020-15021", "untouched", "nat ISTIO_INBOUND 1-4"),
+        ("captured inbound on port 15006", "nat ISTIO_INBOUND 5"),
+    ):
+        assert any(all(part in line for part in expected) for line in lines), expected
+    assert len(matrix(plan(Capture(**SETTINGS))).rows) <= 20
+
+
+def test_markdown() -> None:
+    """A table for each direction, without what Markdown would take for its own."""
+    lines = run(("matrix", *DOCUMENTED, "--format", "markdown")).out.splitlines()
+    assert lines[0].startswith("### ")
+    assert lines[2:4] == ["| traffic | what becomes of it | rule |", "|---|---|---|"]
+    assert all(line.count("|") == 4 for line in lines if line.startswith("|"))
+    assert any("nat ISTIO\\_OUTPUT 9" in line for line in lines)
