@@ -125,9 +125,7 @@ def subject_of(  # noqa: PLR0913 - what is asked about, and what is done with it
     )
 
 
-_NOT_FOLLOWED = (
-    "native nftables rules: explain follows one packet, all packets are not divided by them"
-)
+_NOT_FOLLOWED = "traffic is not divided by native nftables rules: ask explain about one packet"
 
 
 def _with_native(rulesets: tuple[Ruleset, ...], native: Iterable[Table]) -> tuple[Ruleset, ...]:

@@ -82,6 +82,16 @@ def test_the_page_needs_nothing_else() -> None:
     assert all(each.startswith("#") for each in found)
 
 
+def test_native_rules_have_a_page(tmp_path: Path) -> None:
+    """Where traffic can't be divided the page says so, and has the rest."""
+    target = tmp_path / "page.html"
+    run_command(["report", "-i", "*", "--native-nftables", "-o", str(target)])
+    page = target.read_text()
+    assert "traffic is not divided by native nftables rules" in page
+    assert "istio-in-redirect" in page
+    assert 'id="packet"' not in page
+
+
 @pytest.mark.parametrize("what", ["istio_local_exclude_ports", "istio_service_exclude_cidr"])
 def test_many_rules_stay_small(what: str) -> None:
     """Thousands of rules make no page that nobody can open; it says what it leaves out."""
