@@ -11,6 +11,7 @@ import pytest
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.nftlisting import families, read_listing
 from istio_iptables.netfilter.packet import Packet, Surroundings
+from istio_iptables.netfilter.plan import PolicyRoute
 from istio_iptables.trace.hooks import End, Outcome, Trace, trace
 
 TCP = Packet(
@@ -390,3 +391,15 @@ def test_why_a_rule_did_not_match() -> None:
         ('ct helper "x"', "it can't be known from here"),
         ("meta skuid 7", "it is 1000"),
     ]
+
+
+def test_a_mark_that_changes_twice_routes_by_the_last() -> None:
+    """Each chain of the type route has the packet routed anew: here to this machine, and out again."""
+    listing = "".join(
+        f"table inet t{priority} {{\nchain x {{\ntype route hook output priority {priority};\n"
+        f"meta mark set {mark}\n}}\n}}\n"
+        for priority, mark in ((0, "0x37"), (50, "0x33"))
+    )
+    world = POD._replace(routes=(PolicyRoute(Family.IPV4, 0x37, 155),))
+    (outcome,) = through(listing, UDP, world).outcomes
+    assert (outcome.end, outcome.by_mark) == (End.SENT, False)
