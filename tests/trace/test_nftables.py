@@ -362,6 +362,9 @@ def test_the_mark_of_a_connection_before_its_zone() -> None:
     found = ways("ct zone set 2\nct mark 0x1 drop", TCP._replace(connmark=1), base=early).outcomes
     assert {each.end for each in found} == {End.DROPPED, End.SENT}
     assert way("notrack\nct state untracked drop", base=early).end is End.DROPPED
+    # A zone behind notrack has the packet tracked again, in which state nobody knows.
+    found = ways("notrack\nct zone set 3", base=early).outcomes
+    assert {each.end for each in found} == {End.UNKNOWN, End.SENT}
 
 
 def test_why_a_rule_did_not_match() -> None:
