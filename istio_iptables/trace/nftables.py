@@ -127,6 +127,9 @@ def _done(
         return None
     if target.name == "SET-FIELD":
         return Effect(Next.CONTINUE, _set_field(target, packet), verdict=target.name)
+    if target.option("--zone") and packet.settled and packet.state == "UNTRACKED":
+        # Unlike iptables it has the packet tracked again.
+        return Effect(Next.UNKNOWN, packet, _UNKNOWN, verdict="ct zone")
     done = target_effect(target, situation, chains)
     if target.name == "TPROXY":
         # It marks nothing, and other statements follow.
