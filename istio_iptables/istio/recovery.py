@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from functools import cache
-from itertools import chain, pairwise, product
+from functools import cache, partial
+from itertools import chain, dropwhile, pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.istio.native import PASS_IPV6
@@ -437,6 +437,8 @@ def read_settings(
 ) -> Readings:
     """What the rules tell about each setting; one that they tell nothing of is left out.
 
+    Of each the first text is one that the setting can have; the others are found out when tried.
+
     *tables* are the routing tables by the marks that lead to them. Without *owned*, rules of
     built-in chains are read that are ours only if the settings say so.
     """
@@ -468,13 +470,13 @@ def read_settings(
     return {
         name: usable
         for name, texts in readings.items()
-        if (usable := tuple(each for each in dict.fromkeys(texts) if _is_usable(name, each)))
+        if (usable := tuple(dropwhile(partial(_is_unusable, name), dict.fromkeys(texts))))
     }
 
 
-def _is_usable(name: str, text: str) -> bool:
-    """Whether a setting can have this text; others' rules may have other values."""
-    return name == SERVERS or not parse(declared(name).kind, text, _NO_NAMES)[1]
+def _is_unusable(name: str, text: str) -> bool:
+    """Whether a setting can't have this text; others' rules may have other values."""
+    return name != SERVERS and bool(parse(declared(name).kind, text, _NO_NAMES)[1])
 
 
 #: A list is tried without one of its items for so many items at most.
@@ -499,7 +501,8 @@ def _lists(sequences: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     (likeliest, times), *_ = told.most_common()
     first = [likeliest, merged] if 2 * times > len(sequences) else [merged, likeliest]
     # An item that not every text tells may be there for others' rules.
-    agreed = sorted(range(len(merged)), key=lambda at: all(merged[at] in each for each in told))
+    everywhere = frozenset.intersection(*map(frozenset, told))
+    agreed = sorted(range(len(merged)), key=lambda at: merged[at] in everywhere)
     without = ((*merged[:at], *merged[at + 1 :]) for at in agreed[:_MOST_DISPUTED])
     return [*first, *told, *without]
 
