@@ -75,6 +75,10 @@ class Description:
         self.environment = dict(recovered.environment)
         #: The DNS servers that its file resolv.conf has to list.
         self.nameservers = recovered.nameservers
+        #: What the rules tell of how they came to be there, a line each.
+        self.signs = recovered.signs
+        #: The command line without the program's name.
+        self.settings = recovered.line
         #: What was described: ``this namespace (legacy)``, ...
         self.what = differences.what
         #: The rules as they were read.
@@ -97,18 +101,10 @@ class Description:
     @property
     def command(self) -> str:
         """The command line for a shell, its variables in front."""
-        return self._line("istio-iptables")
-
-    @property
-    def settings(self) -> str:
-        """The command line without the program's name."""
-        return self._line()
-
-    def _line(self, *program: str) -> str:
         from shlex import quote  # few commands need it
 
         variables = (f"{name}={quote(text)}" for name, text in self.environment.items())
-        return " ".join([*variables, *program, *map(quote, self.arguments)])
+        return " ".join([*variables, "istio-iptables", *map(quote, self.arguments)])
 
     @property
     def verdict(self) -> str:
@@ -131,6 +127,7 @@ class Description:
         if marked:
             rules = "rule is" if marked == 1 else "rules are"
             lines.append(f"{marked} {rules} foreign and marked so above")
+        lines += (f"note: {sign}" for sign in self.signs)
         lines.append(self.verdict)
         if self.ours:
             if self.nameservers:
@@ -160,6 +157,7 @@ class Description:
             "arguments": list(self.arguments),
             "environment": self.environment,
             "nameservers": list(self.nameservers),
+            "notes": list(self.signs),
             "rules": [
                 {
                     "family": each.family.value if each.family else None,

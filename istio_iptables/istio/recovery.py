@@ -25,9 +25,9 @@ from itertools import chain, pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.istio.native import PASS_IPV6
-from istio_iptables.istio.ownership import find_owned
+from istio_iptables.istio.ownership import NATIVE_NAMES, find_owned
 from istio_iptables.istio.plan import Common, template
-from istio_iptables.istio.rules import CHAIN_PREFIX, NATIVE_TABLE, OUTPUT, common_values, rules
+from istio_iptables.istio.rules import CHAIN_PREFIX, OUTPUT, common_values, rules
 from istio_iptables.istio.translated import translated
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.netfilter.model import HEADER_OPTIONS, Family, is_built_in
@@ -547,7 +547,7 @@ def _native_modes(found: _Evidence, tables: Iterable[Table]) -> Readings:
 def _native_of_ours(rulesets: Iterable[Ruleset]) -> list[Table]:
     """The native tables of ours, each once: they are both families'."""
     tables = {table.name: table for each in rulesets for table in each.tables}
-    return [each for name, each in tables.items() if name.startswith(f"inet {NATIVE_TABLE}")]
+    return [each for name, each in tables.items() if name in NATIVE_NAMES]
 
 
 def _groups(found: _Evidence) -> Readings:
