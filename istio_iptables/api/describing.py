@@ -253,11 +253,17 @@ def _described(rulesets: Iterable[Ruleset], recovered: Recovered) -> Iterator[De
         for chain in table.chains:
             ours = chain.name in owned.own_chains
             numbers = owned.shared.get(chain.name, {})
+            place = (family, table.name, chain.name)
+            targets = {
+                each[3].rpartition("-j ")[2].partition(" ")[0]
+                for each in reasons
+                if each[:3] == place
+            }
             for number, rule in enumerate(chain.rules):
-                place = (family, table.name, chain.name)
-                reason = reasons.get((*place, rule.text)) or reasons.get(
-                    (*place, canonical(rule, family).text), ""
-                )
+                reason = reasons.get((*place, rule.text), "")
+                if not reason and any(each in rule.text for each in targets):
+                    # Others may have very many rules.
+                    reason = reasons.get((*place, canonical(rule, family).text), "")
                 foreign = not (reason or ours or number in numbers)
                 text = f"-A {chain.name} {rule.text}".rstrip()
                 yield DescribedRule(*place, number + 1, text, reason, foreign, rule.counters)

@@ -87,6 +87,9 @@ def _jumps(chain: Chain) -> dict[int, Position]:
 
 
 def _jumps_to_us(rule: Rule) -> bool:
+    if rule.verbatim and CHAIN_PREFIX not in rule.verbatim:
+        # Others may have very many, which need not be read.
+        return False
     return rule.target is not None and _is_own_chain(rule.target.name)
 
 

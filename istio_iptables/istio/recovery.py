@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from functools import cache
-from itertools import chain, pairwise, product
+from functools import cache, partial
+from itertools import chain, dropwhile, pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.istio.native import PASS_IPV6
@@ -189,6 +189,17 @@ def _patterns(family: Family, *, native: bool) -> dict[_Key, list[_Pattern]]:
     return found
 
 
+@cache
+def _targets(table: str, chain: str, *, native: bool) -> frozenset[str]:
+    """The targets of the texts of one chain."""
+    start = f"-t {table} "
+    return frozenset(
+        text.partition(" -j ")[2].split()[0]
+        for text in all_texts(native=native)
+        if text.startswith(start) and text.split(" ", 4)[3] == chain
+    )
+
+
 def _varying(text: str) -> Iterator[tuple[str, str]]:
     """The options of *text* that make no condition for some value, each with the value's name."""
     words = text.split()
@@ -276,7 +287,11 @@ class _Evidence:
     def _read_chain(self, family: Family, table: str, name: str, found: Iterable[Rule]) -> None:
         patterns = _patterns(family, native=self._native)
         read: list[_Alternatives] = []
+        targets = _targets(table, name, native=self._native)
         for rule in found:
+            if not (self._native or any(each in rule.text for each in targets)):
+                # Others may have very many.
+                continue
             plain = rule if self._native else _plain(rule, family)
             shape, words = _shape(plain)
             readings = [
@@ -468,13 +483,14 @@ def read_settings(
     return {
         name: usable
         for name, texts in readings.items()
-        if (usable := tuple(each for each in dict.fromkeys(texts) if _is_usable(name, each)))
+        # Whether the others are is seen by whoever tries them.
+        if (usable := tuple(dropwhile(partial(_is_unusable, name), dict.fromkeys(texts))))
     }
 
 
-def _is_usable(name: str, text: str) -> bool:
-    """Whether a setting can have this text; others' rules may have other values."""
-    return name == SERVERS or not parse(declared(name).kind, text, _NO_NAMES)[1]
+def _is_unusable(name: str, text: str) -> bool:
+    """Whether no setting can have this text; others' rules may have other values."""
+    return name != SERVERS and bool(parse(declared(name).kind, text, _NO_NAMES)[1])
 
 
 #: A list is tried without one of its items for so many items at most.
@@ -499,8 +515,9 @@ def _lists(sequences: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     (likeliest, times), *_ = told.most_common()
     first = [likeliest, merged] if 2 * times > len(sequences) else [merged, likeliest]
     # An item that not every text tells may be there for others' rules.
-    agreed = sorted(range(len(merged)), key=lambda at: all(merged[at] in each for each in told))
-    without = ((*merged[:at], *merged[at + 1 :]) for at in agreed[:_MOST_DISPUTED])
+    agreed = set(merged).intersection(*told)
+    doubted = sorted(range(len(merged)), key=lambda at: merged[at] in agreed)
+    without = ((*merged[:at], *merged[at + 1 :]) for at in doubted[:_MOST_DISPUTED])
     return [*first, *told, *without]
 
 
