@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from istio_iptables.netfilter.fieldvalues import protocol_number
 from istio_iptables.netfilter.model import Family
@@ -14,12 +14,27 @@ if TYPE_CHECKING:
     from random import Random
 
     from istio_iptables.api.conditions import Condition
-    from istio_iptables.api.matrix import TrafficClass
 
 __all__ = ["Fields", "asked", "class_of", "random_packets"]
 
 #: A packet by the names of the fields in conditions; addresses are numbers.
 Fields = dict[str, int | str]
+
+
+class _Class(Protocol):
+    """A class of packets, by its conditions."""
+
+    @property
+    def family(self) -> Family: ...
+
+    @property
+    def direction(self) -> str: ...
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]: ...
+
+
+_C = TypeVar("_C", bound=_Class)
 
 _IDS = (0, 1000, 1337, 1338, 2**32 - 2)
 
@@ -54,12 +69,12 @@ def _condition(condition: Condition) -> Callable[[Fields], bool]:
 
 
 def class_of(
-    classes: Sequence[TrafficClass],
-) -> Callable[[Family, str, Fields], list[TrafficClass]]:
+    classes: Sequence[_C],
+) -> Callable[[Family, str, Fields], list[_C]]:
     """A function that gives the classes whose conditions a packet meets: one, if all is well."""
     tests = [(each, [_condition(condition) for condition in each.conditions]) for each in classes]
 
-    def found(family: Family, direction: str, fields: Fields) -> list[TrafficClass]:
+    def found(family: Family, direction: str, fields: Fields) -> list[_C]:
         return [
             each
             for each, conditions in tests
@@ -70,7 +85,7 @@ def class_of(
     return found
 
 
-def _numbers(classes: Iterable[TrafficClass], family: Family, field: str) -> list[int]:
+def _numbers(classes: Iterable[_Class], family: Family, field: str) -> list[int]:
     """Numbers at the ends of what conditions say of a field, and beside them."""
     found: set[int] = set()
     for each in classes:
@@ -100,7 +115,7 @@ def _ends(field: str, item: str) -> tuple[int, int]:
     return int(low), int(high or low)
 
 
-def _names(classes: Iterable[TrafficClass]) -> list[str]:
+def _names(classes: Iterable[_Class]) -> list[str]:
     found = {"eth0", "lo", "net1", "br0"}
     for each in classes:
         for condition in each.conditions:
@@ -112,7 +127,7 @@ def _names(classes: Iterable[TrafficClass]) -> list[str]:
 
 
 def random_packets(
-    classes: Sequence[TrafficClass], family: Family, random: Random, count: int
+    classes: Sequence[_Class], family: Family, random: Random, count: int
 ) -> Iterable[tuple[str, Fields]]:
     """Packets that rules may tell apart: most values are at the ends of what conditions say."""
     bits = 32 if family is Family.IPV4 else 128

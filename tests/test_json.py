@@ -227,6 +227,18 @@ def test_matrix() -> None:
     check("`matrix --json`", "field", MATRIX, loaded(arguments))
 
 
+def test_compare() -> None:
+    """Classes with what becomes of a packet on both sides; differences are those of diff."""
+    arguments = ["compare", "-i '*' --ip-family ipv4", "-i 10.0.0.0/8 --ip-family ipv4", "--json"]
+    found = loaded(arguments)
+    assert set(found["differences"][0]) == documented("`diff --json`")["field of a difference"]
+    tables = documented("`compare --json`")
+    assert set(found) == tables["field"]
+    for each in found["classes"]:
+        assert set(each) == tables["field of a diverging class"]
+        assert set(each["a"]) == set(each["b"]) == tables["field of an answer of a side"]
+
+
 @pytest.mark.kernel
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
 def test_lab() -> None:

@@ -7,13 +7,13 @@ from istio_iptables.netfilter.sets import Bits, Intervals, split
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from istio_iptables.netfilter.model import Family
     from istio_iptables.netfilter.sets import Values
     from istio_iptables.trace.cells import Box
 
-__all__ = ["FIELDS", "Condition", "condition", "words"]
+__all__ = ["FIELDS", "Condition", "condition", "in_words", "words"]
 
 #: The fields in the order in which they are told, and what is said of each.
 FIELDS = {
@@ -60,7 +60,12 @@ def _listed(items: tuple[str, ...]) -> str:
 def words(box: Box, whole: Box, family: Family) -> str:
     """What tells the packets of *box* from those of *whole*, in one line."""
     found = (condition(field, box[field], whole[field], family) for field in FIELDS if field in box)
-    return ", ".join(each.text for each in found if each) or "everything"
+    return in_words(each for each in found if each)
+
+
+def in_words(conditions: Iterable[Condition]) -> str:
+    """Conditions that all hold, in one line."""
+    return ", ".join(each.text for each in conditions) or "everything"
 
 
 def condition(field: str, values: Values, every: Values, family: Family) -> Condition | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from istio_iptables.api.explanation import Answer, Explanation
 from istio_iptables.api.packets import complete_packet, own_addresses
 from istio_iptables.api.subjects import subject_of
-from istio_iptables.api.unseen import chains_on_way
+from istio_iptables.api.unseen import chains_on_way, not_followed
 from istio_iptables.errors import UsageProblems
 from istio_iptables.istio.checks import escape, findings, left_out_live, with_proxies_of
 from istio_iptables.istio.escapes import APPLICATIONS
@@ -134,14 +134,9 @@ def _faults(subject: Subject, packet: Packet) -> tuple[Finding, ...]:
 
 
 def _native_chains(found: Trace, subject: Subject) -> list[str]:
-    native = {
-        each.line
-        for outcome in found.outcomes
-        for each in chains_on_way(outcome, subject.unseen_chains)
-        if each.name.startswith("nftables")
-    }
-    chains = ", ".join(sorted(native))
-    return [f"the kernel asks chains as well that are not followed: {chains}"] if native else []
+    return not_followed(
+        each for outcome in found.outcomes for each in chains_on_way(outcome, subject.unseen_chains)
+    )
 
 
 def _contradictions(about: PacketQuery, subject: Subject) -> Iterator[str]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from istio_iptables.api.conditions import FIELDS, condition, words
 from istio_iptables.api.packets import own_addresses, packet_words, usual_values
 from istio_iptables.api.subjects import subject_of
+from istio_iptables.api.unseen import not_followed
 from istio_iptables.istio.capture import DEPENDS, Verdict, brief, deciding_step, describe, fate_of
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, address_number, address_text
-from istio_iptables.netfilter.model import TABLES, Family
+from istio_iptables.netfilter.model import TABLES, Family, Ruleset
 from istio_iptables.netfilter.packet import Packet, Surroundings
 from istio_iptables.netfilter.questions import is_many, named
 from istio_iptables.netfilter.sets import Bits, Intervals, join, split
 from istio_iptables.text import printable
 from istio_iptables.trace.cells import everything
-from istio_iptables.trace.classes import check_partition, divide
-from istio_iptables.trace.hooks import trace
+from istio_iptables.trace.classes import check_partition, choose, divide
+from istio_iptables.trace.hooks import End, trace
 from istio_iptables.trace.merging import merge
 from istio_iptables.trace.reading import read_from_top
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
     from istio_iptables.api.conditions import Condition
     from istio_iptables.api.rules import Source
     from istio_iptables.api.subjects import Subject
-    from istio_iptables.netfilter.model import Rule, Ruleset
+    from istio_iptables.netfilter.model import Rule
     from istio_iptables.netfilter.sets import Values
     from istio_iptables.trace.cells import Box, Kept
     from istio_iptables.trace.hooks import Outcome, Trace
     from istio_iptables.trace.reading import Line
     from istio_iptables.trace.table import Step
 
-__all__ = ["Matrix", "Row", "TrafficClass", "matrix"]
+__all__ = ["OPENING", "Fate", "Matrix", "Row", "TrafficClass", "matrix"]
 
 
 class TrafficClass(NamedTuple):
@@ -62,6 +63,18 @@ class TrafficClass(NamedTuple):
     def words(self) -> tuple[str, ...]:
         """The options that ask ``explain`` about the packet."""
         return packet_words(self.packet)
+
+
+class Fate(NamedTuple):
+    """What becomes of packets, for holding it against what becomes of them elsewhere."""
+
+    text: str
+    to_port: int | None
+    captured: str | None
+    #: What it depends on that can't be known: rules, and where a target leads.
+    unknown: frozenset[str] = frozenset()
+    #: False where a packet has more ways than are followed: then it is like no other.
+    complete: bool = True
 
 
 class Row(NamedTuple):
@@ -95,7 +108,7 @@ class Matrix:
 
     def __init__(self, subject: Subject) -> None:
         #: One line for each thing about the rules that is not seen.
-        self.warnings = subject.warnings
+        self.warnings = (*subject.warnings, *not_followed(subject.unseen_chains))
         self._subject = subject
         self._config = subject.plan.config
         self._conditions: dict[tuple[str, int, bool], tuple[Values, Condition | None]] = {}
@@ -111,25 +124,53 @@ class Matrix:
             for each in self._classes(family, found, box)
         )
 
+    def fates(self, family: Family) -> Iterator[tuple[Fate, Box]]:
+        """What becomes of which packets: boxes that share none, and all packets together."""
+        for _, found, box in self._items.get(family) or self._divide(Ruleset(family)):
+            yield _fate(found), box
+
+    def answer(self, family: Family, packet: Packet) -> TrafficClass:
+        """One packet alone, as ``explain`` follows it; it has no conditions."""
+        ruleset = self._ruleset(family)
+        found = trace(ruleset, packet, self._around(packet))
+        about = _Found(
+            found.outcomes, found.complete, deciding_step(found), None, fate_of(found, self._config)
+        )
+        box = everything(family, incoming=packet.in_interface != "")
+        return self._class(family, about, box, about.step.number if about.step else None)
+
+    def example(self, family: Family, box: Box) -> Packet | None:
+        """A packet of *box*, an ordinary one if there is such; None if there is none."""
+        usual = usual_values(self._subject.world, family, incoming="in_interface" in box)
+        chosen = choose(box, usual, family)
+        return None if chosen is None else Packet(family=family, **chosen)  # type: ignore[arg-type]
+
     @property
     def rows(self) -> tuple[Row, ...]:
         """What opens a connection and has no mark, to be read from the top, in fewer words."""
-        return tuple(row for family in self._items for row in self._rows(family, _OPENING))
+        return tuple(row for family in self._items for row in self._rows(family, OPENING))
 
     @property
     def all_rows(self) -> tuple[Row, ...]:
         """The same of all packets."""
         return tuple(row for family in self._items for row in self._rows(family, {}))
 
+    def _ruleset(self, family: Family) -> Ruleset:
+        rulesets = self._subject.rulesets
+        return next((each for each in rulesets if each.family is family), Ruleset(family))
+
+    def _around(self, packet: Packet) -> Surroundings:
+        return Surroundings(None, self._subject.routes, here=own_addresses(packet))
+
     def _divide(self, ruleset: Ruleset) -> list[_Item]:
-        family, world = ruleset.family, Surroundings(None, self._subject.routes)
+        family = ruleset.family
         usual = [
             usual_values(self._subject.world, family, incoming=incoming)
             for incoming in (False, True)
         ]
 
         def follow(packet: Packet) -> tuple[Trace, Verdict]:
-            found = trace(ruleset, packet, world._replace(here=own_addresses(packet)))
+            found = trace(ruleset, packet, self._around(packet))
             return found, fate_of(found, self._config)
 
         items: list[_Item] = []
@@ -199,12 +240,9 @@ class Matrix:
                 yield said
 
     def _rule(self, family: Family, step: Step, number: int) -> Rule | None:
-        for ruleset in self._subject.rulesets:
-            table = ruleset.table(step.table) if ruleset.family is family else None
-            chain = table.chain(step.chain) if table else None
-            if chain is not None:
-                return chain.rules[number - 1]
-        return step.rule
+        table = self._ruleset(family).table(step.table)
+        chain = table.chain(step.chain) if table else None
+        return step.rule if chain is None else chain.rules[number - 1]
 
     def _rows(self, family: Family, only: Box) -> Iterator[Row]:
         items = self._items[family]
@@ -230,6 +268,21 @@ class Matrix:
                     printable(brief(found[0].fate)),
                     _places(found),
                 )
+
+
+def _fate(found: _Found) -> Fate:
+    unknown = {
+        f"{place} {text}"
+        for outcome in found.outcomes
+        for place, text, _ in outcome.assumptions
+        if place
+    }
+    unknown |= {
+        outcome.steps[-1].text
+        for outcome in found.outcomes
+        if outcome.end is End.UNKNOWN and outcome.steps
+    }
+    return Fate(*found.fate, frozenset(unknown), found.complete)
 
 
 def _key(found: _Found) -> _Key:
@@ -344,7 +397,7 @@ def _places(found: list[_Found]) -> str:
 
 
 #: What the first packet of a connection has, before a rule gives it a mark.
-_OPENING: Box = {
+OPENING: Box = {
     "state": named("NEW"),
     "mark": Bits.masked(0, WHOLE_MARK),
     "connmark": Bits.masked(0, WHOLE_MARK),

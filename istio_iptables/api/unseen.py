@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.trace.hooks import Outcome
 
-__all__ = ["Unseen", "chains_on_way", "unseen_chains"]
+__all__ = ["Unseen", "chains_on_way", "not_followed", "unseen_chains"]
 
 #: Where each table stands among all that is asked at a hook; nat for sources stands last.
 _PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
@@ -48,6 +48,14 @@ def unseen_chains(state: LiveState) -> tuple[Unseen, ...]:
     for text in state.unreadable:
         found += _unreadable(text)
     return tuple(found)
+
+
+def not_followed(unseen: Iterable[Unseen]) -> list[str]:
+    """A line about chains of nftables' own, or none: whatever else is not seen has its warning."""
+    lines = sorted({each.line for each in unseen if each.name.startswith("nftables")})
+    if not lines:
+        return []
+    return [f"the kernel asks chains as well that are not followed: {', '.join(lines)}"]
 
 
 def _unreadable(text: str) -> Iterable[Unseen]:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from istio_iptables.api.describing import Description
     from istio_iptables.differences.rulesets import Difference
 
-__all__ = ["command"]
+__all__ = ["command", "difference_json", "print_differences"]
 
 #: Names that the JSON document keeps for those who read it, where the text has a better word.
 _JSON_KINDS = {ChangeKind.FOREIGN: "stranger"}
@@ -107,7 +107,7 @@ def _report(
     if described is not None:
         but = ", but for:" if described.unexplained else ""
         sys.stdout.write(f"{printable(f'these are the rules of {described.settings}{but}')}\n")
-        _print_each(described.unexplained)
+        print_differences(described.unexplained)
 
 
 def _titles(families: tuple[Family, ...]) -> str:
@@ -117,7 +117,9 @@ def _titles(families: tuple[Family, ...]) -> str:
 def _print(found: Differences, *, missing_at_once: bool) -> None:
     all_missing = found.missing if missing_at_once else 0
     # All of the plan, rule by rule, would say no more than that nothing is there.
-    _print_each(each for each in found if not (all_missing and each.kind is ChangeKind.MISSING))
+    print_differences(
+        each for each in found if not (all_missing and each.kind is ChangeKind.MISSING)
+    )
     if all_missing:
         rules = "rule is" if all_missing == 1 else "rules are"
         line = f"no rules of ours are in {found.what} ({all_missing} {rules} missing)"
@@ -130,7 +132,8 @@ def _print(found: Differences, *, missing_at_once: bool) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-def _print_each(differences: Iterable[Difference]) -> None:
+def print_differences(differences: Iterable[Difference]) -> None:
+    """Each of them on its line, with what it has below it."""
     for difference in differences:
         kind = difference.kind.value
         style = "red" if difference.kind in _LOST else "yellow"
@@ -139,24 +142,26 @@ def _print_each(differences: Iterable[Difference]) -> None:
         sys.stdout.writelines((first, *others))
 
 
+def difference_json(difference: Difference) -> dict[str, object]:
+    """A difference as an object of a JSON document."""
+    return {
+        "kind": _JSON_KINDS.get(difference.kind, difference.kind.value),
+        "family": difference.family.value if difference.family else None,
+        "table": difference.table or None,
+        "chain": difference.chain or None,
+        "text": difference.text,
+        "live_rule": difference.live_number,
+        "wanted_rule": difference.wanted_number,
+        "details": list(difference.details),
+        "reason": difference.reason,
+    }
+
+
 def _print_json(found: Differences, described: Description | None) -> None:
     document: dict[str, object] = {
         "same": not found,
         "families": [family.value for family in found.families],
-        "differences": [
-            {
-                "kind": _JSON_KINDS.get(each.kind, each.kind.value),
-                "family": each.family.value if each.family else None,
-                "table": each.table or None,
-                "chain": each.chain or None,
-                "text": each.text,
-                "live_rule": each.live_number,
-                "wanted_rule": each.wanted_number,
-                "details": list(each.details),
-                "reason": each.reason,
-            }
-            for each in found
-        ],
+        "differences": [difference_json(each) for each in found],
     }
     if described is not None:
         document["rules_of"] = {

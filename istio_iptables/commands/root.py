@@ -58,6 +58,10 @@ root = SettingsCommand(
         "clean": Subcommand(
             "istio_iptables.commands.clean", "Remove our rules, routes and address again."
         ),
+        "compare": Subcommand(
+            "istio_iptables.commands.compare",
+            "Compare two settings or rulesets, and say which traffic fares otherwise.",
+        ),
         "describe": Subcommand(
             "istio_iptables.commands.describe",
             "Say which command line made the rules that are there, and what each is for.",

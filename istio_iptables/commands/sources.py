@@ -86,12 +86,14 @@ def read_asked(
     *,
     ways: Collection[str] = ("outbound", "inbound"),
     live_alone: bool = True,
+    either_family: bool = False,
 ) -> Asked:
     """What *options* (those of ``SOURCE_OPTIONS``) and the settings of a command say.
 
     With *live_alone* a command line that names neither settings nor rules is about this namespace;
     without it, about the plan of the defaults. *ways* are the directions in which it matters what a
-    plan leaves uncaptured. Raises UsageProblems for what contradicts itself, CannotTell for rules
+    plan leaves uncaptured, and with *either_family* a plan has both families unless the settings say
+    otherwise. Raises UsageProblems for what contradicts itself, CannotTell for rules
     that can't be read.
     """
     path, namespace = options["rules"], flags_given(ctx).get("network_namespace")
@@ -105,7 +107,7 @@ def read_asked(
     # Somebody else's rules: the family of the plan must not depend on this machine.
     plan = read_inputs(
         ctx,
-        either_family=path is not None,
+        either_family=either_family or path is not None,
         given=read_pod(options),
         purpose=Purpose(ways if path is None and not live else (), follow=False),
     )

@@ -45,8 +45,8 @@ def divide(
     """All packets of a family in classes, each with what *follow* says of the packet chosen for it.
 
     With each are the rules in it, by table, chain and number (from 1), that stand for those of
-    other values. What is None has no packet that could be. *prefer* says which values are good ones for an example. Raises CannotTell for rules that
-    divide into too many classes.
+    other values. What is None has no packet that could be. *prefer* says which values are good ones
+    for an example. Raises CannotTell for rules that divide into too many classes.
     """
     memory = Memory()
     pending = start_boxes(family)
@@ -88,7 +88,7 @@ def choose(
     """
     found: dict[str, int | str] = {}
     for field, values in box.items():
-        value = value_of(values, prefer.get(field, ()))
+        value = value_of(values, (*prefer.get(field, ()), *_hosts(field, values)))
         if value is None:
             return None
         found[field] = value
@@ -96,12 +96,12 @@ def choose(
         del found["source_port"], found["destination_port"]
     if found["source"] == found["destination"] and found.get("out_interface") != "lo":
         # The premise of ``questions``: two fields of the many have two values.
-        for field in ("source", "destination"):
+        for field in ("destination", "source"):
             values = box[field]
             one = found[field]
             if isinstance(values, Intervals) and isinstance(one, int):
                 rest = values.split(Intervals((one, one + 1)))[1]
-                other = value_of(rest, ())
+                other = value_of(rest, _hosts(field, rest))
                 if other is not None:
                     found[field] = other
                     break
@@ -110,6 +110,13 @@ def choose(
     for field in ("source", "destination"):
         found[field] = address_text(int(found[field]), family)
     return found
+
+
+def _hosts(field: str, values: Values) -> Iterable[int]:
+    """An address that may be a host's, where the first one is its network's."""
+    if field in {"source", "destination"} and isinstance(values, Intervals):
+        return tuple(first + 1 for first in values.ends[:1])
+    return ()
 
 
 def value_of(values: Values, prefer: Iterable[int | str]) -> int | str | None:
