@@ -110,8 +110,12 @@ class Description:
     def verdict(self) -> str:
         """In one sentence, whose rules these are; the command line follows it."""
         if not self.ours:
-            return f"no rules of ours are in {self.what}"
+            if all(each.foreign for each in self.rules):
+                return f"no rules of ours are in {self.what}"
+            return f"{self.what} has chains of our names, and no settings make their rules"
         count = len(self.unexplained)
+        if count > sum(bool(each.reason) for each in self.rules):
+            return f"{self.what} is nearest to this command line, with {count} differences:"
         but = f", but for {count} {'difference' if count == 1 else 'differences'}" if count else ""
         return f"{self.what} has the rules of this command line{but}:"
 
@@ -286,8 +290,8 @@ def _unexplained(
     """What differs from the plan, if rules of ours make one, and then the other foreign rules."""
     told = set()
     for each in differences:
-        # Without rules of ours there is no plan that they could be missing from.
-        if ours or each.kind is not ChangeKind.MISSING:
+        # Without rules of ours there is no plan, from which all that has our names is extra.
+        if ours or each.kind is ChangeKind.EXTRA:
             told.add((each.family, each.table, each.chain, each.live_number))
             yield each
     for rule in rules:

@@ -102,8 +102,9 @@ def recover(rulesets: Sequence[Ruleset], routes: Iterable[PolicyRoute] = ()) -> 
     times = copies(rulesets)
     single = without_copies(rulesets, times) if times > 1 else rulesets
     readings = read_settings(single, tables)
-    best = _search(readings, single)
-    if readings and not is_native(single) and best.leaves(single):
+    native = {"native_nftables": ("true",)} if is_native(single) else {}
+    best = _search(readings | native, single)
+    if readings and not native and best.leaves(single):
         # Rules in built-in chains that are ours only if the settings say so.
         other = _search(read_settings(single, tables, owned=False), single)
         best = min(best, other, key=lambda trial: (trial.cost, -trial.plan.state.rule_count))
@@ -170,7 +171,8 @@ def _search(readings: Readings, rulesets: Sequence[Ruleset]) -> _Trial:
     while better:
         better = False
         for name, texts in readings.items():
-            default = () if name == SERVERS else (setting(name).default,)
+            fixed = name in {SERVERS, "native_nftables"}
+            default = () if fixed else (setting(name).default,)
             for text in dict.fromkeys((*texts, *default)):
                 if not best.cost or not left:
                     return best

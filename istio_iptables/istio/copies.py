@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.model import Chain, Ruleset, Table
 
+#: Where the rules of a pod in ambient mode begin.
+_AMBIENT = "ISTIO_PRERT"
+
 __all__ = ["copies", "signs", "without_copies"]
 
 
@@ -77,7 +80,10 @@ def signs(rulesets: Iterable[Ruleset]) -> Iterator[str]:
             f"every rule of ours is there {times} times: they were installed again over those that"
             " were there"
         )
-    for family, table in each_table(rulesets):
+    tables = tuple(each_table(rulesets))
+    if any(table.chain(_AMBIENT) for _, table in tables):
+        yield f"{_AMBIENT} is a chain of Istio's ambient mode, whose rules this program does not make"
+    for family, table in tables:
         chain = table.chain("OUTPUT")
         if family is None or table.name != "nat" or chain is None:
             continue

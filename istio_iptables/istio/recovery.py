@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
+from contextlib import suppress
 from functools import cache, partial
 from itertools import chain, dropwhile, pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
@@ -502,8 +503,15 @@ def _readings(sequences: Sequence[Sequence[str]], name: str) -> list[str]:
     if not _is_list(name):
         votes = Counter(chain(*sequences))
         texts = [value for value, _ in votes.most_common()]
-        return [str(int(text, 0)) for text in texts] if name == "tproxy_mark" else texts
+        return list(_decimal(texts)) if name == "tproxy_mark" else texts
     return [",".join(each) for each in _lists(sequences)]
+
+
+def _decimal(texts: Iterable[str]) -> Iterator[str]:
+    """The marks among *texts*, which rules have in hexadecimal, as settings have them."""
+    for text in texts:
+        with suppress(ValueError):
+            yield str(int(text, 0))
 
 
 def _lists(sequences: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
@@ -550,7 +558,7 @@ def _modes(found: _Evidence) -> Readings:
 
 def _native_modes(found: _Evidence, tables: Iterable[Table]) -> Readings:
     """That the rules are native, and what only such rules may be."""
-    readings: Readings = {"native_nftables": ("true",)}
+    readings: Readings = {}
     texts = [rule.text for table in tables for chain in table.chains for rule in chain.rules]
     like = set(all_texts(native=True)) - set(all_texts())
     is_like = PASS_IPV6.text in texts or found.count(like) > 0
@@ -632,7 +640,10 @@ def _with_loopback(text: str) -> str:
         return text
     for number, each in enumerate(networks):
         for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
-            if ip_address(address) in ip_network(each):
+            # What others put there may be none.
+            with suppress(ValueError):
+                if ip_address(address) not in ip_network(each):
+                    continue
                 networks[number] = f"{address}/{each.partition('/')[2]}"
                 return ",".join(networks)
     return ",".join([*networks, "::1/128"])
