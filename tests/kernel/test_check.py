@@ -432,6 +432,16 @@ def test_native_rules_need_no_flags() -> None:
     assert settings == "-i '*' -b '*' -d 15090,15021,15020 --ip-family dual --native-nftables"
 
 
+def test_nothing_is_there() -> None:
+    """That is one finding, about the backend that was looked at; no settings can be told."""
+    status, found, settings = alone()
+    assert (status, set(found)) == (1, {"nothing-installed"})
+    assert found["nothing-installed"][0].startswith(
+        "no rules of ours are in the live rules (legacy)"
+    )
+    assert "settings" not in settings
+
+
 def test_a_route_that_is_gone_needs_no_flags() -> None:
     """The settings tell that there has to be one."""
     install("nft", *FLAGS, "-m", "TPROXY", "--ip-family", "ipv4")
