@@ -18,9 +18,9 @@ Where several settings make the same rules:
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections import Counter
-from contextlib import suppress
 from functools import cache, partial
 from itertools import chain, dropwhile, pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
@@ -484,13 +484,12 @@ def read_settings(
     return {
         name: usable
         for name, texts in readings.items()
-        # Whether the others are is seen by whoever tries them.
         if (usable := tuple(dropwhile(partial(_is_unusable, name), dict.fromkeys(texts))))
     }
 
 
 def _is_unusable(name: str, text: str) -> bool:
-    """Whether no setting can have this text; others' rules may have other values."""
+    """Whether a setting can't have this text; others' rules may have other values."""
     return name != SERVERS and bool(parse(declared(name).kind, text, _NO_NAMES)[1])
 
 
@@ -510,7 +509,7 @@ def _readings(sequences: Sequence[Sequence[str]], name: str) -> list[str]:
 def _decimal(texts: Iterable[str]) -> Iterator[str]:
     """The marks among *texts*, which rules have in hexadecimal, as settings have them."""
     for text in texts:
-        with suppress(ValueError):
+        with contextlib.suppress(ValueError):
             yield str(int(text, 0))
 
 
@@ -523,9 +522,9 @@ def _lists(sequences: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     (likeliest, times), *_ = told.most_common()
     first = [likeliest, merged] if 2 * times > len(sequences) else [merged, likeliest]
     # An item that not every text tells may be there for others' rules.
-    agreed = set(merged).intersection(*told)
-    doubted = sorted(range(len(merged)), key=lambda at: merged[at] in agreed)
-    without = ((*merged[:at], *merged[at + 1 :]) for at in doubted[:_MOST_DISPUTED])
+    everywhere = frozenset.intersection(*map(frozenset, told))
+    agreed = sorted(range(len(merged)), key=lambda at: merged[at] in everywhere)
+    without = ((*merged[:at], *merged[at + 1 :]) for at in agreed[:_MOST_DISPUTED])
     return [*first, *told, *without]
 
 
@@ -641,7 +640,7 @@ def _with_loopback(text: str) -> str:
     for number, each in enumerate(networks):
         for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
             # What others put there may be none.
-            with suppress(ValueError):
+            with contextlib.suppress(ValueError):
                 if ip_address(address) not in ip_network(each):
                     continue
                 networks[number] = f"{address}/{each.partition('/')[2]}"
