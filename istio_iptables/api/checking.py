@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from istio_iptables.api.capture import Plan
+    from istio_iptables.api.recovering import Recovered
     from istio_iptables.api.rules import Source
     from istio_iptables.api.subjects import Subject
     from istio_iptables.kernel.sockets import Socket
@@ -78,6 +79,9 @@ class Report(NamedTuple):
     findings: tuple[Ailment, ...]
     #: What could not be read, and so was not checked.
     unread: tuple[str, ...]
+    #: The settings that were read off the rules, which these are held against; None where some were
+    #: given, or there is nothing to read them off.
+    settings: Recovered | None = None
 
     @property
     def wrong(self) -> bool:
@@ -119,7 +123,8 @@ def check(
         unread = (*subject.state.unreadable, *evidence.unread)
     order = list(Severity)
     found.sort(key=lambda each: order.index(each.severity))
-    return Report(what if live else name, tuple(dict.fromkeys(found)), unread)
+    recovered = subject.recovered if subject.recovered and subject.recovered.ours else None
+    return Report(what if live else name, tuple(dict.fromkeys(found)), unread, recovered)
 
 
 def _all_rules(subject: Subject) -> tuple[Ruleset, ...]:
@@ -149,6 +154,8 @@ def _differences(subject: Subject) -> Iterator[Ailment]:
             each.line,
             "see with explain what it decides" if foreign else "install again with --reconcile",
         )
+    for sign in subject.recovered.signs if subject.recovered else ():
+        yield Ailment("origin", Severity.INFO, sign, "clean, then install once")
 
 
 def _proxy(subject: Subject) -> Config:

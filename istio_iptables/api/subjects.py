@@ -188,7 +188,8 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool, natively: bool) -> S
         if wanted is None
         else wanted.config.native_nftables
     ):
-        native = families(native_of_ours(state.native or ()))
+        ours = native_of_ours(state.native or ())
+        native = families(ours) if ours else ()
     own_plan, recovered = _settings(wanted, native or state.rulesets, there)
     warnings = list(state.warnings)
     if state.other_rulesets:
