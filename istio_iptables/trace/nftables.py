@@ -23,6 +23,7 @@ from istio_iptables.netfilter.fieldvalues import (
 )
 from istio_iptables.netfilter.model import Family, Target
 from istio_iptables.netfilter.nftrules import split_elements, split_verdicts
+from istio_iptables.netfilter.packet import is_link_local
 from istio_iptables.trace.matches import Condition
 from istio_iptables.trace.targets import target_effect
 
@@ -322,7 +323,7 @@ class _Members:
         return self._starts[0] if one else None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def _members(field: str, words: tuple[str, ...]) -> _Members:
     return _Members(field, words)
 
@@ -410,7 +411,11 @@ _ELSEWHERE = "not local"
 
 def _kind(situation: Situation, address: str | None) -> _Value:
     """``local``, or that it is not: of what kind another address is needs the routes."""
-    local = situation.world.is_local(address, situation.packet.family)
+    family = situation.packet.family
+    if address is None or (family is Family.IPV6 and is_link_local(address, family)):
+        # Such an address is looked for at one interface alone, and which one depends on the hook.
+        return None
+    local = situation.world.is_local(address, family)
     return {True: "local", False: _ELSEWHERE, None: None}[local]
 
 

@@ -188,6 +188,8 @@ def test_conditions(condition: str, packet: Packet, answer: bool | None) -> None
         ("fib daddr type { local, broadcast }", TCP, None),
         ("fib saddr type local", TCP, True),
         ("fib daddr type local", TCP._replace(destination=None), None),
+        ("fib daddr type local", IPV6._replace(destination="fd00::2"), True),
+        ("fib daddr type local", IPV6._replace(destination="fe80::2"), None),
     ],
 )
 def test_addresses_of_the_machine(condition: str, packet: Packet, answer: bool | None) -> None:  # noqa: FBT001 - a case
@@ -322,6 +324,14 @@ def test_tproxy_needs_a_listener(
     rule = TPROXY.replace("meta l4proto tcp ", "")
     found = ways(rule, packet, world, base=MANGLE).outcomes
     assert {each.taken_by for each in found} == taken
+
+
+def test_tproxy_that_marks_nothing_makes_two_ways() -> None:
+    """The packet is the same with a socket and without one, and what becomes of it is not."""
+    world = POD._replace(listens=lambda *_: False)
+    established = COMING._replace(state="ESTABLISHED")
+    found = ways("tproxy ip to :15006 counter", established, world, base=MANGLE).outcomes
+    assert {each.taken_by for each in found} == {"TPROXY", ""}
 
 
 def test_tproxy_of_a_packet_whose_port_is_not_known() -> None:
