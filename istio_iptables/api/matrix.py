@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from istio_iptables.api.conditions import FIELDS, condition, words
 from istio_iptables.api.packets import own_addresses, packet_words, usual_values
+from istio_iptables.api.rules import is_native
 from istio_iptables.api.subjects import subject_of
 from istio_iptables.api.unseen import not_followed
+from istio_iptables.errors import CannotTell
 from istio_iptables.istio.capture import DEPENDS, Verdict, brief, deciding_step, describe, fate_of
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, address_number, address_text
 from istio_iptables.netfilter.model import TABLES, Family, Ruleset
@@ -107,6 +109,9 @@ class Matrix:
     """All packets of each address family, divided by what the rules do."""
 
     def __init__(self, subject: Subject) -> None:
+        if is_native(subject.rulesets):
+            message = f"{subject.source}: holds native nftables rules, which are not divided yet"
+            raise CannotTell(message)
         #: One line for each thing about the rules that is not seen.
         self.warnings = (*subject.warnings, *not_followed(subject.unseen_chains))
         self._subject = subject
