@@ -103,8 +103,9 @@ def _agrees(found: Matrix, own: Plan | None, text: str | None, seed: int) -> Non
             assert len(mine) == 1, (fields, mine)
             question = asked(family, direction, fields)
             answer = explain(own, text, family=family, **question)  # type: ignore[arg-type]
-            said = mine[0].fate, mine[0].rule, mine[0].captured, mine[0].to_port
-            assert (answer.fate, answer.rule, answer.captured, answer.to_port) == said, question
+            said = mine[0].fate, mine[0].rule, mine[0].captured
+            assert (answer.fate, answer.rule, answer.captured) == said, question
+            assert mine[0].to_port in {None, answer.to_port}
 
 
 def _plan_of(case: Case) -> Plan:
@@ -154,8 +155,9 @@ def test_the_example_of_a_class_is_of_it(name: str, tmp_path: Path) -> None:
     for each in classes[:: 1 + len(classes) // 25]:
         words = ("explain", "--rules", str(path), "--family", "ipv4", *each["packet"], "--json")
         answer = json.loads(run(words).out)
-        for key in ("verdict", "fate", "rule", "captured", "to_port"):
+        for key in ("verdict", "fate", "rule", "captured"):
             assert answer[key] == each[key], each["packet"]
+        assert each["to_port"] in {None, answer["to_port"]}
 
 
 def test_a_packet_in_two_classes_or_in_none_is_noticed() -> None:

@@ -52,9 +52,10 @@ class TrafficClass(NamedTuple):
     packet: Packet
     #: What ``explain`` says of that packet.
     verdict: str
+    #: What is true for all of them: a port that they are handed to, who captures them, and what
+    #: becomes of them in words.
     to_port: int | None
     captured: str | None
-    #: What becomes of each packet of the class, in words that are true for all of them.
     fate: str
     #: The place of the rule that decides, such as ``nat ISTIO_OUTPUT 3``; None if none is asked.
     rule: str | None
@@ -221,8 +222,8 @@ class Matrix:
             tuple(self._said(family, box)),
             _plain(outcomes[0].start or outcomes[0].packet),
             verdict.text,
-            verdict.to_port,
-            verdict.captured,
+            found.fate.to_port,
+            found.fate.captured,
             found.fate.text,
             step.place if step else None,
             step.text if step else "",
