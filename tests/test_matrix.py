@@ -14,6 +14,7 @@ from istio_iptables import Capture, explain, plan
 from istio_iptables.api.matrix import matrix
 from istio_iptables.commands.options import flags_given
 from istio_iptables.commands.root import root
+from istio_iptables.netfilter.documents import rulesets
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.sets import Intervals, name
 from istio_iptables.trace.cells import everything
@@ -21,6 +22,7 @@ from istio_iptables.trace.classes import NotAPartition, check_partition, start_b
 from tests.classes import asked, class_of, random_packets
 from tests.golden import cases
 from tests.program import run
+from tests.random_rules import random_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 #: How many packets are asked about in each configuration: a few in CI, 10,000 when someone asks.
 PACKETS = int(os.environ.get("MATRIX_PACKETS", "10"))
+#: Of how many random rulesets.
+RULESETS = int(os.environ.get("MATRIX_RULESETS", "12"))
 #: What many owners, DNS servers and TPROXY together make takes seconds each; not in CI.
 LONG = frozenset(
     {
@@ -97,12 +101,14 @@ def _agrees(found: Matrix, own: Plan | None, text: str | None, seed: int) -> Non
     random = Random(seed)  # noqa: S311 - packets, not secrets
     classes = found.classes
     where = class_of(classes)
+    # Read once: how a text is read is another test's.
+    rules = text if text is None else rulesets(text, classes[0].family)
     for family in dict.fromkeys(each.family for each in classes):
         for direction, fields in random_packets(classes, family, random, PACKETS):
             mine = where(family, direction, fields)
             assert len(mine) == 1, (fields, mine)
             question = asked(family, direction, fields)
-            answer = explain(own, text, family=family, **question)  # type: ignore[arg-type]
+            answer = explain(own, rules, family=family, **question)  # type: ignore[arg-type]
             said = mine[0].fate, mine[0].rule, mine[0].captured
             assert (answer.fate, answer.rule, answer.captured) == said, question
             assert mine[0].to_port in {None, answer.to_port}
@@ -141,6 +147,14 @@ def test_rules_of_others_are_divided_as_well(name: str) -> None:
     """Marks, interfaces, networks, ports, states, chains, and what can't be known."""
     found = matrix(None, FOREIGN[name], family=Family.IPV4)
     _agrees(found, None, FOREIGN[name], seed=2)
+
+
+@pytest.mark.parametrize("seed", range(RULESETS))
+def test_any_rules_are_divided(seed: int) -> None:
+    """Random tables of all kinds of matches and targets, however senseless."""
+    family = (Family.IPV4, Family.IPV4, Family.IPV6)[seed % 3]
+    text = random_rules(Random(seed), family)  # noqa: S311 - rules, not secrets
+    _agrees(matrix(None, text, family=family), None, text, seed)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
