@@ -17,7 +17,7 @@ from istio_iptables.istio.capture import describe
 from istio_iptables.istio.checks import FindingKind, findings, left_out_live, with_proxies_of
 from istio_iptables.istio.escapes import APPLICATIONS
 from istio_iptables.istio.ownership import find_owned
-from istio_iptables.istio.rules import AGENT_DNS_PORT
+from istio_iptables.istio.rules import AGENT_DNS_PORT, NATIVE_TABLE
 from istio_iptables.kernel.sockets import TCP, UDP
 from istio_iptables.netfilter.fieldvalues import number, protocol_name, protocol_number
 from istio_iptables.netfilter.packet import is_loopback
@@ -97,18 +97,19 @@ def check(
     They are held against *plan*, or against the settings that they were made by. *family* and
     *name* are as in ``diff``. Raises CannotTell for rules that can't be read.
     """
-    subject = subject_of(plan, rules, family=family, name=name)
+    subject = subject_of(plan, rules, family=family, name=name, follow=False)
     live = subject.state is not None
     missing: tuple[Ruleset, ...] = ()
     if not holds_ours(_all_rules(subject)):
-        missing = subject.plan.rulesets
+        missing = () if subject.plan.config.native_nftables else subject.plan.rulesets
         found = [_nothing(subject)]
     else:
         found = [*_differences(subject), *_of_the_rules(subject)]
     unread: tuple[str, ...] = ()
     what = name
     if subject.state is not None:
-        what = f"{subject.namespace or 'this namespace'} ({subject.state.backend})"
+        kind = "native nftables" if subject.native else subject.state.backend
+        what = f"{subject.namespace or 'this namespace'} ({kind})"
         try:
             evidence = gather(subject.namespace, _all_rules(subject), missing)
         except KernelRefused as error:
@@ -123,7 +124,7 @@ def check(
 
 def _all_rules(subject: Subject) -> tuple[Ruleset, ...]:
     others = subject.state.other_rulesets if subject.state else ()
-    return (*subject.rulesets, *others)
+    return (*subject.native, *subject.rulesets, *others)
 
 
 def _nothing(subject: Subject) -> Ailment:
@@ -137,7 +138,7 @@ def _nothing(subject: Subject) -> Ailment:
 
 def _differences(subject: Subject) -> Iterator[Ailment]:
     """What is otherwise than the settings ask for, and what decides before our rules."""
-    rules: Source = subject.rulesets
+    rules: Source = subject.native or subject.rulesets
     if subject.state is not None:
         rules = Live(subject.namespace, subject.state.backend)
     for each in diff(subject.plan, rules, name=subject.source):
@@ -153,6 +154,8 @@ def _differences(subject: Subject) -> Iterator[Ailment]:
 def _proxy(subject: Subject) -> Config:
     """The settings, with the proxy's users and groups as the rules have them."""
     config = subject.plan.config
+    if subject.native:
+        return config
     given = any(subject.plan.values[name].given for name in ("proxy_uid", "proxy_gid"))
     return config if given else with_proxies_of(config, subject.rulesets)
 
@@ -161,6 +164,15 @@ def _of_the_rules(
     subject: Subject, applications: Iterable[tuple[int, int]] = APPLICATIONS
 ) -> Iterator[Ailment]:
     """Loops, and applications that pass for Envoy."""
+    if subject.native:
+        yield Ailment(
+            "not-followed",
+            Severity.INFO,
+            "packets are not followed through native nftables rules: loops, escapes and connections"
+            " past Envoy are not looked for",
+            "check the flags without --native-nftables: rules of iptables have the same of them",
+        )
+        return
     for each in findings(subject.rulesets, subject.routes, _proxy(subject), applications):
         loop = each.fault is FindingKind.LOOP
         yield Ailment(
@@ -179,7 +191,8 @@ class _Live:
     def __init__(self, subject: Subject, evidence: Evidence) -> None:
         self._subject, self._evidence = subject, evidence
         self._config = _proxy(subject)
-        self._ours = holds_ours(subject.rulesets)
+        self._rulesets = subject.native or subject.rulesets
+        self._ours = holds_ours(self._rulesets)
 
     def findings(self) -> Iterator[Ailment]:
         """All of them."""
@@ -237,7 +250,7 @@ class _Live:
         sockets = self._evidence.sockets
         if sockets is None:
             return
-        for family, protocol, port in _targets(self._subject.rulesets):
+        for family, protocol, port in _targets(self._rulesets):
             there = [each for each in sockets if _takes(each, family, protocol, port)]
             where = f"{protocol_name(str(protocol))} port {port} ({family.title})"
             agent = port == AGENT_DNS_PORT
@@ -404,7 +417,11 @@ class _Live:
         return all(describe(each, self._config).captured is not None for each in outcomes)
 
     def _native(self) -> Iterator[Ailment]:
-        chains = [each.line for each in self._subject.unseen_chains]
+        chains = [
+            each.line
+            for each in self._subject.unseen_chains
+            if not (self._subject.native and NATIVE_TABLE in each.line)
+        ]
         if chains:
             yield Ailment(
                 "unseen-chains",
@@ -433,7 +450,7 @@ def _targets(rulesets: Iterable[Ruleset]) -> Iterator[tuple[Family, int, int]]:
         for ruleset in rulesets
         for table in ruleset.tables
         for chain in table.chains
-        if chain.name in find_owned(table).own_chains
+        if " " in table.name or chain.name in find_owned(table).own_chains
         for rule in chain.rules
         for protocol, port in _target(rule)
     }

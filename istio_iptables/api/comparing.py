@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from istio_iptables.kernel.live import NativeChain
     from istio_iptables.netfilter.model import Ruleset, Table
 
-__all__ = ["Differences", "diff", "foreign_first", "holds_ours"]
+__all__ = [
+    "Differences",
+    "diff",
+    "diff_natively",
+    "foreign_first",
+    "holds_ours",
+    "native_of_ours",
+    "planned_natively",
+    "planned_rulesets",
+]
 
 #: The tables in which a foreign rule can decide before ours.
 _BEFORE = frozenset({"raw", "mangle", "nat"})
@@ -107,10 +116,10 @@ def _with_live(plan: Plan, namespace: str, backend: str) -> Differences:
         state = kernel.read(wanted, OWNERSHIP, namespace=namespace, backend=backend, native=native)
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
-    ours = [each for each in state.native or () if each.name in _NATIVE]
+    ours = native_of_ours(state.native or ())
     other = "nft" if state.backend == "legacy" else "legacy"
     if native:
-        planned = _planned_natively(plan)
+        planned = planned_natively(plan)
         found = [
             *diff_native(ours, planned),
             *preceding_natively(state.native or (), planned, _marks(plan)),
@@ -136,7 +145,7 @@ def _with_live(plan: Plan, namespace: str, backend: str) -> Differences:
     mine, others = (ours, of_iptables) if native else (of_iptables, ours)
     # Routes and addresses may go with the rules of the other kind.
     nothing = not mine and bool(others or not (state.routes or state.addresses))
-    count = sum(each.rule_count for each in (_planned_natively(plan) if native else plan.rulesets))
+    count = sum(each.rule_count for each in (planned_natively(plan) if native else plan.rulesets))
     return Differences(
         found,
         f"{namespace or 'this namespace'} ({'native nftables' if native else state.backend})",
@@ -150,12 +159,36 @@ def _with_live(plan: Plan, namespace: str, backend: str) -> Differences:
 _NATIVE = frozenset(f"inet {name}" for name in OWNERSHIP.native.tables)
 
 
-def _planned_natively(plan: Plan) -> tuple[Table, ...]:
+def planned_natively(plan: Plan) -> tuple[Table, ...]:
     """The native tables of *plan*."""
     from istio_iptables.istio.native import build_native  # most rules are iptables'
     from istio_iptables.netfilter.nftlisting import planned_tables
 
     return planned_tables(build_native(plan.config, plan.state))
+
+
+def native_of_ours(tables: Iterable[Table]) -> tuple[Table, ...]:
+    """The native tables of ours among *tables*."""
+    return tuple(each for each in tables if each.name in _NATIVE)
+
+
+def _tables(found: Iterable[Ruleset]) -> tuple[Table, ...]:
+    """All tables, each once: one of the family inet is each family's."""
+    return tuple({table.name: table for each in found for table in each.tables}.values())
+
+
+def diff_natively(plan: Plan, found: Iterable[Ruleset]) -> tuple[Difference, ...]:
+    """What differs between the native tables of *plan* and those of ours that were *found*."""
+    return diff_native(native_of_ours(_tables(found)), planned_natively(plan))
+
+
+def planned_rulesets(plan: Plan) -> tuple[Ruleset, ...]:
+    """The rules of *plan*, of iptables or native, as those of a text are read."""
+    if plan.config.native_nftables:
+        from istio_iptables.netfilter.nftlisting import families  # most rules are iptables'
+
+        return families(planned_natively(plan))
+    return plan.rulesets
 
 
 def _natively(plan: Plan, found: Sequence[Ruleset], name: str) -> Differences:
@@ -166,13 +199,12 @@ def _natively(plan: Plan, found: Sequence[Ruleset], name: str) -> Differences:
     if not is_native(found):
         message = f"{name}: holds no native nftables rules, which --native-nftables is about"
         raise CannotTell(message)
-    # A table of the family inet is each family's.
-    tables = {table.name: table for ruleset in found for table in ruleset.tables}
-    ours = [table for table in tables.values() if table.name in _NATIVE]
-    wanted = _planned_natively(plan)
+    tables = _tables(found)
+    ours = native_of_ours(tables)
+    wanted = planned_natively(plan)
     differences = (
         *diff_native(ours, wanted),
-        *preceding_natively(tables.values(), wanted, _marks(plan)),
+        *preceding_natively(tables, wanted, _marks(plan)),
     )
     missing = 0 if ours else sum(table.rule_count for table in wanted)
     return Differences(differences, name, tuple(Family), missing=missing)
@@ -226,7 +258,11 @@ def _marks(plan: Plan) -> frozenset[int]:
 
 def holds_ours(rulesets: Iterable[Ruleset]) -> bool:
     """Whether a rule or chain of ours is in one of *rulesets*."""
-    return any(find_owned(table) for ruleset in rulesets for table in ruleset.tables)
+    return any(
+        table.name in _NATIVE or find_owned(table)
+        for ruleset in rulesets
+        for table in ruleset.tables
+    )
 
 
 def _elsewhere(rulesets: tuple[Ruleset, ...], backend: str) -> list[Difference]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Plan
-from istio_iptables.api.comparing import diff
+from istio_iptables.api.comparing import diff, native_of_ours, planned_rulesets
 from istio_iptables.api.recovering import RESOLV_CONF, recover
 from istio_iptables.api.rules import LIVE, Live
 from istio_iptables.api.subjects import subject_of
@@ -13,16 +13,16 @@ from istio_iptables.differences.rulesets import ChangeKind, Difference, find_res
 from istio_iptables.errors import KernelRefused
 from istio_iptables.istio.ownership import find_owned
 from istio_iptables.netfilter.canonical import canonical
-from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.model import Family, each_table
 from istio_iptables.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from istio_iptables.api.comparing import Differences
     from istio_iptables.api.recovering import Recovered
     from istio_iptables.api.rules import Source
-    from istio_iptables.netfilter.model import Counters, Ruleset
+    from istio_iptables.netfilter.model import Counters, Ruleset, Table
 
 __all__ = ["DescribedRule", "Description", "describe"]
 
@@ -30,12 +30,13 @@ __all__ = ["DescribedRule", "Description", "describe"]
 class DescribedRule(NamedTuple):
     """One rule, where it is, and why it is there."""
 
-    family: Family
+    #: None for a native rule.
+    family: Family | None
     table: str
     chain: str
     #: In its chain, from 1.
     number: int
-    #: As iptables-save prints it, with ``-A CHAIN``.
+    #: As iptables-save prints it, with ``-A CHAIN``, or as nft does.
     text: str
     #: One sentence; "" for a rule that the settings do not explain.
     reason: str
@@ -49,7 +50,7 @@ class DescribedRule(NamedTuple):
         if self.counters is None:
             return ""
         # nat sees the first packet of a connection alone.
-        what = "connection" if self.table == "nat" else "packet"
+        what = "connection" if self.table.endswith("nat") else "packet"
         count = self.counters.packets
         return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
@@ -141,7 +142,7 @@ class Description:
     def _rule_lines(self) -> Iterator[str]:
         families = {each.family for each in self.rules}
         for each in self.rules:
-            family = f"{each.family.title} " if len(families) > 1 else ""
+            family = f"{each.family.title} " if each.family and len(families) > 1 else ""
             mark = "  [foreign rule]" if each.foreign else ""
             if not (mark or each.reason):
                 mark = "  [not explained]"
@@ -161,7 +162,7 @@ class Description:
             "nameservers": list(self.nameservers),
             "rules": [
                 {
-                    "family": each.family.value,
+                    "family": each.family.value if each.family else None,
                     "table": each.table,
                     "chain": each.chain,
                     "rule": each.number,
@@ -203,23 +204,27 @@ def describe(
 ) -> Description:
     """By which settings *rules* were made, each rule with its reason, and what these do not explain.
 
-    *rules* are the text of iptables-save, rulesets, those in the kernel (``LIVE``, and
+    *rules* are the text of iptables-save or nft, rulesets, those in the kernel (``LIVE``, and
     ``Live(namespace, backend)``), or those of a plan. *family* and *name* are as in ``diff``. Raises
     CannotTell for rules that can't be read.
     """
     if isinstance(rules, Plan):
-        recovered = recover(rules.rulesets, rules.routes)
-        found = diff(recovered.plan, rules.rulesets, name="the plan")
-        return Description(rules.rulesets, recovered, found)
-    subject = subject_of(None, rules, family=Family(family) if family else None, name=name)
+        planned = planned_rulesets(rules)
+        recovered = recover(planned, rules.routes)
+        found = diff(recovered.plan, planned, name="the plan")
+        return Description(planned, recovered, found)
+    subject = subject_of(
+        None, rules, family=Family(family) if family else None, name=name, follow=False
+    )
     recovered = subject.recovered or recover(subject.rulesets)
     if subject.state is None:
-        found = diff(recovered.plan, subject.rulesets, name=name)
-        return Description(subject.rulesets, recovered, found)
+        there = subject.native or subject.rulesets
+        found = diff(recovered.plan, there, name=name)
+        return Description(there, recovered, found)
     backend = subject.state.backend
     found = diff(recovered.plan, Live(subject.namespace, backend))
     counted = _counted(subject.rulesets, subject.namespace, backend)
-    return Description(counted, recovered, found, subject.warnings)
+    return Description((*subject.native, *counted), recovered, found, subject.warnings)
 
 
 def _counted(rulesets: tuple[Ruleset, ...], namespace: str, backend: str) -> tuple[Ruleset, ...]:
@@ -237,27 +242,38 @@ def _counted(rulesets: tuple[Ruleset, ...], namespace: str, backend: str) -> tup
 def _described(rulesets: Iterable[Ruleset], recovered: Recovered) -> Iterator[DescribedRule]:
     """Every rule, with the reason of the planned rule like it."""
     reasons = {
-        (ruleset.family, table.name, chain.name, rule.text): rule.reason
-        for ruleset in (recovered.plan.rulesets if recovered.ours else ())
-        for table in ruleset.tables
+        (family, table.name, chain.name, rule.text): rule.reason
+        for family, table in each_table(planned_rulesets(recovered.plan) if recovered.ours else ())
         for chain in table.chains
         for rule in chain.rules
     }
-    for ruleset in rulesets:
-        family = ruleset.family
-        for table in ruleset.tables:
-            owned = find_respelled(family, table, find_owned)
-            for chain in table.chains:
-                ours = chain.name in owned.own_chains
-                numbers = owned.shared.get(chain.name, {})
-                for number, rule in enumerate(chain.rules):
-                    place = (family, table.name, chain.name)
-                    reason = reasons.get((*place, rule.text)) or reasons.get(
-                        (*place, canonical(rule, family).text), ""
-                    )
-                    foreign = not (reason or ours or number in numbers)
-                    text = f"-A {chain.name} {rule.text}".rstrip()
-                    yield DescribedRule(*place, number + 1, text, reason, foreign, rule.counters)
+    for family, table in each_table(rulesets):
+        if family is None:
+            yield from _described_natively(table, reasons)
+            continue
+        owned = find_respelled(family, table, find_owned)
+        for chain in table.chains:
+            ours = chain.name in owned.own_chains
+            numbers = owned.shared.get(chain.name, {})
+            for number, rule in enumerate(chain.rules):
+                place = (family, table.name, chain.name)
+                reason = reasons.get((*place, rule.text)) or reasons.get(
+                    (*place, canonical(rule, family).text), ""
+                )
+                foreign = not (reason or ours or number in numbers)
+                text = f"-A {chain.name} {rule.text}".rstrip()
+                yield DescribedRule(*place, number + 1, text, reason, foreign, rule.counters)
+
+
+def _described_natively(
+    table: Table, reasons: Mapping[tuple[Family | None, str, str, str], str]
+) -> Iterator[DescribedRule]:
+    foreign = not native_of_ours([table])
+    for chain in table.chains:
+        for number, rule in enumerate(chain.rules, start=1):
+            place = (None, table.name, chain.name)
+            reason = reasons.get((*place, rule.text), "")
+            yield DescribedRule(*place, number, rule.text, reason, foreign, rule.counters)
 
 
 def _unexplained(

@@ -7,6 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Plan
+from istio_iptables.api.comparing import diff_natively
+from istio_iptables.api.rules import is_native
 from istio_iptables.differences.rulesets import ChangeKind, diff_rulesets
 from istio_iptables.errors import UsageProblems
 from istio_iptables.istio.ownership import OWNERSHIP, find_owned
@@ -15,6 +17,7 @@ from istio_iptables.istio.recovery import SERVERS, read_settings
 from istio_iptables.kernel.host import Host
 from istio_iptables.settings.config import configure
 from istio_iptables.settings.declarations import (
+    APPLYING,
     DNS,
     FAMILIES,
     INBOUND,
@@ -48,7 +51,9 @@ _MOST_TRIES = 400
 _ROUTE = re.compile(r"# ip -[46] rule add fwmark (0x[0-9a-f]{1,8}) lookup (\d{1,10})", re.ASCII)
 #: The groups of settings as people name them.
 _PLACES = {each: place for place, each in enumerate(SETTINGS)}
-_RANKS = {group: rank for rank, group in enumerate((PROXY, OUTBOUND, INBOUND, DNS, FAMILIES))}
+_RANKS = {
+    group: rank for rank, group in enumerate((PROXY, OUTBOUND, INBOUND, DNS, FAMILIES, APPLYING))
+}
 
 
 class Recovered(NamedTuple):
@@ -85,7 +90,7 @@ def recover(rulesets: Sequence[Ruleset], routes: Iterable[PolicyRoute] = ()) -> 
     tables = dict(_commented(rulesets)) | {each.mark: each.table for each in routes}
     readings = read_settings(rulesets, tables)
     best = _search(readings, rulesets)
-    if readings and best.leaves(rulesets):
+    if readings and not is_native(rulesets) and best.leaves(rulesets):
         # Rules in built-in chains that are ours only if the settings say so.
         other = _search(read_settings(rulesets, tables, owned=False), rulesets)
         best = min(best, other, key=lambda trial: (trial.cost, -trial.plan.state.rule_count))
@@ -183,10 +188,14 @@ def _try(texts: dict[str, str], rulesets: Sequence[Ruleset]) -> _Trial:
             named["resolv_conf"] = RESOLV_CONF
         config, values = _configured(named, machine)
     state = build(config)
-    families = {each.family for each in rulesets}
-    wanted = tuple(each for each in state.rulesets if each.family in families)
-    differences = diff_rulesets(rulesets, wanted, find_owned)
-    return _Trial(texts, named, servers, Plan(state, config, values), differences)
+    plan = Plan(state, config, values)
+    if config.native_nftables:
+        differences = diff_natively(plan, rulesets)
+    else:
+        families = {each.family for each in rulesets}
+        wanted = tuple(each for each in state.rulesets if each.family in families)
+        differences = diff_rulesets(rulesets, wanted, find_owned)
+    return _Trial(texts, named, servers, plan, differences)
 
 
 def _configured(named: Mapping[str, str], machine: Host) -> tuple[Config, Mapping[str, Value]]:

@@ -23,6 +23,8 @@ class Live(NamedTuple):
     namespace: str | None = None
     #: ``legacy`` or ``nft``; "" lets what is in use decide, None is as the plan has it.
     backend: str | None = None
+    #: Native nftables rules of ours rather than iptables' where both are there and no plan decides.
+    native: bool = False
 
     def of(self, plan: Plan) -> tuple[str, str]:
         """The namespace and the backend, for *plan*."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Capture, plan
+from istio_iptables.api.comparing import holds_ours, native_of_ours, planned_rulesets
 from istio_iptables.api.recovering import recover
-from istio_iptables.api.rules import Live, rules_of
+from istio_iptables.api.rules import Live, is_native, rules_of
 from istio_iptables.api.unseen import unseen_chains
 from istio_iptables.errors import CannotTell, KernelRefused
+from istio_iptables.netfilter.nftlisting import families
 from istio_iptables.netfilter.packet import Surroundings
 from istio_iptables.netfilter.plan import DesiredState
 
@@ -48,6 +50,8 @@ class Subject(NamedTuple):
     state: LiveState | None = None
     #: The settings that the rules were made by, where no plan was given.
     recovered: Recovered | None = None
+    #: The native rules of ours, where those are asked about.
+    native: tuple[Ruleset, ...] = ()
 
     @property
     def world(self) -> Surroundings:
@@ -61,23 +65,40 @@ def subject_of(
     *,
     family: Family | None = None,
     name: str = "the text",
+    follow: bool = True,
 ) -> Subject:
     """The rules of *wanted*, or other *rules*: a text's, rulesets, or those in the kernel (``LIVE``).
 
-    Without *wanted* the settings are those that the rules were made by, as far as they tell. *family* and *name* are as
-    in ``rules_of``. Raises CannotTell for rules that can't be read.
+    Without *wanted* the settings are those that the rules were made by, as far as they tell.
+    *family* and *name* are as in ``rules_of``. With *follow* packets are to be followed through the
+    rules. Raises CannotTell for rules that can't be read, or can't be followed: native ones.
     """
-    if wanted is not None and wanted.config.native_nftables:
-        message = "native nftables rules are not followed: explain is about rules of iptables"
-        raise CannotTell(message)
+    if wanted is not None and wanted.config.native_nftables and follow:
+        raise CannotTell(_NOT_FOLLOWED)
     if rules is None:
         own = wanted or plan(Capture())
-        return Subject(own.rulesets, own, own.routes, "the plan")
-    found = rules_of(rules, family, name)
+        found: tuple[Ruleset, ...] | Live = planned_rulesets(own)
+        name = "the plan"
+    else:
+        own, found = None, rules_of(rules, family, name)
     if isinstance(found, Live):
-        return _live(wanted, found)
-    own, recovered = _settings(wanted, found)
-    return Subject(found, own, own.routes, name, recovered=recovered)
+        return _live(wanted, found, follow=follow)
+    native = is_native(found)
+    if native and follow:
+        message = f"{name}: {_NOT_FOLLOWED}"
+        raise CannotTell(message)
+    own, recovered = (own, None) if own else _settings(wanted, found)
+    return Subject(
+        () if native else found,
+        own,
+        own.routes,
+        name,
+        recovered=recovered,
+        native=found if native else (),
+    )
+
+
+_NOT_FOLLOWED = "native nftables rules are not followed: explain is about rules of iptables"
 
 
 def _settings(
@@ -90,7 +111,7 @@ def _settings(
     return recovered.plan, recovered
 
 
-def _live(wanted: Plan | None, live: Live) -> Subject:
+def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
     from istio_iptables.istio.ownership import OWNERSHIP
     from istio_iptables.kernel import live as kernel
     from istio_iptables.kernel import netlink, routes
@@ -104,7 +125,9 @@ def _live(wanted: Plan | None, live: Live) -> Subject:
     usual = plan(Capture(ip_family="dual"))
     asked = DesiredState(usual.rulesets) if wanted is None else wanted.state
     try:
-        state = kernel.read(asked, OWNERSHIP, namespace=namespace, backend=backend)
+        state = kernel.read(
+            asked, OWNERSHIP, namespace=namespace, backend=backend, native=live.native
+        )
         with entered(namespace):
             addresses = netlink.interface_addresses()
             own = netlink.addresses()
@@ -112,7 +135,14 @@ def _live(wanted: Plan | None, live: Live) -> Subject:
             routing = Routing()
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
-    own_plan, recovered = _settings(wanted, state.rulesets, there)
+    native: tuple[Ruleset, ...] = ()
+    if not follow and (
+        live.native or not holds_ours((*state.rulesets, *state.other_rulesets))
+        if wanted is None
+        else wanted.config.native_nftables
+    ):
+        native = families(native_of_ours(state.native or ()))
+    own_plan, recovered = _settings(wanted, native or state.rulesets, there)
     warnings = list(state.warnings)
     if state.other_rulesets:
         warnings.append("there are rules in the other backend too, which are not followed")
@@ -123,7 +153,7 @@ def _live(wanted: Plan | None, live: Live) -> Subject:
         state.rulesets,
         own_plan,
         there,
-        f"the live rules ({state.backend})",
+        f"the live rules ({'native nftables' if native else state.backend})",
         addresses,
         unseen_chains(state),
         own,
@@ -132,4 +162,5 @@ def _live(wanted: Plan | None, live: Live) -> Subject:
         tuple(warnings),
         state,
         recovered,
+        native,
     )

@@ -46,7 +46,14 @@ CAPTURE_SETTINGS = tuple(
     each
     for each in SETTINGS
     if each.group in {PROXY, INBOUND, OUTBOUND, DNS, FAMILIES}
-    or each.name in {"force_iptables_binary", "native_nftables", "nft_like_iptables", "strict"}
+    or each.name
+    in {
+        "force_iptables_binary",
+        "native_nftables",
+        "nft_like_iptables",
+        "nft_sets",
+        "strict",
+    }
 )
 
 

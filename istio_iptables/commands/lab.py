@@ -43,7 +43,8 @@ __all__ = ["command", "lab_config"]
 _SETTINGS = tuple(
     each
     for each in CAPTURE_SETTINGS
-    if each.name not in {"native_nftables", "nft_like_iptables", "network_namespace", "resolv_conf"}
+    if each.name
+    not in {"native_nftables", "nft_like_iptables", "nft_sets", "network_namespace", "resolv_conf"}
 )
 _ALIASES = {"mode": "istio_inbound_interception_mode", "backend": "force_iptables_binary"}
 

@@ -115,7 +115,8 @@ def read_asked(
     if path is not None:
         rules = read_rules(path, options["family"])
     elif live:
-        rules = Live(plan.config.network_namespace, plan.config.backend)
+        config = plan.config
+        rules = Live(config.network_namespace, config.backend, config.native_nftables)
     return Asked(
         plan if rules is None or settings_given(ctx, options) else None,
         rules,

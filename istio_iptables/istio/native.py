@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.plan import DesiredState
     from istio_iptables.settings.config import Config
 
-__all__ = ["build_native", "native_chains"]
+__all__ = ["PASS_IPV6", "build_native", "iptables_chain", "iptables_table", "native_chains"]
 
 #: The tables in Istio's order, each with the chains that it may have, in the order of nft's list.
 _TABLES: dict[str, dict[str, Hook | None]] = {
@@ -66,7 +66,7 @@ _TABLES: dict[str, dict[str, Hook | None]] = {
 
 
 #: At the head of each base chain, since the rules behind it are for both families.
-_PASS_IPV6 = NativeRule(
+PASS_IPV6 = NativeRule(
     "meta nfproto ipv6 counter return",
     "IPv6 is off: its packets are left alone, as they are by rules of iptables.",
 )
@@ -86,7 +86,7 @@ def build_native(config: Config, state: DesiredState) -> NativePlan:
             place = (table, name)
             placed = _placed([each[place] for each in wanted if place in each])
             if placed and hook and config.nft_like_iptables and not config.ipv6:
-                placed.insert(0, _PASS_IPV6)
+                placed.insert(0, PASS_IPV6)
             if placed:
                 chains.append(NativeChain(_chain_name(name), hook, tuple(placed)))
         if chains:
@@ -96,7 +96,7 @@ def build_native(config: Config, state: DesiredState) -> NativePlan:
 
 def native_chains(table: str) -> frozenset[str]:
     """The names of all chains that the native table of this name may have."""
-    return frozenset(map(_chain_name, _TABLES[table.removeprefix(NATIVE_TABLE)]))
+    return frozenset(map(_chain_name, _TABLES[iptables_table(table)]))
 
 
 def _table_name(table: str) -> str:
@@ -105,6 +105,19 @@ def _table_name(table: str) -> str:
 
 def _chain_name(name: str) -> str:
     return name.lower().replace("_", "-")
+
+
+def iptables_table(name: str) -> str:
+    """The name that iptables has for a native table of ours."""
+    return name.removeprefix(NATIVE_TABLE)
+
+
+def iptables_chain(name: str) -> str:
+    """The name that iptables has for a native chain of ours; another name stays."""
+    return _IPTABLES_CHAINS.get(name, name)
+
+
+_IPTABLES_CHAINS = {_chain_name(name): name for hooks in _TABLES.values() for name in hooks}
 
 
 class _Wanted(NamedTuple):

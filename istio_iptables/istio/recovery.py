@@ -24,9 +24,11 @@ from functools import cache
 from itertools import chain, pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
 
+from istio_iptables.istio.native import PASS_IPV6
 from istio_iptables.istio.ownership import find_owned
 from istio_iptables.istio.plan import Common, template
-from istio_iptables.istio.rules import CHAIN_PREFIX, OUTPUT, common_values, rules
+from istio_iptables.istio.rules import CHAIN_PREFIX, NATIVE_TABLE, OUTPUT, common_values, rules
+from istio_iptables.istio.translated import translated
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.netfilter.model import HEADER_OPTIONS, Family, is_built_in
 from istio_iptables.settings.config import FIELDS, configure
@@ -79,6 +81,8 @@ _TPROXY = {"istio_inbound_interception_mode": "TPROXY"}
 _DNS = {"redirect_dns": "true"}
 _NO_GROUP = {"istio_outbound_owner_groups": ""}
 _INVALID = {"drop_invalid": "true"}
+_LIKE = {"native_nftables": "true", "nft_like_iptables": "true"}
+_GROUP = {"istio_outbound_owner_groups": "1"}
 
 
 class _Machine:
@@ -112,9 +116,15 @@ def _texts_of(*changes: Mapping[str, str]) -> dict[str, None]:
 
 
 @cache
-def all_texts() -> tuple[str, ...]:
-    """Every text that ``rules`` has, in its order, but that of included groups, which grows with them."""
+def all_texts(*, native: bool = False) -> tuple[str, ...]:
+    """Every text that ``rules`` has, in its order, but that of included groups, which grows with them.
+
+    With *native* also those of ``nft_like_iptables``.
+    """
+    ways: tuple[tuple[Mapping[str, str], ...], ...]
     ways = ((_NO_GROUP, _INVALID), (), (_LISTED,), (_DNS,), (_TPROXY,), (_TPROXY, _LISTED))
+    if native:
+        ways = (*ways, (_LIKE, _GROUP), (_LIKE, _DNS), (_LIKE, _TPROXY))
     return tuple(_merged([tuple(_texts_of(*each)) for each in ways]))
 
 
@@ -155,19 +165,23 @@ class _Marked(dict[str, str]):
 
 
 @cache
-def _patterns(family: Family) -> dict[_Key, list[_Pattern]]:
+def _patterns(family: Family, *, native: bool) -> dict[_Key, list[_Pattern]]:
     """All forms of all texts, those of one shape in the order of the texts."""
     config, _ = configure(gather(_BASE, {})[0], _Machine())
     every = common_values(config, family)
     names = (*_FIXED, "loopback") if family is Family.IPV6 else _FIXED
     common = {name: every[name] if name in names else f"<{name}>" for name in every}
     found: dict[_Key, list[_Pattern]] = {}
-    for rank, text in enumerate(all_texts()):
+    for rank, text in enumerate(all_texts(native=native)):
         _, table, _, name, _ = text.split(" ", 4)
         made = template(text.format_map(Common(common)), {})
         for choice in product(*(_choices(*each, family) for each in _varying(text))):
             left_out = tuple(each for each in choice if each)
-            shape, words = _shape(made.rule("", _Marked(left_out)))
+            rule = made.rule("", _Marked(left_out))
+            if native:
+                # Nothing is left of a match whose ports are all.
+                rule = rule._replace(matches=tuple(each for each in rule.matches if each.options))
+            shape, words = _shape(rule)
             # What is put at the head of its chain stands before what was there.
             place = -1 - rank if " -I " in text else rank
             pattern = _Pattern(text, place, tuple(map(_slot, words)), left_out)
@@ -247,11 +261,12 @@ def _in_order(ranks: Sequence[int | None]) -> set[int]:
 class _Evidence:
     """What the rules tell: for each family and text, the values of the rules that it made."""
 
-    def __init__(self, rulesets: Iterable[Ruleset], *, owned: bool) -> None:
+    def __init__(self, rulesets: Iterable[Ruleset], *, owned: bool, native: bool) -> None:
+        self._native = native
         self.seen: dict[tuple[Family, str], list[dict[str, str]]] = {}
         self.groups: list[str] = []
-        #: Rules that more than one text may have made, with the readings of each.
-        self._several: list[tuple[Family, _Alternatives]] = []
+        #: The rules that were read, in order.
+        self._read: list[tuple[Family, _Alternatives]] = []
         for ruleset in rulesets:
             for table in ruleset.tables:
                 for each in _our_chains(table, owned=owned):
@@ -259,10 +274,10 @@ class _Evidence:
         self._decide()
 
     def _read_chain(self, family: Family, table: str, name: str, found: Iterable[Rule]) -> None:
-        patterns = _patterns(family)
+        patterns = _patterns(family, native=self._native)
         read: list[_Alternatives] = []
         for rule in found:
-            plain = _plain(rule, family)
+            plain = rule if self._native else _plain(rule, family)
             shape, words = _shape(plain)
             readings = [
                 (pattern, values)
@@ -276,29 +291,36 @@ class _Evidence:
         in_order = _in_order(
             [readings[0][0].rank if len(readings) == 1 else None for readings in read]
         )
-        latest = -len(all_texts()) - 1
+        latest = min((each[0].rank for readings in read for each in readings), default=0)
         for place, readings in enumerate(read):
             if len(readings) > 1:
                 # What would stand before what has been seen already is not meant.
                 later = [each for each in readings if each[0].rank >= latest] or readings
-                self._several.append((family, later))
+                self._read.append((family, later))
                 latest = max(latest, min(pattern.rank for pattern, _ in readings))
             else:
-                self._take(family, *readings[0])
+                self._read.append((family, readings))
                 if place in in_order:
                     latest = max(latest, readings[0][0].rank)
 
-    def _take(self, family: Family, pattern: _Pattern, values: dict[str, str]) -> None:
-        self.seen.setdefault((family, pattern.text), []).append(values)
+    def _take(self, read: Iterable[tuple[Family, _Alternatives]]) -> None:
+        self.seen = {}
+        for family, ((pattern, values),) in read:
+            self.seen.setdefault((family, pattern.text), []).append(values)
 
     def _decide(self) -> None:
         """Give each rule that may be of several texts to the first that is owed one like it."""
+        self._take(each for each in self._read if len(each[1]) == 1)
         names = {name for values in self.seen.values() for name in values[0]}
         owed = {name: Counter(_merged(self.sequences(name))) for name in names}
         given: Counter[tuple[Family, str, str]] = Counter()
-        chosen = [readings[-1] for _, readings in self._several]
+        # A text that has made other rules is likelier than one that has made none.
+        chosen = [
+            next((each for each in readings if (family, each[0].text) in self.seen), readings[-1])
+            for family, readings in self._read
+        ]
         for number in self._order():
-            family, readings = self._several[number]
+            family, readings = self._read[number]
             for pattern, values in readings[:-1]:
                 known = [name for name in values if name in owed]
                 # A value that no other rule tells: one rule has it, if there is one of the kind.
@@ -311,16 +333,17 @@ class _Evidence:
                     given[key] += 1
                     chosen[number] = (pattern, values)
                     break
-        for (family, _), (pattern, values) in zip(self._several, chosen, strict=True):
-            self._take(family, pattern, values)
+        families = (family for family, _ in self._read)
+        self._take((family, [each]) for family, each in zip(families, chosen, strict=True))
 
     def _order(self) -> list[int]:
         """The rules that may be of several texts: from the last one where the first text's stand last."""
         forward: list[int] = []
         backward: list[int] = []
-        for number, (_, readings) in enumerate(self._several):
-            last = readings[0][0].rank > readings[-1][0].rank
-            (backward if last else forward).append(number)
+        for number, (_, readings) in enumerate(self._read):
+            if len(readings) > 1:
+                last = readings[0][0].rank > readings[-1][0].rank
+                (backward if last else forward).append(number)
         return forward + backward[::-1]
 
     def sequences(self, name: str, family: Family | None = None) -> list[tuple[str, ...]]:
@@ -346,6 +369,10 @@ class _Evidence:
     def count(self, texts: Collection[str]) -> int:
         """How many rules these texts made."""
         return sum(len(values) for (_, text), values in self.seen.items() if text in texts)
+
+    def repeats(self, texts: Collection[str]) -> int:
+        """How many rules one of these texts made in one family."""
+        return max((len(each) for (_, text), each in self.seen.items() if text in texts), default=0)
 
 
 def _plain(rule: Rule, family: Family) -> Rule:
@@ -413,7 +440,11 @@ def read_settings(
     *tables* are the routing tables by the marks that lead to them. Without *owned*, rules of
     built-in chains are read that are ours only if the settings say so.
     """
-    found = _Evidence(rulesets, owned=owned)
+    native = _native_of_ours(rulesets)
+    if native:
+        # All that is in such a table is ours.
+        rulesets, owned = translated(native), False
+    found = _Evidence(rulesets, owned=owned, native=bool(native))
     families = [each for each in Family if any(family is each for family, _ in found.seen)]
     if not families:
         return {}
@@ -424,13 +455,12 @@ def read_settings(
     name = "istio_inbound_ports"
     readings[name] = _inbound(found, readings.get(name, ()))
     readings |= _modes(found) | _networks(found, families)
+    if native:
+        readings |= _native_modes(found, native)
     readings["ip_family"] = ("dual" if Family.IPV6 in families else "ipv4",)
     if "redirect_dns" in readings:
         readings |= _servers(found)
-    if found.groups:
-        readings["istio_outbound_owner_groups"] = tuple(found.groups)
-    elif found.count(_texts_of(_NO_GROUP).keys() - _texts_of().keys()):
-        readings["istio_outbound_owner_groups"] = ("", "*")
+    readings |= _groups(found)
     for mark in readings.get("istio_inbound_tproxy_mark", ()):
         if int(mark) in tables:
             readings["istio_inbound_tproxy_route_table"] = (str(tables[int(mark)]),)
@@ -501,18 +531,48 @@ def _modes(found: _Evidence) -> Readings:
     return readings
 
 
+def _native_modes(found: _Evidence, tables: Iterable[Table]) -> Readings:
+    """That the rules are native, and what only such rules may be."""
+    readings: Readings = {"native_nftables": ("true",)}
+    texts = [rule.text for table in tables for chain in table.chains for rule in chain.rules]
+    like = set(all_texts(native=True)) - set(all_texts())
+    is_like = PASS_IPV6.text in texts or found.count(like) > 0
+    readings["nft_like_iptables"] = ("true", "false") if is_like else ("false", "true")
+    # The port of DNS and that of the tunnel are a set in any case, which no packet's port is in.
+    if any(" { " in text.replace(" != {", "") for text in texts):
+        readings["nft_sets"] = ("true",)
+    return readings
+
+
+def _native_of_ours(rulesets: Iterable[Ruleset]) -> list[Table]:
+    """The native tables of ours, each once: they are both families'."""
+    tables = {table.name: table for each in rulesets for table in each.tables}
+    return [each for name, each in tables.items() if name.startswith(f"inet {NATIVE_TABLE}")]
+
+
+def _groups(found: _Evidence) -> Readings:
+    """The groups whose traffic alone is captured."""
+    name = "istio_outbound_owner_groups"
+    if found.groups:
+        return {name: tuple(found.groups)}
+    if found.count(_texts_of(_NO_GROUP).keys() - _texts_of().keys()):
+        return {name: ("", "*")}
+    return {}
+
+
 def _inbound(found: _Evidence, listed: Sequence[str]) -> tuple[str, ...]:
     """What is captured inbound: everything, the ports of a list, or nothing."""
     nothing = {"istio_inbound_ports": ""}
-    everything = captured = 0
+    everything = repeats = captured = 0
     for mode in ({}, _TPROXY):
         texts = _texts_of(mode).keys()
-        everything += found.count(
-            {each for each in texts - _texts_of(mode, _LISTED).keys() if "{" not in each}
-        )
+        every = {each for each in texts - _texts_of(mode, _LISTED).keys() if "{" not in each}
+        everything += found.count(every)
+        repeats = max(repeats, found.repeats(every))
         captured += found.count(texts - _texts_of(mode, nothing).keys())
     if everything:
-        return ("*", *listed)
+        # As native rules, those of a list of all ports are the same.
+        return ("*", *listed, ",".join([_ANYTHING["--dport"]] * repeats))
     return (*listed, "*") if captured else tuple(listed)
 
 
@@ -527,7 +587,10 @@ def _networks(found: _Evidence, families: Sequence[Family]) -> Readings:
     captured = readings[name]
     if _leaves_loopback_out(found):
         readings[name] = (*map(_with_loopback, captured), *captured)
-    readings[name] = tuple("*" if text == everywhere else text for text in readings[name])
+    # nft lists a network of length 0, where iptables-save has none.
+    readings[name] = tuple(
+        chain(*(("*", text) if text == everywhere else (text,) for text in readings[name]))
+    )
     return readings
 
 
@@ -536,7 +599,7 @@ def _leaves_loopback_out(found: _Evidence) -> bool:
     loopback = {"istio_service_cidr": "127.0.0.0/8"}
     spared = {
         text
-        for mode in ({}, _DNS)
+        for mode in ({}, _DNS, _LIKE, _LIKE | _DNS)
         for text in _texts_of(mode).keys() - _texts_of(mode, loopback).keys()
     }
     proxies = {text for text in all_texts() if "{proxy_" in text}

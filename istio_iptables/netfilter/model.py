@@ -12,7 +12,7 @@ from types import MappingProxyType
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = [
     "BUILT_IN_CHAINS",
@@ -29,6 +29,7 @@ __all__ = [
     "Table",
     "Target",
     "Term",
+    "each_table",
     "is_built_in",
     "quote",
 ]
@@ -296,6 +297,18 @@ class Ruleset(NamedTuple):
     def rule_count(self) -> int:
         """How many rules there are in all tables and chains."""
         return sum(table.rule_count for table in self.tables)
+
+
+def each_table(rulesets: Iterable[Ruleset]) -> Iterator[tuple[Family | None, Table]]:
+    """All tables with their families; one of nftables is several families' and comes once."""
+    native = set()
+    for ruleset in rulesets:
+        for table in ruleset.tables:
+            if " " not in table.name:
+                yield ruleset.family, table
+            elif table.name not in native:
+                native.add(table.name)
+                yield None, table
 
 
 def is_built_in(table: str, chain: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
+from istio_iptables.netfilter.model import each_table
 from istio_iptables.text import printable
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ _ENDS = {"DROP": "dropped", "REJECT": "rejected"}
 class Place(NamedTuple):
     """Where a rule stands."""
 
-    family: Family
+    #: None for a table of nftables, which is several families'.
+    family: Family | None
     table: str
     chain: str
     #: From 1.
@@ -89,21 +91,19 @@ def chart(
     *notes* are about rules by their places; *listeners* name who has a port: ``{"15001": "Envoy,
     outbound"}``.
     """
-    tables = [
-        (ruleset.family, table)
-        for ruleset in rulesets
-        for table in ruleset.tables
-        if table.rule_count
-    ]
+    tables = [(family, table) for family, table in each_table(rulesets) if table.rule_count]
     return tuple(
-        Flow(f"{family.title} {table.name}", _boxes(number, family, table, notes, listeners))
+        Flow(
+            f"{family.title} {table.name}" if family else table.name,
+            _boxes(number, family, table, notes, listeners),
+        )
         for number, (family, table) in enumerate(tables)
     )
 
 
 def _boxes(
     number: int,
-    family: Family,
+    family: Family | None,
     table: Table,
     notes: Mapping[Place, Note],
     listeners: Mapping[str, str],

@@ -25,6 +25,9 @@ __all__ = ["Health", "Reviews"]
 
 #: What istiod reads; Kubernetes stores no object of more than 1.5 MiB.
 _LARGEST_BODY = 6 << 20
+#: Of larger ones only so many are read at a time: all connections at once would fill any memory.
+_LARGE_BODY = 256 << 10
+_LARGE_BODIES = 8
 #: More than the longest line that the library takes.
 _LARGEST_HEAD = 128 << 10
 _TEXT = "text/plain; charset=utf-8"
@@ -135,8 +138,9 @@ class Health(BaseHTTPRequestHandler):
 class Reviews(Health):
     """Health, and reviews at ``/inject`` and below."""
 
-    #: One review after the other: of two at once both would take twice as long.
+    #: One review after the other: of two at once both would take twice as long, and the memory of both.
     _turn = threading.Lock()
+    _large = threading.Semaphore(_LARGE_BODIES)
 
     def __init__(
         self,
@@ -170,6 +174,18 @@ class Reviews(Health):
             self.send_error(*refusal)
             return
         length = int(self.headers["Content-Length"])
+        if length <= _LARGE_BODY:
+            self._review(length)
+        elif self._large.acquire(blocking=False):
+            try:
+                self._review(length)
+            finally:
+                self._large.release()
+        else:
+            message = f"{_LARGE_BODIES} reviews of more than {_LARGE_BODY} are on their way already"
+            self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, message)
+
+    def _review(self, length: int) -> None:
         body = self.rfile.read(length)
         if len(body) < length:
             self.send_error(HTTPStatus.BAD_REQUEST, "the body is shorter than its Content-Length")

@@ -91,7 +91,7 @@ class Server(socketserver.TCPServer):
     """
 
     allow_reuse_address = True
-    request_queue_size = 128
+    request_queue_size = 1024
 
     def __init__(
         self,

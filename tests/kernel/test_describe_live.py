@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -121,3 +122,50 @@ def test_without_the_capability_it_can_not_be_told() -> None:
     )
     assert done.stdout == "status 2\n"
     assert "error" in done.stderr
+
+
+def test_native_rules() -> None:
+    """They are found without a flag, with their counters; what was changed since is told."""
+    done = inside(
+        "istio-iptables --native-nftables --nft-sets -i '*' -b 81,80,90 -m TPROXY -t 7 -r 201"
+        f" --ip-family dual 2>/dev/null\n{TRAFFIC}"
+        "istio-iptables describe --json; echo status $?\n"
+        "nft insert rule inet istio-proxy-nat istio-output tcp dport 22 counter accept\n"
+        "nft flush chain inet istio-proxy-mangle istio-divert\n"
+        "istio-iptables describe\n"
+    )
+    document, _, rest = done.stdout.partition("status ")
+    found = json.loads(document)
+    line = "-i '*' -m TPROXY -b 80:81,90 -t 7 -r 201 --ip-family dual --native-nftables --nft-sets"
+    assert (rest[:2], done.stderr) == ("0\n", "")
+    assert found["arguments"] == shlex.split(line)
+    assert found["source"] == "this namespace (native nftables)"
+    assert found["unexplained"] == []
+    assert all(each["reason"] and not each["foreign"] for each in found["rules"])
+    (jump,) = (
+        each
+        for each in found["rules"]
+        if (each["table"], each["chain"]) == ("inet istio-proxy-nat", "output")
+    )
+    assert (jump["family"], jump["text"], jump["packets"]) == (None, "counter jump istio-output", 3)
+    *_, verdict, command = rest.splitlines()
+    assert command == f"istio-iptables {line}"
+    assert verdict.endswith(
+        "(native nftables) has the rules of this command line, but for 3 differences:"
+    )
+    assert "extra: inet istio-proxy-nat istio-output rule 1: tcp dport 22 counter accept\n" in rest
+
+
+def test_rules_of_iptables_and_native_ones() -> None:
+    """Those of iptables are described, and that the others are there too; or those that are asked for."""
+    done = inside(
+        "istio-iptables -i '*' --ip-family ipv4 --force-iptables-binary nft 2>/dev/null\n"
+        "istio-iptables -n --native-nftables -i '*' -b 80 --ip-family dual 2>/dev/null | nft -f -\n"
+        "istio-iptables describe | tail -n 3\n"
+        "istio-iptables describe --native-nftables | tail -n 3\n"
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("extra: native nftables rules of ours, which take effect as well: ")
+    assert lines[1].startswith("this namespace (nft) has the rules of this command line, but for ")
+    assert lines[2] == "istio-iptables -i '*' --ip-family ipv4"
+    assert lines[-1] == "istio-iptables -i '*' -b 80 --ip-family dual --native-nftables"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import ssl
@@ -278,6 +279,29 @@ def test_a_body_that_ends_early() -> None:
         found = read_all(connection)
     assert found.startswith(b"HTTP/1.1 400 ")
     assert found.endswith(b"\r\n\r\nthe body is shorter than its Content-Length\n")
+
+
+def test_many_large_bodies_at_once() -> None:
+    """Of nine one is refused, and small ones are answered; large ones again when there is room."""
+    large = request(review(pod(odd="x" * 300_000)))
+    small = request(review(pod()), "Connection: close")
+    with served(limit=16) as server:
+        address = address_of(server)
+        with contextlib.ExitStack() as stack:
+            sent = []
+            for _ in range(9):
+                sent.append(stack.enter_context(socket.create_connection(address, 60)))
+                sent[-1].sendall(large[:-1])
+            (answered,), _, _ = select.select(sent, [], [], 60)
+            assert read_all(answered).startswith(b"HTTP/1.1 503 ")
+            with socket.create_connection(address, 60) as connection:
+                connection.sendall(small)
+                assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+        while server.connections:
+            time.sleep(0.01)
+        with socket.create_connection(address, 60) as connection:
+            connection.sendall(large)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
