@@ -19,7 +19,7 @@ from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.sets import Intervals, name
 from istio_iptables.trace.cells import everything
 from istio_iptables.trace.classes import NotAPartition, check_partition, start_boxes
-from tests.classes import asked, class_of, random_packets
+from tests.classes import asked, class_of, packet_of, random_packets
 from tests.golden import cases
 from tests.program import run
 from tests.random_rules import random_rules
@@ -97,21 +97,27 @@ FOREIGN = {
 
 
 def _agrees(found: Matrix, own: Plan | None, text: str | None, seed: int) -> None:
-    """Each of many random packets is in one class, and gets from ``explain`` what that says."""
+    """Each of many random packets is in one class, and gets from ``explain`` what that says.
+
+    Most are asked of what ``explain`` asks, since it also looks for loops in the rules each time.
+    """
     random = Random(seed)  # noqa: S311 - packets, not secrets
     classes = found.classes
     where = class_of(classes)
     # Read once: how a text is read is another test's.
     rules = text if text is None else rulesets(text, classes[0].family)
     for family in dict.fromkeys(each.family for each in classes):
-        for direction, fields in random_packets(classes, family, random, PACKETS):
-            mine = where(family, direction, fields)
-            assert len(mine) == 1, (fields, mine)
+        packets = random_packets(classes, family, random, PACKETS)
+        for number, (direction, fields) in enumerate(packets):
+            (mine,) = where(family, direction, fields)
+            said = mine.fate, mine.rule, mine.captured
             question = asked(family, direction, fields)
-            answer = explain(own, rules, family=family, **question)  # type: ignore[arg-type]
-            said = mine[0].fate, mine[0].rule, mine[0].captured
-            assert (answer.fate, answer.rule, answer.captured) == said, question
-            assert mine[0].to_port in {None, answer.to_port}
+            if number % (1 + PACKETS // 200) == 0:
+                answer = explain(own, rules, family=family, **question)  # type: ignore[arg-type]
+                assert (answer.fate, answer.rule, answer.captured) == said, question
+                assert mine.to_port in {None, answer.to_port}
+            alone = found.answer(family, packet_of(family, fields))
+            assert (alone.fate, alone.rule, alone.captured) == said, question
 
 
 def _plan_of(case: Case) -> Plan:
