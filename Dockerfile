@@ -12,9 +12,10 @@ WORKDIR /source
 # Debian's pip installs into /usr/local, where nothing else is; --break-system-packages is about a
 # system that is kept, and this stage is not.
 ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_CACHE_DIR=1
-# The versions that the tests run with.
+# The versions that the tests run with. The last two are for manifests and the webhook.
 COPY constraints.txt ./
-RUN pip install --no-build-isolation --no-compile -c constraints.txt click pyroute2 python-iptables
+RUN pip install --no-build-isolation --no-compile -c constraints.txt \
+      click pyroute2 python-iptables PyYAML prometheus_client
 COPY pyproject.toml LICENSE ./
 COPY docs/pypi.md ./docs/pypi.md
 COPY istio_iptables ./istio_iptables
