@@ -10,7 +10,7 @@ from istio_iptables.api.unseen import not_followed
 from istio_iptables.errors import CannotTell
 from istio_iptables.istio.capture import DEPENDS, Verdict, brief, deciding_step, describe, fate_of
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, address_number, address_text
-from istio_iptables.netfilter.model import TABLES, Family, Ruleset
+from istio_iptables.netfilter.model import TABLES, Family, Ruleset, is_built_in
 from istio_iptables.netfilter.packet import Packet, Surroundings
 from istio_iptables.netfilter.questions import is_many, named
 from istio_iptables.netfilter.sets import Bits, Intervals, join, split
@@ -175,8 +175,10 @@ class Matrix:
             for incoming in (False, True)
         ]
 
+        asked = _without_zones(ruleset)
+
         def follow(packet: Packet) -> tuple[Trace, Verdict]:
-            found = trace(ruleset, packet, self._around(packet))
+            found = trace(asked, packet, self._around(packet))
             return found, fate_of(found, self._config)
 
         items: list[_Item] = []
@@ -274,6 +276,27 @@ class Matrix:
                     printable(brief(found[0].fate)),
                     _places(found),
                 )
+
+
+def _without_zones(ruleset: Ruleset) -> Ruleset:
+    """*ruleset* without a table raw that does no more than choose zones, which decides nothing else.
+
+    Its rules are about users, ports and servers, and would take every class apart by them.
+    """
+    raw = ruleset.table("raw")
+    if raw is None or not all(chain.policy in {None, "ACCEPT"} for chain in raw.chains):
+        return ruleset
+    own = {chain.name for chain in raw.chains if not is_built_in("raw", chain.name)}
+    for chain in raw.chains:
+        # Jumps from built-in chains alone: no circle of them, which has no end.
+        jumps = set() if chain.name in own else own
+        for rule in chain.rules:
+            target = rule.target
+            if target is None or (target.name == "CT" and target.option("--zone")):
+                continue
+            if target.name not in jumps:
+                return ruleset
+    return ruleset._replace(tables=tuple(each for each in ruleset.tables if each is not raw))
 
 
 def _fate(found: _Found) -> Fate:
