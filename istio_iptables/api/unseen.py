@@ -39,10 +39,12 @@ class Unseen(NamedTuple):
         return f"{self.name} ({self.kind}, hook {self.hook}, priority {self.priority})"
 
 
-def unseen_chains(state: LiveState) -> tuple[Unseen, ...]:
-    """All chains of a namespace that explain does not follow."""
+def unseen_chains(state: LiveState, *, native: bool = False) -> tuple[Unseen, ...]:
+    """All chains of a namespace that are not followed; with *native* those of nftables are."""
     other = "nft" if state.backend == "legacy" else "legacy"
-    found = [_native(chain) for chain in state.native_chains]
+    # Packets come to those of netdev before they are anyone's.
+    followed = {"ip", "ip6", "inet"} if native and state.native is not None else set()
+    found = [_native(chain) for chain in state.native_chains if chain.family not in followed]
     for ruleset in state.other_rulesets:
         found += _of_other_backend(ruleset, other)
     for text in state.unreadable:
@@ -125,7 +127,7 @@ def _behind_the_end(outcome: Outcome, chain: Unseen) -> bool:
     return (
         chain.hook == last.hook
         and outcome.hooks.count(last.hook) == 1
-        and chain.priority > _priority(last.table, last.hook)
+        and chain.priority > last.priority
     )
 
 
@@ -137,9 +139,9 @@ def _is_settled(outcome: Outcome, chain: Unseen) -> bool:
     if not outcome.packet.tracked or outcome.packet.is_error:
         return True
     return any(
-        step.table == "nat"
+        step.kind == "nat"
         and step.hook == chain.hook
         and step.change
-        and chain.priority > _priority("nat", step.hook)
+        and chain.priority > step.priority
         for step in outcome.steps
     )

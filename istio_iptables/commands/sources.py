@@ -31,7 +31,8 @@ __all__ = ["SOURCE_OPTIONS", "Asked", "read_asked", "settings_given"]
 
 #: The settings that say where the rules are and how to be told, and nothing of what they are.
 _ELSEWHERE = frozenset(
-    {"network_namespace", "cni_mode", "force_iptables_binary", "native_nftables", "strict"}
+    {"network_namespace", "cni_mode", "force_iptables_binary", "strict"}
+    | {"native_nftables", "nft_like_iptables", "nft_sets"}
 )
 _DECIDING = tuple(each for each in CAPTURE_SETTINGS if each.name not in _ELSEWHERE)
 

@@ -15,6 +15,8 @@ from tests.program import run
 from tests.strategies import configs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from istio_iptables.settings.config import Config
 
 NATIVE = ["--native-nftables", "--dry-run"]
@@ -174,9 +176,11 @@ def test_a_name_that_nft_can_not_take_is_refused() -> None:
     assert "'abcdefghijklmn*' is too long for nft" in line
 
 
-def test_explain_refuses_it() -> None:
-    """It does not follow them yet."""
-    for words, environment in ((["--native-nftables"], {}), ([], {"NATIVE_NFTABLES": "true"})):
-        done = run(["explain", "-i", "*", *words], environment)
+def test_classes_of_packets_are_of_rules_of_iptables(tmp_path: Path) -> None:
+    """One line, and exit status 2."""
+    path = tmp_path / "listed"
+    path.write_text(run(["-n", "--native-nftables", "-i", "*"]).out, encoding="utf-8")
+    for words in (["--rules", str(path)], ["--native-nftables", "-i", "*"]):
+        done = run(["matrix", *words])
         assert (done.status, done.out) == (2, "")
-        assert "native nftables rules are not followed" in done.errors[-1]
+        assert "native nftables rules: explain follows one packet" in done.errors[-1]

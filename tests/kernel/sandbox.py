@@ -20,7 +20,7 @@ import pytest
 
 from istio_iptables.netfilter.model import Family
 from tests import program
-from tests.namespaces import ALL_BACKENDS, BACKENDS
+from tests.namespaces import ALL_BACKENDS, BACKENDS, mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +47,7 @@ __all__ = [
     "tables",
     "wait_for_children",
     "wait_for_group",
+    "without_nft",
 ]
 
 
@@ -63,6 +64,13 @@ def needs(*tools: str) -> pytest.MarkDecorator:
     """Skip a test, and say so, where a tool it needs is missing."""
     missing = [tool for tool in tools if shutil.which(tool, path=PATH["PATH"]) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+def without_nft() -> None:
+    """Leave the rest of the test without the program nft."""
+    nft = shutil.which("nft", path=PATH["PATH"])
+    assert nft
+    mount("/dev/null", str(Path(nft).resolve()), bind=True)
 
 
 def run(*arguments: str, environment: Mapping[str, str] | None = None) -> program.Result:

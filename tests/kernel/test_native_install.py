@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,11 +18,14 @@ from tests.kernel.sandbox import (
     process,
     run,
     state,
+    without_nft,
 )
 from tests.kernel.test_native import without_comments
-from tests.namespaces import BACKENDS, mount, sandbox
+from tests.namespaces import BACKENDS, sandbox
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.kernel.sandbox import State
     from tests.program import Result
 
@@ -314,9 +316,7 @@ def test_another_nft_lists_it_in_other_words(tmp_path: Path) -> None:
 
 def test_without_nft_it_is_named() -> None:
     """And so is its package."""
-    nft = shutil.which("nft", path=PATH["PATH"])
-    assert nft
-    mount("/dev/null", str(Path(nft).resolve()), bind=True)
+    without_nft()
     done = native(*DUAL)
     assert done.status == 1
     assert done.errors[0].startswith("can't run nft")
