@@ -133,6 +133,32 @@ def test_other_rules_may_mean_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "-m TPROXY",
+        "--redirect-dns --capture-all-dns",
+        "-x 10.0.0.0/8,fd00::/8 -o 22,80 -d 15020 -k br0 -c eth1",
+        "-i 10.0.0.0/8 -b 80,443 -u 1337,1338 -q 8080",
+    ],
+)
+def test_native_rules_like_those_of_iptables(flags: str) -> None:
+    """Not a rule in common, and every packet fares the same, as ``--nft-like-iptables`` promises."""
+    settings = f"-i '*' -b '*' --ip-family dual {flags}"
+    found = document(settings, f"{settings} --native-nftables --nft-like-iptables")
+    assert found["differences"]
+    assert found["classes"] == []
+    assert found["same_for_every_packet"]
+
+
+def test_istios_native_rules_do_otherwise() -> None:
+    """Where the families differ, for one: Istio's name no address of IPv6."""
+    settings = "-i '*' -b '*' --ip-family ipv4"
+    found = document(settings, f"{settings} --native-nftables")
+    assert {each["family"] for each in found["classes"]} == {"ipv6"}
+
+
+@pytest.mark.parametrize(
     ("one", "other"),
     [
         (

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from istio_iptables import Capture, explain, plan
+from istio_iptables.api.comparing import planned_rulesets
 from istio_iptables.api.matrix import matrix
 from istio_iptables.commands.options import flags_given
 from istio_iptables.commands.root import root
@@ -120,24 +121,25 @@ def _agrees(found: Matrix, own: Plan | None, text: str | None, seed: int) -> Non
             assert (alone.fate, alone.rule, alone.captured) == said, question
 
 
-def _plan_of(case: Case) -> Plan:
+def _plan_of(case: Case, native: str) -> Plan:
     context = root.make_context(root.name, list(case.arguments))
-    flags = {**flags_given(context), "native_nftables": "false"}
+    flags = {**flags_given(context), "native_nftables": native}
     with contextlib.chdir(case.folder):
         return plan(Capture.from_texts(flags, case.environment))
 
 
 def _configurations() -> Iterator[object]:
-    """The golden cases, but for those whose rules are another one's."""
+    """The golden cases, but for those whose rules are another one's; native ones in both ways."""
     seen: list[object] = []
     for case in cases():
         if case.name in LONG and "MATRIX_PACKETS" not in os.environ:
             continue
-        own = _plan_of(case)
-        rules = own.rulesets, own.routes
-        if rules not in seen:
-            seen.append(rules)
-            yield pytest.param(own, id=case.name)
+        for native in ("false", "true") if "--native-nftables" in case.arguments else ("false",):
+            own = _plan_of(case, native)
+            rules = planned_rulesets(own), own.routes
+            if rules not in seen:
+                seen.append(rules)
+                yield pytest.param(own, id=f"{case.name}-{native}")
 
 
 @pytest.mark.parametrize("own", [*_configurations()])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from istio_iptables.api.conditions import FIELDS, condition, words
 from istio_iptables.api.packets import own_addresses, packet_words, usual_values
-from istio_iptables.api.rules import is_native
 from istio_iptables.api.subjects import subject_of
 from istio_iptables.api.unseen import not_followed
-from istio_iptables.errors import CannotTell
 from istio_iptables.istio.capture import DEPENDS, Verdict, brief, deciding_step, describe, fate_of
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, address_number, address_text
 from istio_iptables.netfilter.model import TABLES, Family, Ruleset, is_built_in
@@ -110,9 +108,6 @@ class Matrix:
     """All packets of each address family, divided by what the rules do."""
 
     def __init__(self, subject: Subject) -> None:
-        if is_native(subject.rulesets):
-            message = f"{subject.source}: holds native nftables rules, which are not divided yet"
-            raise CannotTell(message)
         #: One line for each thing about the rules that is not seen.
         self.warnings = (*subject.warnings, *not_followed(subject.unseen_chains))
         self._subject = subject
@@ -327,9 +322,11 @@ def _order(key: _Key, found: _Found) -> tuple[object, ...]:
     step = found.step
     if step is None:
         return (2, 0, "", 0, key[0])
+    # Native tables have other names; what the kernel calls first comes first.
+    table = TABLES.index(step.table) if step.table in TABLES else len(TABLES) + step.priority
     if step.number is None:
-        return (1, TABLES.index(step.table), step.chain, 0, key[0])
-    return (0, TABLES.index(step.table), step.chain, step.number, key[0])
+        return (1, table, step.chain, 0, key[0])
+    return (0, table, step.chain, step.number, key[0])
 
 
 def _plain(packet: Packet) -> Packet:
