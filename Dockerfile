@@ -20,6 +20,11 @@ COPY pyproject.toml LICENSE ./
 COPY docs/pypi.md ./docs/pypi.md
 COPY istio_iptables ./istio_iptables
 RUN pip install --no-build-isolation --no-compile --no-deps . \
+ # In place of pip's script, which imports re: without site, environment variables and the current
+ # folder, 2 ms of 19 for a dry run.
+ && packages=$(python3 -I -c 'import istio_iptables as it; print(it.__path__[0].rpartition("/")[0])') \
+ && printf '%s\n' '#!/usr/bin/python3 -IS' 'import sys' "sys.path.append(\"$packages\")" \
+      'from istio_iptables.__main__ import run' 'run()' >/usr/local/bin/istio-iptables \
  # Istio's pods start the image with the command pilot-agent.
  && ln -s istio-iptables /usr/local/bin/pilot-agent \
  # Remove what differs between builds: paths and times in compiled code, and the records of them.
@@ -34,6 +39,9 @@ LABEL org.opencontainers.image.title="istio-iptables" \
 ARG DEBIAN_FRONTEND=noninteractive
 RUN apt-get update \
  && apt-get install -y --no-install-recommends iptables nftables python3 \
+ # Debian's bytecode is for the times of its files, which a reproducible build sets to 0: each start
+ # compiled Python's own library anew, 25 to 55 ms.
+ && python3 -m compileall -q -f --invalidation-mode unchecked-hash /usr/lib/python3* \
  # Package lists, and files that record when they were installed.
  && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* /etc/*- /var/lib/dpkg/*-old
 COPY --from=build /usr/local /usr/local

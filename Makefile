@@ -20,14 +20,16 @@ lint: setup ## ruff, its formatter and mypy
 bench: setup ## time whole processes next to bare Python and others (N=20), nodes, and new connections
 	@.venv/bin/python tests/bench/bench.py --runs $(or $(N),20)
 	@.venv/bin/python -m tests.bench.many
+	@.venv/bin/python -m tests.bench.image $(or $(N),20)
 	@.venv/bin/python -m tests.bench.connections
 	@.venv/bin/python -m tests.bench.webhook 2000
 
 golden: setup ## rewrite the golden files that differ, and show the differences
 	@.venv/bin/python -m tests.golden --write
 
-docs: setup ## rewrite what commands print in README.md and docs/, and the table of options (needs root)
+docs: setup ## rewrite what commands print in README.md and docs/, the table of options, man pages (needs root)
 	@.venv/bin/python -m tests.readme --write
+	@.venv/bin/python -m tests.manual --write
 
 clean: ## remove the environment, caches and builds
 	rm -rf .venv .venv-oldest build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -31,8 +31,8 @@ def imported(path: Path) -> set[str]:
             _, _, rest = (node.module or "").partition(".")
             names = [rest.split(".")[0]] if rest else [each.name for each in node.names]
             found |= {name for name in names if not name.startswith("__")}
-    # Python's own typing and socket in small, which are for all of them.
-    return found - {"typed"}
+    # Python's own socket and typing in small, which are for all of them.
+    return found - {"sockets", "typed"}
 
 
 def test_what_imports_what() -> None:

@@ -9,17 +9,22 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 
-from istio_iptables.errors import KernelRefused
+from istio_iptables.commands.root import root
+from istio_iptables.errors import ExitStatus, KernelRefused
 from istio_iptables.lab import envoy
-from tests.namespaces import why_not
+from tests.namespaces import Step, inside, why_not
 from tests.program import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "json.md"
+
+RULES = "The rules: `--dry-run --format json`"
+SEVERAL = "Several namespaces: `--json`"
 
 #: The fields whose objects have a table, by the title of their own; a field of many names (a
 #: setting's, a condition's) stands for each of its objects.
@@ -114,6 +119,7 @@ def check(section: str, title: str, titles: dict[str, str], *documents: Any) -> 
     tables = documented(section)
     found: dict[str, set[str]] = {}
     for each in documents:
+        assert each["version"] == 1
         for name, fields in printed(each, title, titles):
             assert fields == tables[name], name
             found[name] = fields
@@ -126,11 +132,67 @@ def loaded(arguments: list[str]) -> Any:
     return json.loads(run(arguments).out)
 
 
+def with_json() -> list[str]:
+    """The commands that have --json; "" is the program's own."""
+    top = click.Context(root)
+    commands = {"": root} | {name: root.get_command(top, name) for name in root.list_commands(top)}
+    return [
+        name
+        for name, command in commands.items()
+        if command and any("--json" in option.opts for option in command.params)
+    ]
+
+
+#: What a command needs on its line; most look at the rules of a file.
+LINES = {
+    "": ["-i", "*", "--ip-family", "ipv4"],
+    "clean": [],
+    "compare": ["RULES", "RULES"],
+    "diff": ["--against", "RULES"],
+    "lab": ["--path", "client-app"],
+}
+
+
+@pytest.mark.parametrize("name", with_json())
+def test_each_command_is_documented(name: str) -> None:
+    """In a section of its own, but for installing and removing, which tell of namespaces."""
+    tables = documented(f"`{name} --json`" if name not in {"", "clean"} else SEVERAL)
+    assert "version" in tables["field"]
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+@pytest.mark.parametrize("name", with_json())
+def test_each_command_prints_the_same_envelope(name: str, tmp_path: Path) -> None:
+    """One object, its version first, spelled alike; the exit status is that of the text."""
+    path = tmp_path / "rules"
+    path.write_text(run(["-n", "-i", "*", "--ip-family", "ipv4"]).out)
+    words = [
+        str(path) if each == "RULES" else each for each in LINES.get(name, ["--rules", "RULES"])
+    ]
+    command = [sys.executable, "-m", "istio_iptables", *([name] if name else []), *words]
+    text, done = inside([Step(command), Step([*command, "--json"])])
+    assert done.status == text.status, done.err
+    document = json.loads(done.out)
+    assert next(iter(document.items())) == ("version", 1)
+    assert done.out == json.dumps(document, indent=2) + "\n"
+    assert text.out != done.out
+
+
+@pytest.mark.parametrize("name", with_json())
+def test_a_mistake_is_no_document(name: str) -> None:
+    """Clear lines on stderr and nothing on stdout, as without --json."""
+    result = run([*([name] if name else []), "--json", "--bogus"])
+    assert result.status == ExitStatus.USAGE
+    assert len(result.errors) == 1
+    assert result.out == ""
+
+
 def test_dry_run() -> None:
     """Settings, rules, routes and addresses."""
     arguments = ["-i", "*", "-b", "*", "-m", "TPROXY", "-c", "eth1", "--ip-family", "dual"]
     check(
-        "The rules: `--dry-run --format json`",
+        RULES,
         "field",
         DRY_RUN,
         loaded(["-n", "--format", "json", *arguments]),
@@ -143,7 +205,7 @@ def test_native_dry_run() -> None:
     document = loaded(["-n", "--native-nftables", "--format", "json", *arguments])
     assert document["families"] == []
     check(
-        "The rules: `--dry-run --format json`",
+        RULES,
         "field with `--native-nftables`",
         NATIVE,
         document,

@@ -39,9 +39,9 @@ def in_each(
     for kind, lines in waiting:
         tell(kind, lines)
     if as_json:
-        import json
+        from istio_iptables.commands.documents import print_json
 
-        sys.stdout.write(json.dumps({"version": 1, "namespaces": records}, indent=2) + "\n")
+        print_json({"namespaces": records})
     failed = [record["namespace"] for record in records if record["errors"]]
     if not failed:
         return ExitStatus.DONE

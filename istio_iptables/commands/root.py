@@ -86,6 +86,10 @@ root = SettingsCommand(
             "istio_iptables.commands.matrix",
             "Show what the rules do with all traffic, at one look.",
         ),
+        "report": Subcommand(
+            "istio_iptables.commands.report",
+            "Write one page about rules: settings, picture, traffic, findings, a packet to follow.",
+        ),
         "webhook": Subcommand(
             "istio_iptables.commands.webhook",
             "Inject the pods of a cluster, as its admission webhook.",

@@ -83,7 +83,7 @@ command = SettingsCommand(
     examples=(
         Example(
             "with the values and the mesh configuration that istiod has",
-            "istio-iptables webhook --tls-cert C --tls-key K --values values --mesh-config mesh",
+            "istio-iptables webhook --tls-cert C --tls-key K --values values.yaml --mesh-config mesh.yaml",
         ),
         Example(
             "at another port, with metrics",

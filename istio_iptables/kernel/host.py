@@ -51,7 +51,7 @@ class Host:
         Lines that hold no address are passed over, as Istio does; a zone (fe80::1%eth0) is
         dropped, since a rule can't name one. Raises KernelRefused if the file can't be read.
         """
-        from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+        from istio_iptables.sockets import AF_INET, AF_INET6, inet_ntop, inet_pton
 
         try:
             lines = _read(resolv_conf).splitlines()

@@ -99,7 +99,7 @@ def _holder(file: int) -> str:
     status = os.fstat(file)
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
-        with open("/proc/locks", encoding="ascii", errors="replace") as locks:
+        with open("/proc/locks", encoding="utf-8", errors="replace") as locks:
             for line in locks:
                 words = line.split()
                 if device in words and "FLOCK" in words and "->" not in words:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import struct
 import sys
+from contextlib import closing
 
+from istio_iptables import sockets
 from istio_iptables.errors import KernelRefused
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
@@ -89,7 +90,7 @@ def _dump_once(protocol: int, kind: int, body: bytes) -> list[bytes] | None:
     """The answers, or None where the kernel says that they are of more states than one."""
     answers: list[bytes] = []
     whole = True
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as link:
+    with closing(sockets.netlink(protocol)) as link:
         size = _HEADER.size + len(body)
         link.send(_HEADER.pack(size, kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0) + body)
         while True:
@@ -126,17 +127,17 @@ def addresses() -> tuple[str, ...]:
     """
     found: list[str] = []
     try:
-        for family in (socket.AF_INET, socket.AF_INET6):
+        for family in (sockets.AF_INET, sockets.AF_INET6):
             # struct ifaddrmsg: family, prefix length, flags, scope, interface index.
             for content in _dump(
-                socket.NETLINK_ROUTE, _RTM_GETADDR, struct.pack("=BBBBi", family, 0, 0, 0, 0)
+                sockets.NETLINK_ROUTE, _RTM_GETADDR, struct.pack("=BBBBi", family, 0, 0, 0, 0)
             ):
                 if content[0] != family:
                     continue
                 parts = dict(attributes(content, 8))
                 packed = parts.get(_IFA_LOCAL) or parts.get(_IFA_ADDRESS, b"")
                 if not _is_local_only(packed):
-                    found.append(socket.inet_ntop(family, packed))
+                    found.append(sockets.inet_ntop(family, packed))
     except OSError as error:
         raise _refused(error, "the addresses") from error
     return tuple(found)
@@ -149,7 +150,7 @@ def interface_addresses() -> dict[str, tuple[str, ...]]:
     Raises KernelRefused if the kernel does not answer.
     """
     found: dict[str, list[str]] = {}
-    for family in (socket.AF_INET, socket.AF_INET6):
+    for family in (sockets.AF_INET, sockets.AF_INET6):
         for content in _answers(_RTM_GETADDR, struct.pack("=BBBBi", family, 0, 0, 0, 0)):
             # struct ifaddrmsg, as above.
             if content[0] != family or content[2] & (_TENTATIVE | _OPTIMISTIC) == _TENTATIVE:
@@ -157,11 +158,11 @@ def interface_addresses() -> dict[str, tuple[str, ...]]:
             parts = dict(attributes(content, 8))
             packed = parts.get(_IFA_LOCAL) or parts.get(_IFA_ADDRESS, b"")
             try:
-                name = socket.if_indextoname(struct.unpack_from("=i", content, 4)[0])
+                name = sockets.if_indextoname(struct.unpack_from("=i", content, 4)[0])
             except OSError:
                 # It has gone meanwhile, and its address with it.
                 continue
-            found.setdefault(name, []).append(socket.inet_ntop(family, packed))
+            found.setdefault(name, []).append(sockets.inet_ntop(family, packed))
     return {name: tuple(addresses) for name, addresses in found.items()}
 
 
@@ -214,7 +215,7 @@ def _refused(error: OSError, what: str) -> KernelRefused:
 def interface_index(name: str) -> int:
     """The number of the interface *name*; raises KernelRefused if it can't be had."""
     try:
-        return socket.if_nametoindex(name)
+        return sockets.if_nametoindex(name)
     except OSError as error:
         message = f"can't find the interface {name}: {error.strerror or error}"
         raise KernelRefused(message) from error
@@ -303,11 +304,11 @@ def routes(family: int) -> list[bytes]:
 
 def has_loopback_address(address: str) -> bool:
     """Whether the interface lo has the IPv6 *address*."""
-    wanted = socket.inet_pton(socket.AF_INET6, address)
+    wanted = sockets.inet_pton(sockets.AF_INET6, address)
     local = interface_index("lo")
-    body = struct.pack("=BBBBi", socket.AF_INET6, 0, 0, 0, 0)
+    body = struct.pack("=BBBBi", sockets.AF_INET6, 0, 0, 0, 0)
     return any(
-        content[0] == socket.AF_INET6
+        content[0] == sockets.AF_INET6
         and struct.unpack_from("=i", content, 4)[0] == local
         and dict(attributes(content, 8)).get(_IFA_ADDRESS) == wanted
         for content in _answers(_RTM_GETADDR, body)
@@ -335,6 +336,6 @@ def physical_interfaces() -> tuple[str, ...]:
 
 def _answers(kind: int, body: bytes) -> list[bytes]:
     try:
-        return _dump(socket.NETLINK_ROUTE, kind, body)
+        return _dump(sockets.NETLINK_ROUTE, kind, body)
     except OSError as error:
         raise _refused(error, "routes and addresses") from error

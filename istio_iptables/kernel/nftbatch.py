@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import struct
+from contextlib import closing
 
+from istio_iptables import sockets
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import nftables
 from istio_iptables.kernel.capabilities import missing
@@ -84,7 +85,7 @@ def _message(family: int, kind: int, flags: int, *parts: bytes) -> _Message:
     return _Message(_NFTABLES << 8 | kind, flags, body)
 
 
-def _talk(link: socket.socket, messages: Iterable[_Message]) -> list[bytes]:
+def _talk(link: sockets.socket, messages: Iterable[_Message]) -> list[bytes]:
     """The answers to *messages*, which go in one datagram; OSError has the first error's number."""
     data = b"".join(
         _HEADER.pack(_HEADER.size + len(each.body), each.kind, _REQUEST | each.flags, number, 0)
@@ -96,7 +97,7 @@ def _talk(link: socket.socket, messages: Iterable[_Message]) -> list[bytes]:
     while True:
         try:
             # All of them are there when the kernel has taken what was sent.
-            data = link.recv(1 << 16, socket.MSG_DONTWAIT)
+            data = link.recv(1 << 16, sockets.MSG_DONTWAIT)
         except BlockingIOError:
             break
         position = 0
@@ -113,7 +114,7 @@ def _talk(link: socket.socket, messages: Iterable[_Message]) -> list[bytes]:
     return answers
 
 
-def _ask(link: socket.socket, question: _Message) -> dict[int, bytes] | None:
+def _ask(link: sockets.socket, question: _Message) -> dict[int, bytes] | None:
     """The attributes of what is asked for; None if there is no such thing."""
     try:
         answers = _talk(link, [question])
@@ -122,16 +123,11 @@ def _ask(link: socket.socket, question: _Message) -> dict[int, bytes] | None:
     return dict(attributes(answers[0][4:])) if answers else None
 
 
-def _batch(link: socket.socket, generation: bytes, messages: Iterable[_Message]) -> None:
+def _batch(link: sockets.socket, generation: bytes, messages: Iterable[_Message]) -> None:
     """One transaction; OSError ERESTART if the ruleset is not of that *generation* any more."""
     ends = struct.pack("!BBH", 0, 0, _NFTABLES)
     begin = _Message(_BATCH_BEGIN, 0, ends + generation)
     _talk(link, [begin, *messages, _Message(_BATCH_END, 0, ends)])
-
-
-def _link() -> socket.socket:
-    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-    return socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
 
 
 def _userdata() -> bytes:
@@ -154,7 +150,10 @@ def make_table(family: Family, table: str) -> None:
     flags = _CREATE | _EXCL | _ACK
     mark = _attribute(_TABLE_USERDATA, _userdata())
     try:
-        with _link() as link:
+        with closing(sockets.netlink(_NETLINK_NETFILTER)) as link:
+            # A transaction that fails waits for all processors, 10 ms; a question does not.
+            if _ask(link, _message(family.number, _GETTABLE, 0, name)) is not None:
+                return
             _batch(link, b"", [_message(family.number, _NEWTABLE, flags, name, mark)])
     except FileExistsError:
         return
@@ -171,7 +170,7 @@ def remove_table(family: Family, table: str) -> bool:
     that others made. Raises KernelRefused for any other refusal.
     """
     try:
-        with _link() as link:
+        with closing(sockets.netlink(_NETLINK_NETFILTER)) as link:
             for _ in range(_ATTEMPTS):
                 try:
                     return _remove_once(link, family.number, table)
@@ -186,7 +185,7 @@ def remove_table(family: Family, table: str) -> bool:
     return False
 
 
-def _remove_once(link: socket.socket, family: int, table: str) -> bool:
+def _remove_once(link: sockets.socket, family: int, table: str) -> bool:
     generation = _ask(link, _message(0, _GETGEN, 0))
     name = _attribute(_TABLE_NAME, _text(table))
     found = _ask(link, _message(family, _GETTABLE, 0, name))

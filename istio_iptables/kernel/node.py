@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from istio_iptables.kernel import netlink, nftables
+from istio_iptables.kernel import netlink
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from istio_iptables.kernel.nftables import Chain
     from istio_iptables.netfilter.model import Ruleset
 
 __all__ = ["signs"]
@@ -38,7 +39,7 @@ def signs(rulesets: Iterable[Ruleset]) -> str:
     interfaces = netlink.physical_interfaces()
     if interfaces:
         found.append(f"physical interface {', '.join(interfaces[:_MOST_INTERFACES])}")
-    nft = nftables.chains()
+    nft = _nft_chains()
     owners: dict[str, str] = {}
     for name in (*_chains(rulesets), *(chain.name for chain in nft)):
         # Docker's first chain has no dash.
@@ -50,6 +51,14 @@ def signs(rulesets: Iterable[Ruleset]) -> str:
             owners.setdefault(_TABLES[chain.table], f"table {chain.table}")
     found += (f"{what} of {owner}" for owner, what in owners.items())
     return "; ".join(found)
+
+
+def _nft_chains() -> tuple[Chain, ...]:
+    if not netlink.nft_tables():
+        return ()
+    from istio_iptables.kernel import nftables  # 1 ms; few pods have such tables
+
+    return nftables.chains()
 
 
 def _chains(rulesets: Iterable[Ruleset]) -> Iterator[str]:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import struct
 import sys
 
+from istio_iptables import sockets
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import netlink
 from istio_iptables.kernel.capabilities import missing
 from istio_iptables.kernel.reserve import require_space
 from istio_iptables.netfilter.model import Family
-from istio_iptables.netfilter.packet import Packet
 from istio_iptables.netfilter.plan import InterfaceAddress, PolicyRoute
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
@@ -87,7 +86,9 @@ def _lacks_rule(route: PolicyRoute) -> bool:
 
 def _delivers(route: PolicyRoute) -> bool:
     """Whether the kernel delivers a packet with the mark that is sent to another machine."""
-    from istio_iptables.kernel.routing import Routing  # 1 ms; few plans have policy routes
+    # 2 ms; few plans have policy routes
+    from istio_iptables.kernel.routing import Routing
+    from istio_iptables.netfilter.packet import Packet
 
     with Routing() as routing:
         elsewhere = _ELSEWHERE[route.family]
@@ -225,7 +226,7 @@ class Link:
     """
 
     def __init__(self) -> None:
-        self._socket: socket.socket | None = None
+        self._socket: sockets.socket | None = None
         self._encode: Callable[[int, int, dict[str, int], dict[str, Any]], bytes]
 
     def __enter__(self) -> Self:
@@ -241,16 +242,15 @@ class Link:
             return errno.ENOTCONN
         self._socket.send(data)
         # The kernel has answered when it has taken it.
-        answer = self._socket.recv(1 << 12, socket.MSG_DONTWAIT)
+        answer = self._socket.recv(1 << 12, sockets.MSG_DONTWAIT)
         return -int(struct.unpack_from("=i", answer, _HEADER_SIZE)[0])
 
     def _open(self) -> None:
         if self._socket is not None:
             return
         self._encode = _encoder()
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+            self._socket = sockets.netlink(sockets.NETLINK_ROUTE)
         except OSError as error:
             message = f"can't open a connection to the kernel's routes: {error.strerror}"
             raise KernelRefused(message) from error

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import struct
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from istio_iptables import sockets
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import netlink
 from istio_iptables.netfilter.model import Family
@@ -68,9 +68,8 @@ class Routing:
 
     def __init__(self) -> None:
         try:
-            kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-            self._link = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
-            self._numbers = {name: number for number, name in socket.if_nameindex()}
+            self._link = sockets.netlink(sockets.NETLINK_ROUTE)
+            self._numbers = {name: number for number, name in sockets.if_nameindex()}
         except OSError as error:
             message = f"can't ask the kernel for routes: {error.strerror}"
             raise KernelRefused(message) from error
@@ -114,7 +113,7 @@ class Routing:
 
     def is_local(self, address: str, family: Family) -> bool:
         """Whether *address* is one of the machine's, or of a network that is delivered here."""
-        value = int.from_bytes(socket.inet_pton(family.number, address), "big")
+        value = int.from_bytes(sockets.inet_pton(family.number, address), "big")
         return any(value >> beside == first >> beside for first, beside in self._delivered[family])
 
     def _delivered_networks(self, family: Family) -> tuple[tuple[int, int], ...]:
@@ -157,15 +156,15 @@ class Routing:
         return Route(
             kind in here,
             "lo" if kind in here else interface,
-            socket.inet_ntop(question.family.number, source) if source else "",
+            sockets.inet_ntop(question.family.number, source) if source else "",
         )
 
     def _body(self, question: _Question) -> bytes:
         number, bits = question.family.number, question.family.bits
-        parts = [(_RTA_DST, socket.inet_pton(number, question.destination))]
+        parts = [(_RTA_DST, sockets.inet_pton(number, question.destination))]
         source_bits = 0
         if question.source is not None:
-            parts.append((_RTA_SRC, socket.inet_pton(number, question.source)))
+            parts.append((_RTA_SRC, sockets.inet_pton(number, question.source)))
             source_bits = bits
         if question.in_interface:
             parts.append((_RTA_IIF, struct.pack("=I", self._number(question.in_interface))))

@@ -116,12 +116,22 @@ def _rules(table: Table) -> dict[str, tuple[Rule, ...]]:
     return {chain.name: chain.rules for chain in table.chains}
 
 
+def _holds_ours_alone(table: Table, owned: Owned) -> bool:
+    """Whether each rule of the built-in chains is known to be ours."""
+    return all(
+        len(chain.rules) == len(owned.shared.get(chain.name, ()))
+        for chain in table.chains
+        if is_built_in(table.name, chain.name)
+    )
+
+
 def compare_table(table: TableChange) -> TableChange:
     """*table*, which was only read so far, with what of it is ours, and the steps where it differs."""
     live = table.live
     owned = table.find(live) if live else table.owned
     steps = edits(table.name, live, table.wanted, owned)
-    if live and steps:
+    # Where all of it is ours and is to go, no spelling has to be told.
+    if live and steps and (table.wanted or not _holds_ours_alone(live, owned)):
         # Not word for word as wanted, which may be another spelling; otherwise what compares need
         # not be loaded.
         from istio_iptables.differences.rulesets import find_respelled

@@ -32,7 +32,7 @@ def legacy_tables(family: Family, if_hidden: Iterable[str]) -> tuple[str, ...] |
     """
     path = _NAMES_FILES[family]
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             names = file.read().split()
     except FileNotFoundError as error:
         if not os.path.isdir(_NETWORK):  # noqa: PTH112 - pathlib costs 5 ms

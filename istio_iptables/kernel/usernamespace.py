@@ -42,7 +42,7 @@ def require_mapped(uids: Iterable[int], gids: Iterable[int]) -> None:
 def _mapped(path: str) -> list[range] | None:
     """The ids that are mapped; None where that can't be read, or all of them are."""
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             rows = [list(map(int, line.split())) for line in file]
     except OSError:
         # The kernel itself refuses what is not mapped.

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from socket import inet_pton
 
 from istio_iptables.netfilter.extensions import match_extension, target_extension
 from istio_iptables.netfilter.fieldvalues import protocol_number
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.parts import align_size, part
+from istio_iptables.sockets import inet_pton
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:

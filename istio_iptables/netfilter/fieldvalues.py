@@ -151,7 +151,7 @@ def address_number(text: str, family: Family) -> int | None:
     if family is Family.IPV4:
         return _ipv4(text)
     # Importing it takes longer than everything else that a question about IPv4 needs.
-    from socket import AF_INET6, inet_pton
+    from istio_iptables.sockets import AF_INET6, inet_pton
 
     try:
         return int.from_bytes(inet_pton(AF_INET6, text), "big")
@@ -178,7 +178,7 @@ def address_text(value: int, family: Family) -> str:
     """The address that a number is, as iptables prints it."""
     if family is Family.IPV4:
         return f"{value >> 24}.{value >> 16 & 255}.{value >> 8 & 255}.{value & 255}"
-    from socket import AF_INET6, inet_ntop
+    from istio_iptables.sockets import AF_INET6, inet_ntop
 
     return inet_ntop(AF_INET6, value.to_bytes(16, "big"))
 

@@ -178,7 +178,7 @@ def _ports(text: str, _: Names) -> PortRange:
 
 def _network(text: str, _: Names) -> Network:
     # Imported where it is used: the arguments most pods have, '*', need no addresses.
-    from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+    from istio_iptables.sockets import AF_INET, AF_INET6, inet_ntop, inet_pton
 
     _refuse_option(text)
     address, slash, length = text.partition("/")

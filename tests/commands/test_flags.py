@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from unittest import mock
 
 import pytest
@@ -14,6 +13,7 @@ from istio_iptables import cli
 from istio_iptables.commands.flags import Flags, read_flags
 from istio_iptables.errors import UsageProblems
 from istio_iptables.settings.declarations import SETTINGS
+from tests.loading import DRY, command, read
 from tests.program import run
 
 
@@ -72,6 +72,10 @@ def test_a_log_flag_needs_its_value() -> None:
         read_flags(["--vklog"])
 
 
+HEAVY = {
+    *("click", "iptc", "pyroute2", "subprocess", "json", "ctypes", "inspect", "threading"),
+    *("pathlib", "typing", "re", "socket"),
+}
 NAMES = [each.flag for each in SETTINGS if each.on_command_line]
 NAMES += [f"-{each.short}" for each in SETTINGS if each.short]
 WORDS = st.one_of(
@@ -94,37 +98,10 @@ def test_with_click_and_without_it_is_the_same(words: list[str]) -> None:
         assert run(words) == straight
 
 
-#: What a dry run of the documented arguments may load beside Python's own start.
-LIGHT = frozenset(
-    {
-        *("api", "api.capture", "api.rendering", "api.values", "cli", "commands", "commands.apply"),
-        *("commands.flags", "commands.load", "errors", "interrupts", "istio", "istio.escapes"),
-        *("istio.plan", "istio.rules", "kernel", "kernel.host", "netfilter", "netfilter.edits"),
-        *("netfilter.fieldvalues", "netfilter.formats", "netfilter.model", "netfilter.plan"),
-        *("netfilter.savefile", "settings", "settings.config", "settings.converters"),
-        *("settings.declarations", "settings.sources", "settings.types", "streams", "text"),
-        *("netfilter.ownership", "typed"),
-    }
-)
-HEAVY = frozenset(
-    {
-        *("click", "iptc", "pyroute2", "subprocess", "json", "ctypes", "inspect", "threading"),
-        *("pathlib", "typing", "re", "socket"),
-    }
-)
-
-
 def test_what_a_dry_run_loads() -> None:
     """A set of modules, which does not grow unnoticed; click is for what people type."""
-    program = (
-        "import sys; from istio_iptables.cli import main\n"
-        "main(['-p', '15001', '-i', '*', '-b', '*', '--ip-family', 'ipv4', '--dry-run'])\n"
-        "print('\\n'.join(sys.modules), file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, check=True, encoding="utf-8"
-    )
-    loaded = set(done.stderr.split())
-    ours = {each.removeprefix("istio_iptables.") for each in loaded if "istio_iptables." in each}
-    assert ours <= LIGHT
-    assert not loaded & HEAVY
+    words = ("-p", "15001", "-i", "*", "-b", "*", "--ip-family", "ipv4", "--dry-run")
+    done = subprocess.run(command(*words), capture_output=True, check=True, encoding="utf-8")
+    ours, others = read(done.stderr)
+    assert ours <= DRY
+    assert not others & HEAVY

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 import pytest
+import trustme
 
 from istio_iptables.commands.options import SettingsCommand
 from istio_iptables.commands.root import root
@@ -35,6 +36,7 @@ spec:
     "values.yaml": "global: {proxy: {excludeIPRanges: 10.1.0.0/16}}\n",
     "mesh.yaml": "defaultConfig: {interceptionMode: TPROXY}\n",
     "saved.rules": "*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n",
+    "pod.save": "*nat\n:OUTPUT ACCEPT [0:0]\n[7:420] -A OUTPUT -p tcp -j ACCEPT\nCOMMIT\n",
     "rules.golden": "",
 }
 #: A namespace called blue, and one address in the present one; /run is the test's own.
@@ -53,11 +55,21 @@ def _examples() -> Iterator[object]:
             yield pytest.param(example.line, id=example.line)
 
 
+@pytest.fixture(scope="module")
+def certificate() -> trustme.LeafCert:
+    """What a server shows whom nobody asks."""
+    return trustme.CA().issue_cert("localhost")
+
+
 @pytest.mark.parametrize("line", [*_examples()])
-def test_an_example_works(line: str, tmp_path: Path) -> None:
-    """It is answered, with yes or no, and without an error."""
+def test_an_example_works(line: str, tmp_path: Path, certificate: trustme.LeafCert) -> None:
+    """It is answered, with yes or no, and without an error; a server runs until it is asked to end."""
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "C")
+    certificate.private_key_pem.write_to_path(tmp_path / "K")
     for name, text in _FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
+    if line.startswith("istio-iptables webhook"):
+        line = f"timeout --preserve-status 2 {line}"
     script = _SETUP + line.replace("/4711/", "/$$/")
     done = subprocess.run(
         ("unshare", "--net", "--mount", "bash", "-c", script),

@@ -167,6 +167,14 @@ def test_fails_over_dns_servers_of_ipv6_alone(tmp_path: Path) -> None:
     assert "istio-output-dns" not in listed
 
 
+def test_fails_over_wildcards_and_ranges() -> None:
+    """Istio hands nft `br+` and `80:90` as they are: nft refuses the one and the other."""
+    assert install("native", *DUAL, "-c", "br+", "-o", "80:90").status == 0
+    listed = command("nft", "list", "table", "inet", "istio-proxy-nat")
+    assert 'iifname "br*"' in listed
+    assert "tcp dport 80-90" in listed
+
+
 def test_a_native_dry_run_applies() -> None:
     """Istio's --dry-run --native-nftables installs."""
     before = state()

@@ -17,9 +17,9 @@ from istio_iptables.netfilter.native import text
 from istio_iptables.netfilter.nftlisting import families, planned_tables, read_listing
 from tests.kernel.configurations import CONFIGURATIONS, DUAL, TPROXY
 from tests.kernel.sandbox import command, forked, joined, needs, run, without_nft
+from tests.kernel.test_native import native_configs
 from tests.namespaces import Step, inside, sandbox
 from tests.netfilter.test_nftrules import FIXTURES, compare_json
-from tests.strategies import configs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,7 @@ def native(*arguments: str) -> None:
 
 
 @settings(max_examples=12, suppress_health_check=list(HealthCheck))
-@given(batch=st.lists(configs(), min_size=1, max_size=8))
+@given(batch=st.lists(native_configs(), min_size=1, max_size=8))
 def test_what_nft_lists_is_read_as_planned(batch: list[Config]) -> None:
     """Text with counters and without, and JSON; for any settings."""
     plans = [build_native(config, build(config)) for config in batch]
@@ -82,6 +82,23 @@ def test_what_was_installed_is_as_planned(name: str, tmp_path: Path) -> None:
         file = tmp_path / "listed"
         file.write_text(command("nft", *form, "list", "ruleset"), encoding="utf-8")
         assert run(*DIFF, *arguments, "--against", str(file)).status == 0
+
+
+def test_sets_are_compared(tmp_path: Path) -> None:
+    """As nft lists them, live and from files; with an element more, and beside single rules."""
+    lists = ("-b", "80,443,8000:8010", "-x", "10.1.0.0/16,10.3.0.0/16")
+    words = (*lists, "-i", "*", "--nft-sets", "--ip-family", "dual")
+    native(*words)
+    file = tmp_path / "listed"
+    for form in ((), ("-j",)):
+        file.write_text(command("nft", *form, "list", "ruleset"), encoding="utf-8")
+        assert run(*DIFF, *words, "--against", str(file)).status == 0
+    assert run(*DIFF, *words).status == 0
+    more = run(*DIFF, *words, "-b", "80,443,8000:8010,9000")
+    assert more.status == 1
+    (line,) = (each for each in more.out.splitlines() if each.startswith("changed: "))
+    assert "tcp dport { 80, 443, 8000-8010 }" in line
+    assert run(*DIFF, *words, "--nft-sets=false").status == 1
 
 
 def test_what_somebody_changed_is_told() -> None:

@@ -369,9 +369,37 @@ def test_a_killed_clean_is_completed_by_the_next(moment: str, tmp_path: Path) ->
     assert everything() == before
 
 
-def test_native_rules_capture() -> None:
-    """A real connection in each family arrives."""
-    done = native(*DUAL, "--run-validation")
+@pytest.mark.parametrize("arguments", [DUAL, (*TPROXY, "--nft-like-iptables")])
+def test_native_rules_capture(arguments: tuple[str, ...]) -> None:
+    """A real connection in each family arrives, and does not where the rule is gone that sends it on."""
+    done = native(*arguments, "--run-validation")
     assert (done.status, done.errors) == (0, [])
-    assert "IPv4: a connection to port 15002 was captured" in done.err
-    assert "IPv6: a connection to port 15002 was captured" in done.err
+    for family in ("IPv4", "IPv6"):
+        assert f"{family}: a connection to port 15002 was captured" in done.err
+    command("nft", "flush", "chain", "inet", "istio-proxy-nat", "istio-in-redirect")
+    lost = native(*arguments, "--skip-rule-apply", "--run-validation", "--probe-timeout", "1s")
+    assert lost.status == 126
+    assert [line.partition(":")[0] for line in lost.errors] == ["IPv4", "IPv6"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--ip-family", "ipv4"), "IPv6 is off, and is captured all the same"),
+        (("--ip-family", "dual", "-m", "TPROXY"), "let new inbound connections through"),
+        (("--ip-family", "dual", "--drop-invalid"), "drop invalid packets of TCP alone"),
+    ],
+)
+def test_what_is_otherwise_is_told_before_anything_changes(
+    words: tuple[str, ...], told: str
+) -> None:
+    """A warning of an install; with --strict an error, and nothing is installed."""
+    before = everything()
+    refused = native("-i", "*", "-b", "*", *words, "--strict")
+    assert (refused.status, len(refused.errors)) == (2, 1)
+    assert told in refused.errors[0]
+    assert everything() == before
+    done = native("-i", "*", "-b", "*", *words)
+    assert (done.status, len(done.warnings)) == (0, 1)
+    assert told in done.warnings[0]
+    assert native("-i", "*", "-b", "*", *words, "--strict", "--nft-like-iptables").status == 1

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from istio_iptables import sockets
 from istio_iptables.errors import KernelRefused
 from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.kernel import nftables
@@ -110,7 +110,7 @@ def test_little_memory(name: str, backend: str) -> None:
     assert {0, 2} <= statuses
 
 
-class _Interrupted(socket.socket):
+class _Interrupted(sockets.socket):
     """A socket in whose dumps somebody changes the table, as often as *changes* says."""
 
     changes = 0
@@ -133,7 +133,7 @@ def _fill_table() -> None:
 def test_a_dump_that_others_change_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is begun anew, until all of it is of one moment; it is refused if that never comes."""
     _fill_table()
-    monkeypatch.setattr("istio_iptables.kernel.netlink.socket.socket", _Interrupted)
+    monkeypatch.setattr(sockets, "socket", _Interrupted)
     for changes in (0, 1, 3):
         _Interrupted.changes = changes
         command("nft", "add rule ip t c accept")

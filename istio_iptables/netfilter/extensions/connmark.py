@@ -21,7 +21,6 @@ from istio_iptables.netfilter.extensions.mark import (
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, option_number
 from istio_iptables.netfilter.model import Family, Match, Option, Target
 from istio_iptables.netfilter.parts import known, part
-from istio_iptables.netfilter.questions import mix
 
 __all__ = ["MATCHES", "TARGETS"]
 
@@ -88,6 +87,8 @@ def _effect(target: Target, situation: Situation) -> Effect:
 
 
 def _copy_mark(source: int | None, mask: int, old: int | None, replaced: int) -> int | None:
+    from istio_iptables.netfilter.questions import mix
+
     if source is None:
         return None
     if replaced == WHOLE_MARK:

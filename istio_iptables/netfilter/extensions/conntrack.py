@@ -8,8 +8,6 @@ from istio_iptables.netfilter.extensions import MatchExtension, Situation
 from istio_iptables.netfilter.fieldvalues import protocol_number
 from istio_iptables.netfilter.model import Match, Option
 from istio_iptables.netfilter.parts import only, part
-from istio_iptables.netfilter.questions import among, named
-from istio_iptables.netfilter.sets import one_number
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,6 +45,9 @@ def _spell_option(option: Option) -> Option:
 
 
 def _holds(option: Option, situation: Situation, match: Match) -> bool | None:
+    from istio_iptables.netfilter.questions import among
+    from istio_iptables.netfilter.sets import one_number
+
     packet = situation.packet
     if option.name in _BY_STATE:
         return _has_state(option, situation)
@@ -64,6 +65,8 @@ def _holds(option: Option, situation: Situation, match: Match) -> bool | None:
 
 
 def _has_state(option: Option, situation: Situation) -> bool | None:
+    from istio_iptables.netfilter.questions import among, named
+
     asked = set(",".join(option.values).upper().split(","))
     packet = situation.packet
     if among(packet.seen_state, named(*sorted(asked))):

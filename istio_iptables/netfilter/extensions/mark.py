@@ -14,7 +14,6 @@ from istio_iptables.netfilter.extensions import (
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, read_masked
 from istio_iptables.netfilter.model import Family, Match, Option, Target
 from istio_iptables.netfilter.parts import known, only, part
-from istio_iptables.netfilter.questions import has_bits, mix
 
 __all__ = ["MATCHES", "TARGETS", "has_mark", "mark_text", "mix_mark", "spell_xmark", "xmark"]
 
@@ -34,6 +33,8 @@ def _spell_match(match: Match) -> Match:
 
 def has_mark(option: Option, mark: int | None) -> bool | None:
     """Whether *mark* is the one that an option ``--mark`` asks for."""
+    from istio_iptables.netfilter.questions import has_bits
+
     read = read_masked(option.value) if option.name == "--mark" else None
     if read is None or mark is None:
         return None
@@ -78,6 +79,8 @@ def spell_xmark(target: Target, _: Family) -> Target:
 
 def mix_mark(old: int | None, value: int, mask: int) -> int | None:
     """What ``--set-xmark value/mask`` makes of a mark."""
+    from istio_iptables.netfilter.questions import mix
+
     if mask == WHOLE_MARK:
         return value
     return None if old is None else mix(old, ~mask & WHOLE_MARK, value)

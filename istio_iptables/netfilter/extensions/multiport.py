@@ -9,8 +9,6 @@ from istio_iptables.netfilter.extensions.ports import ports_text
 from istio_iptables.netfilter.fieldvalues import port_range
 from istio_iptables.netfilter.model import Match, Option
 from istio_iptables.netfilter.parts import part
-from istio_iptables.netfilter.questions import among
-from istio_iptables.netfilter.sets import Intervals
 
 __all__ = ["MATCHES"]
 
@@ -39,6 +37,9 @@ def _spell_item(item: str) -> str:
 
 
 def _holds(option: Option, situation: Situation, _: Match) -> bool | None:
+    from istio_iptables.netfilter.questions import among
+    from istio_iptables.netfilter.sets import Intervals
+
     packet = situation.packet
     kind = _KINDS.get(_NAMES.get(option.name, option.name))
     if kind is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from istio_iptables.netfilter.extensions import Effect, Next, Situation, TargetExtension
 from istio_iptables.netfilter.extensions.redirect import given_port, nat_ports
 from istio_iptables.netfilter.fieldvalues import Range, address_number, map_network
-from istio_iptables.netfilter.questions import plain_address
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -76,6 +75,8 @@ def _source_nat(target: Target, situation: Situation) -> Effect:
 
 def _network_nat(target: Target, situation: Situation) -> Effect:
     """NETMAP: the network's part of the address is another, the host's part stays."""
+    from istio_iptables.netfilter.questions import plain_address
+
     packet = situation.packet
     option = target.option("--to")
     text = option.value if option else ""

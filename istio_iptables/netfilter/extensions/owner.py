@@ -8,8 +8,6 @@ from istio_iptables.netfilter.extensions import MatchExtension, Situation, in_or
 from istio_iptables.netfilter.fieldvalues import number_range
 from istio_iptables.netfilter.model import Match, Option
 from istio_iptables.netfilter.parts import known, part
-from istio_iptables.netfilter.questions import among
-from istio_iptables.netfilter.sets import numbers
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,6 +30,9 @@ def _spell(match: Match) -> Match:
 
 
 def _holds(option: Option, situation: Situation, _: Match) -> bool | None:
+    from istio_iptables.netfilter.questions import among
+    from istio_iptables.netfilter.sets import numbers
+
     packet = situation.packet
     if option.name == "--socket-exists":
         return (packet.uid is not None) is not option.negated

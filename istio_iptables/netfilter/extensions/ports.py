@@ -8,8 +8,6 @@ from istio_iptables.netfilter.extensions import MatchExtension, Situation, in_or
 from istio_iptables.netfilter.fieldvalues import MAX_PORT, PROTOCOLS, port_range
 from istio_iptables.netfilter.model import Match, Option
 from istio_iptables.netfilter.parts import align_size
-from istio_iptables.netfilter.questions import among, named
-from istio_iptables.netfilter.sets import numbers, one_number
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,6 +52,9 @@ def _spell_flags(text: str) -> str:
 
 
 def _holds(option: Option, situation: Situation, _: Match) -> bool | None:
+    from istio_iptables.netfilter.questions import among
+    from istio_iptables.netfilter.sets import numbers
+
     packet = situation.packet
     name = _NAMES.get(option.name, option.name)
     if name == "--dport":
@@ -70,6 +71,9 @@ def _holds(option: Option, situation: Situation, _: Match) -> bool | None:
 
 def _has_flags(option: Option, packet: Packet) -> bool | None:
     """The first packet of a connection has SYN alone; of others it isn't known."""
+    from istio_iptables.netfilter.questions import among, named
+    from istio_iptables.netfilter.sets import one_number
+
     values = _SYN if option.name == "--syn" else option.values
     if (
         option.name not in {"--syn", "--tcp-flags"}

@@ -8,8 +8,6 @@ from istio_iptables.netfilter.extensions import Effect, Next, Situation, TargetE
 from istio_iptables.netfilter.fieldvalues import MAX_PORT, Range, number_range
 from istio_iptables.netfilter.model import Family, Option, Target
 from istio_iptables.netfilter.parts import known, only, part
-from istio_iptables.netfilter.questions import among
-from istio_iptables.netfilter.sets import numbers
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,6 +37,9 @@ def given_port(port: int | None, ports: Range | None, target: Target) -> int | N
 
     One that is in the range stays, unless the port is to be a random one.
     """
+    from istio_iptables.netfilter.questions import among
+    from istio_iptables.netfilter.sets import numbers
+
     if ports is None:
         return port
     if ports.first == ports.last:

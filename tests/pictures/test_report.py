@@ -1,0 +1,238 @@
+"""The page of ``istio-iptables report``: what is in it, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from istio_iptables import Capture, explain, plan
+from istio_iptables.api.reporting import report
+from istio_iptables.commands.root import run as run_command
+from istio_iptables.errors import IstioIptablesError
+from tests.pictures.conftest import script
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from selenium.webdriver import Chrome
+
+    from istio_iptables.api.capture import Plan
+
+_LIMIT = 500_000
+_HOSTILE = """*nat
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:ISTIO_OUTPUT - [0:0]
+-A OUTPUT -j ISTIO_OUTPUT
+-A OUTPUT -m comment --comment "</script><script>document.title='bad'</script><img src=x onerror=alert(1)>" -j ACCEPT
+-A ISTIO_OUTPUT -d 127.0.0.1/32 -j RETURN
+COMMIT
+"""
+
+
+def _plan(**settings: Any) -> Plan:
+    given = {
+        "istio_service_cidr": "*",
+        "istio_inbound_ports": "*",
+        "istio_local_exclude_ports": "15090,15021,15020",
+        "ip_family": "ipv4",
+    }
+    return plan(Capture(**{**given, **settings}))
+
+
+def _report(made: Plan) -> str:
+    return report(made, made.rulesets, name="the plan")
+
+
+def _open(browser: Chrome, page: str, folder: Path, width: int = 1280) -> None:
+    path = folder / "page.html"
+    path.write_text(page, "utf-8")
+    _complaints(browser)  # of other pages
+    browser.set_window_size(width, 900)
+    browser.get(path.as_uri())
+
+
+def _complaints(browser: Chrome) -> list[str]:
+    """What the page's scripts or the browser found wrong."""
+    found = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    return [each["message"] for each in found]
+
+
+def test_all_parts_are_there() -> None:
+    """Settings with their sources, picture, traffic, rules with reasons, and findings."""
+    page = _report(_plan())
+    for part in ("findings", "settings", "picture", "traffic", "follow", "rules"):
+        assert f'id="{part}"' in page
+    assert "--istio-local-exclude-ports" in page
+    assert "All other outbound TCP connections" in page
+    assert "captured outbound on port 15001" in page
+    assert "<svg" in page
+    assert len(page) < _LIMIT
+
+
+def test_the_page_needs_nothing_else() -> None:
+    """No address in it is one that a browser would load."""
+    page = _report(_plan())
+    assert "default-src 'none'" in page
+    found = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert found
+    assert all(each.startswith("#") for each in found)
+
+
+@pytest.mark.parametrize("what", ["istio_local_exclude_ports", "istio_service_exclude_cidr"])
+def test_many_rules_stay_small(what: str) -> None:
+    """Thousands of rules make no page that nobody can open; it says what it leaves out."""
+    numbers = range(1, 3001)
+    networks = ",".join(f"10.{each // 250}.{each % 250}.0/24" for each in numbers)
+    ports = ",".join(map(str, numbers))
+    page = _report(_plan(**{what: ports if what.endswith("ports") else networks}))
+    assert len(page) < _LIMIT
+    assert "more rules are not listed here" in page
+
+
+def test_a_page_is_written_whole_or_not_at_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file stays as it was if the page can't be made or written, and nothing else is left."""
+    target = tmp_path / "page.html"
+    target.write_text("before")
+    target.chmod(0o640)
+    with pytest.raises(IstioIptablesError):
+        run_command(["report", "--rules", str(tmp_path / "none"), "-o", str(target)])
+    assert target.read_text() == "before"
+    with pytest.raises(IstioIptablesError, match=r"--output: .*/none/page\.html: No such file"):
+        run_command(["report", "-i", "*", "-o", str(tmp_path / "none" / "page.html")])
+    run_command(["report", "-i", "*", "-o", str(target)])
+    assert target.read_text().startswith("<!DOCTYPE html>")
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [target]
+    capsys.readouterr()
+    run_command(["report", "-i", "*", "-o", "-"])
+    assert capsys.readouterr().out.startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_it(browser: Chrome, tmp_path: Path, width: int, scheme: str) -> None:
+    """Nothing is wrong with it for axe (labels, contrast), in two widths and both colour schemes."""
+    scheme_of = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme_of]})
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    made = _plan()
+    page = report(made, _HOSTILE, name="odd rules") if width == 390 else _report(made)
+    _open(browser, page, tmp_path)
+    dark = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (dark == "rgb(13, 17, 23)") is (scheme == "dark")
+    wide = browser.execute_script("return document.documentElement.scrollWidth")
+    assert wide <= width
+    loaded = browser.execute_script("return performance.getEntriesByType('resource').length")
+    assert loaded == 0
+    browser.execute_script(script("axe.min.js") + "; window.axe = axe;")
+    passes, found = browser.execute_async_script(
+        "const done = arguments[0]; axe.run().then((found) => done([found.passes.length, found.violations]));"
+    )
+    assert passes > 15
+    assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in found] == []
+    assert _complaints(browser) == []
+    assert browser.title != "bad"
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_keyboard_follows_a_packet(browser: Chrome, tmp_path: Path) -> None:
+    """Tab reaches every part, and what is typed is answered; what is no packet is told so."""
+    from selenium.webdriver import ActionChains, Keys
+
+    _open(browser, _report(_plan()), tmp_path)
+    reached = set()
+    for _ in range(40):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        element = browser.switch_to.active_element
+        reached.add(
+            element.get_attribute("name") or element.get_attribute("href") or element.tag_name
+        )
+        if element.get_attribute("name") == "destination":
+            ActionChains(browser).send_keys("127.0.0.1").perform()
+            break
+    assert {"direction", "protocol", "destination"} <= reached
+    answer = browser.find_element("id", "answer")
+    assert answer.text.startswith("untouched")
+    assert "nat ISTIO_OUTPUT 8" in answer.text
+    ActionChains(browser).send_keys("x", Keys.ENTER).perform()
+    assert answer.text == "127.0.0.1x is no address to send to"
+    assert _complaints(browser) == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"ip_family": "dual"},
+        {"istio_inbound_interception_mode": "TPROXY"},
+        {
+            "istio_service_exclude_cidr": "10.0.0.0/8,192.168.0.0/16",
+            "istio_local_exclude_ports": "22,80",
+        },
+    ],
+    ids=["documented", "dual", "tproxy", "excluded"],
+)
+def test_the_box_says_what_explain_says(
+    browser: Chrome, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """For drawn packets the box has the rule and the fate that explain has."""
+    made = _plan(**settings)
+    _open(browser, _report(made), tmp_path)
+    drawn = random.Random(7)  # noqa: S311 - packets, no secrets
+    wrong = []
+    for _ in range(150):
+        six = settings.get("ip_family") == "dual" and drawn.random() < 0.5
+        way = drawn.choice(["in", "out"])
+        typed = {
+            "direction": way,
+            "protocol": drawn.choice(["tcp", "tcp", "udp"]),
+            "destination": drawn.choice(
+                ["fd00::5", "::1", "2001:db8::1"]
+                if six
+                else ["10.1.2.3", "127.0.0.1", "93.184.216.34", "192.168.9.9"]
+            ),
+            "destination_port": str(drawn.choice([22, 80, 443, 53, 15008, 15020, 15090])),
+            "source": drawn.choice(["fd00::9", "::6"] if six else ["10.9.9.9", "127.0.0.6"]),
+            "source_port": "4000",
+            "interface": drawn.choice(["eth0", "lo"]),
+            "uid": drawn.choice(["1000", "1337", "0"]),
+            "gid": drawn.choice(["1000", "1337"]),
+            "mark": drawn.choice(["0", "0x539"]),
+            "connmark": drawn.choice(["0", "1337"]),
+            "state": drawn.choice(["NEW", "ESTABLISHED"]),
+        }
+        if way == "in" and typed["destination"] in {"127.0.0.1", "::1"}:
+            continue
+        said = browser.execute_script(
+            """
+            for (const [name, text] of Object.entries(arguments[0])) form.elements[name].value = text;
+            const packet = read();
+            const group = data.classes.find((each) => fits(each, packet));
+            return group ? [group.captured, group.to_port, group.rule] : `none of ${JSON.stringify(packet, (_, each) => typeof each === "bigint" ? String(each) : each)}`;
+            """,
+            typed,
+        )
+        host = "[{}]" if six else "{}"
+        found = explain(
+            made,
+            incoming=way == "in",
+            proto=typed["protocol"],
+            src=f"{host.format(typed['source'])}:{typed['source_port']}",
+            dst=f"{host.format(typed['destination'])}:{typed['destination_port']}",
+            iface=typed["interface"],
+            mark=typed["mark"],
+            connmark=typed["connmark"],
+            ctstate=typed["state"],
+            uid=None if way == "in" else typed["uid"],
+            gid=None if way == "in" else typed["gid"],
+        )
+        if isinstance(said, str) or said[:2] != [found.captured, found.to_port]:
+            wrong.append((typed, said, found.verdict))
+    assert wrong == []
