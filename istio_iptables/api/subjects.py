@@ -13,7 +13,7 @@ from istio_iptables.api.comparing import (
 )
 from istio_iptables.api.recovering import recover
 from istio_iptables.api.rules import Live, is_native, rules_of
-from istio_iptables.api.unseen import unseen_chains
+from istio_iptables.api.unseen import chains_at_devices, unseen_chains
 from istio_iptables.errors import CannotTell, KernelRefused
 from istio_iptables.netfilter.nftlisting import families
 from istio_iptables.netfilter.packet import Surroundings
@@ -112,6 +112,7 @@ def subject_of(
         own,
         own.routes,
         name,
+        unseen_chains=chains_at_devices(found),
         recovered=recovered,
         native=found if native else (),
     )

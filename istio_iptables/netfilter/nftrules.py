@@ -220,7 +220,7 @@ class _Unreadable(Exception):
     """A statement is none of those that are known."""
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1 << 16)
 def statements(text: str) -> tuple[Statement, ...]:
     """The statements of a rule's *text*, in order; what is not understood is one of its own."""
     words = _Words(text)

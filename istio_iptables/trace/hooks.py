@@ -29,7 +29,7 @@ from istio_iptables.trace.table import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from istio_iptables.netfilter.model import Ruleset, Table
+    from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.netfilter.packet import Packet, Route, Surroundings
 
 __all__ = ["MAX_OUTCOMES", "MAX_STEPS", "Assumption", "End", "Outcome", "Step", "Trace", "trace"]
@@ -467,7 +467,7 @@ def _calls(ruleset: Ruleset, hook: str) -> Iterator[tuple[Called, ...]]:
         Called(table.name, chain.name, chain.base.kind, chain.base.priority)
         for table in reversed(ruleset.tables)
         for chain in reversed(table.chains)
-        if chain.base is not None and chain.base.hook == hook and not _is_idle(table)
+        if chain.base is not None and chain.base.hook == hook and not table.dormant
     ]
     found.sort(key=attrgetter("priority"))
     nat = tuple(each for each in found if each.kind == "nat")
@@ -481,11 +481,6 @@ def _calls(ruleset: Ruleset, hook: str) -> Iterator[tuple[Called, ...]]:
         yield (each,)
     if waiting:
         yield nat
-
-
-def _is_idle(table: Table) -> bool:
-    """Whether the kernel passes a table over."""
-    return "dormant" in table.objects.get("flags", "").replace(",", " ").split()
 
 
 def _is_loopback(packet: Packet) -> bool:

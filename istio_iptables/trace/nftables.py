@@ -347,7 +347,7 @@ class _Members:
         return ends[0] if one and ends[1] == ends[0] + 1 else None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def _members(field: str, words: tuple[str, ...]) -> _Members:
     return _Members(field, words)
 

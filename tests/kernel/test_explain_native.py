@@ -163,6 +163,33 @@ def test_what_is_unknown_is_followed_both_ways() -> None:
     assert out.splitlines()[-1] == "depends on what can't be known from here"
 
 
+@pytest.mark.parametrize(
+    ("table", "packet", "asked"),
+    [
+        ('inet fw { chain x { type filter hook ingress device "eth0"', "--in", True),
+        ('netdev fw { chain x { type filter hook ingress device "eth0"', "--in", True),
+        ('netdev fw { chain x { type filter hook ingress device "eth0"', "--dst :25", False),
+        ('netdev fw { chain x { type filter hook egress device "eth0"', "--dst :25", True),
+        ('netdev fw { flags dormant; chain x { type filter hook egress device "eth0"', "--dst :25", False),
+    ],
+)  # fmt: skip
+def test_chains_at_an_interface_are_named(
+    table: str,
+    packet: str,
+    asked: bool,  # noqa: FBT001 - a case
+    tmp_path: Path,
+) -> None:
+    """They are not followed, live or from a file, and the verdict says so."""
+    command("nft", f"table {table} priority 0; tcp dport 25 drop; }}; }}")
+    name = "nftables chain inet fw x" if table.startswith("inet") else "nftables chain netdev fw x"
+    path = tmp_path / "listed"
+    path.write_text(command("nft", "list", "ruleset"), encoding="utf-8")
+    for words in (("--live",), ("--rules", str(path))):
+        done = run("explain", *words, *packet.split())
+        last = done.out.splitlines()[-1]
+        assert last.endswith(f"unless {name} decides otherwise") == asked, (last, done.err)
+
+
 def test_two_tables_at_one_place_are_told() -> None:
     """Which of two chains of one priority was made first, the listing does not say."""
     for name in ("a", "b"):
