@@ -48,7 +48,8 @@ LONG = frozenset(
         ),
         *("drop-invalid-tproxy", "environment-every-variable", "exclude-interfaces-tproxy"),
         *("format-annotated-everything", "format-json", "format-commands", "loopback-cidr"),
-        *("native-everything", "native-sets-tproxy", "tproxy-several-owners"),
+        *("native-everything", "native-sets-tproxy", "tproxy-several-owners", "native-tproxy"),
+        *("native-tproxy-ports", "native-like-iptables-dns", "native-dns", "dns-both-servers"),
     }
 )
 SETTINGS = {
