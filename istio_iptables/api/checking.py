@@ -356,7 +356,9 @@ class _Live:
     def _past_envoy(self) -> Iterator[Ailment]:
         """Connections that the rules would capture, and that have no end here at Envoy.
 
-        They were there before the rules: nat is asked about a connection's first packet alone.
+        They were there before the rules: nat is asked about a connection's first packet alone. Where
+        connections were not tracked before, the kernel takes the next packet for the first: it goes to
+        Envoy, who knows nothing of it and resets.
         """
         sockets = [
             each for each in self._evidence.sockets or () if each.connected and each.protocol == TCP
@@ -393,9 +395,10 @@ class _Live:
                 yield Ailment(
                     "past-envoy",
                     Severity.WARNING,
-                    f"{way} connections that were there before the rules go past Envoy:{more}"
-                    f" {len(bypassing)}, such as {_end(first.address, first.port)} to"
-                    f" {_end(first.peer, first.peer_port)} of user {first.uid}",
+                    f"{way} connections from before the rules:{more} {len(bypassing)}, such as"
+                    f" {_end(first.address, first.port)} to {_end(first.peer, first.peer_port)} of"
+                    f" user {first.uid}; they go past Envoy, or are reset where connections were not"
+                    " tracked before",
                     "restart the application, or let it connect anew",
                 )
 

@@ -59,7 +59,7 @@ def _merge_items(below: list[Any], over: list[Any], name: str) -> list[Any]:
     found = []
     for each in over:
         place = places.get(key(each))
-        if place is None or not isinstance(each, dict):
+        if place is None or not isinstance(each, dict) or not isinstance(below[place], dict):
             found.append(each)
             continue
         while left and places[key(left[0])] < place:

@@ -48,9 +48,12 @@ class Watched(Generic[T]):
         self._used = found
         try:
             self.value = self._load()
-        except IstioIptablesError as error:
+        except Exception as error:  # noqa: BLE001 - what is served stays, whatever was written there
             self._failed()
-            lines = [f"{self._label} changed and can't be used: {line}" for line in error.lines]
+            why: Sequence[str] = [f"internal error: {type(error).__name__}: {error}"]
+            if isinstance(error, IstioIptablesError):
+                why = error.lines
+            lines = [f"{self._label} changed and can't be used: {line}" for line in why]
             self._tell("error", [*lines, f"{self._label}: what was read before stays"])
         else:
             self._tell("info", [f"{self._label} changed: read again"])

@@ -80,7 +80,7 @@ def _mutate(document: Any, random: Random) -> None:
     holder, key = random.choice(places)
     way = random.randrange(6)
     if way == 0:
-        holder[key] = random.choice(_VALUES)
+        holder[key] = copy.deepcopy(random.choice(_VALUES))
     elif way == 1:
         holder[key] = random.choice(_TEXTS)
     elif way == 2:

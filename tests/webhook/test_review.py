@@ -269,6 +269,13 @@ def test_deep_and_odd_values_are_refused_or_kept() -> None:
             assert response["status"]["code"] == 400
 
 
+def test_null_in_place_of_an_item() -> None:
+    """What Kubernetes does not know is merged as the rest is, and refused by it, not here."""
+    proxy = {**OWN_PROXY, "securityContext": {"odd": {"containers": [None, {"odd": 1}]}}}
+    body = json.dumps(review(pod(containers=[proxy, APP]))).encode()
+    assert answer(body, "/inject", SETTINGS).verdict == "injected"
+
+
 def test_a_mistake_of_our_own_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is raised inside, the pod is not let in as it is."""
 

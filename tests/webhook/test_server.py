@@ -281,8 +281,9 @@ def test_a_body_that_ends_early() -> None:
     assert found.endswith(b"\r\n\r\nthe body is shorter than its Content-Length\n")
 
 
-def test_many_large_bodies_at_once() -> None:
+def test_many_large_bodies_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of nine one is refused, and small ones are answered; large ones again when there is room."""
+    monkeypatch.setattr(server_module, "REQUEST_SECONDS", 600)
     large = request(review(pod(odd="x" * 300_000)))
     small = request(review(pod()), "Connection: close")
     with served(limit=16) as server:
@@ -415,6 +416,8 @@ def test_files_are_used_when_they_rest(tmp_path: Path) -> None:
     def load() -> str:
         if path.read_text() == "bad":
             raise UsageProblems(["first", "second"])
+        if path.read_text() == "worse":
+            raise KeyError("x")  # noqa: EM101 - a mistake of our own
         return path.read_text()
 
     def tell(kind: str, lines: list[str]) -> None:
@@ -426,6 +429,7 @@ def test_files_are_used_when_they_rest(tmp_path: Path) -> None:
         ("t", ["one"]),
         ("two", ["one", "two", "two"]),
         ("bad", ["two", "two", "two"]),
+        ("worse", ["two", "two", "two"]),
         ("two", ["two", "two"]),
         ("three", ["two", "three"]),
     ):
@@ -438,10 +442,12 @@ def test_files_are_used_when_they_rest(tmp_path: Path) -> None:
         "error: thing changed and can't be used: first",
         "error: thing changed and can't be used: second",
         "error: thing: what was read before stays",
+        "error: thing changed and can't be used: internal error: KeyError: 'x'",
+        "error: thing: what was read before stays",
         "info: thing changed: read again",
         "info: thing changed: read again",
     ]
-    assert failures == [1]
+    assert failures == [1, 1]
     path.unlink()
     watched.refresh()
     assert watched.value == "three"
