@@ -324,6 +324,14 @@ def test_tproxy_needs_a_listener(
     assert {each.taken_by for each in found} == taken
 
 
+def test_tproxy_that_marks_nothing_makes_two_ways() -> None:
+    """The packet is the same with a socket and without one, and what becomes of it is not."""
+    world = POD._replace(listens=lambda *_: False)
+    established = COMING._replace(state="ESTABLISHED")
+    found = ways("tproxy ip to :15006 counter", established, world, base=MANGLE).outcomes
+    assert {each.taken_by for each in found} == {"TPROXY", ""}
+
+
 def test_tproxy_of_a_packet_whose_port_is_not_known() -> None:
     """Without a port of its own it is the packet's, and whether anything listens is not known."""
     world = POD._replace(listens=lambda *_: True)
