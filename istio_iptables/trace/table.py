@@ -367,4 +367,5 @@ def _unknown(holds: bool | None, rule: Rule, situation: Situation) -> str:  # no
 
 def _changes_nothing(way: Way, found: _Found, done: Effect) -> bool:
     """Whether the packet is as it was behind a rule, whether that matches or not."""
-    return not done.takes and found.left == way.packet and all(map(same, way.packet, done.packet))
+    packets = found.left, done.packet
+    return not done.takes and all(all(map(same, way.packet, each)) for each in packets)
