@@ -158,7 +158,7 @@ class _Reader:
             self._objects[first] = rest
             return
         kind, _, name = text.removesuffix(" {").rpartition(" ")
-        if not text.endswith(" {") or not kind:
+        if not text.endswith(" {") or not kind or kind.startswith("chain "):
             raise SaveFileError(
                 self._number, f"expected a chain or set of the table, found {excerpt(text)}"
             )

@@ -23,6 +23,7 @@ from istio_iptables.netfilter.fieldvalues import (
 )
 from istio_iptables.netfilter.model import Family, Target
 from istio_iptables.netfilter.nftrules import split_elements, split_verdicts
+from istio_iptables.netfilter.packet import is_link_local
 from istio_iptables.netfilter.questions import (
     ManyMarks,
     among,
@@ -435,7 +436,11 @@ _ELSEWHERE = "not local"
 
 def _kind(situation: Situation, address: str | None) -> _Value:
     """``local``, or that it is not: of what kind another address is needs the routes."""
-    local = situation.world.is_local(address, situation.packet.family)
+    family = situation.packet.family
+    if address is None or (family is Family.IPV6 and is_link_local(address, family)):
+        # Such an address is looked for at one interface alone, and which one depends on the hook.
+        return None
+    local = situation.world.is_local(address, family)
     return {True: "local", False: _ELSEWHERE, None: None}[local]
 
 

@@ -113,6 +113,7 @@ def test_a_listing_is_read() -> None:
         ("table inet f {\n\tchain a {\n\t}\n\tchain a {\n\t}\n}\n", 4, "a second time"),
         ("table inet f {\n\tchain a { }\n}\n", 2, "expected a chain or set"),
         ("table inet f {\n\taccept\n}\n", 2, "expected a chain or set"),
+        ("table inet f {\n\tchain a b {\n\t}\n}\n", 2, "expected a chain or set"),
         (
             "table inet f {\n\tchain a {\n\t\ttype nat hook x\n\t}\n}\n",
             3,

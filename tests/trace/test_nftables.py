@@ -188,6 +188,8 @@ def test_conditions(condition: str, packet: Packet, answer: bool | None) -> None
         ("fib daddr type { local, broadcast }", TCP, None),
         ("fib saddr type local", TCP, True),
         ("fib daddr type local", TCP._replace(destination=None), None),
+        ("fib daddr type local", IPV6._replace(destination="fd00::2"), True),
+        ("fib daddr type local", IPV6._replace(destination="fe80::2"), None),
     ],
 )
 def test_addresses_of_the_machine(condition: str, packet: Packet, answer: bool | None) -> None:  # noqa: FBT001 - a case
