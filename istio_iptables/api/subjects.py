@@ -142,6 +142,8 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
         else wanted.config.native_nftables
     ):
         native = families(native_of_ours(state.native or ()))
+        if wanted is None and not live.native and not holds_ours(native):
+            native = ()
     own_plan, recovered = _settings(wanted, native or state.rulesets, there)
     warnings = list(state.warnings)
     if state.other_rulesets:
