@@ -129,6 +129,9 @@ def test_a_browser_shows_it(browser: Chrome, tmp_path: Path, width: int, scheme:
     assert (dark == "rgb(13, 17, 23)") is (scheme == "dark")
     wide = browser.execute_script("return document.documentElement.scrollWidth")
     assert wide <= width
+    # A table's heading is as wide as the table, and not one word a line.
+    half = "return [...document.querySelectorAll('caption')].map(each => each.offsetWidth)"
+    assert all(each > width / 2 for each in browser.execute_script(half))
     loaded = browser.execute_script("return performance.getEntriesByType('resource').length")
     assert loaded == 0
     browser.execute_script(script("axe.min.js") + "; window.axe = axe;")
