@@ -93,7 +93,6 @@ def test_native_rules_have_a_page(tmp_path: Path) -> None:
 
 def test_a_page_without_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where traffic can't be divided the page says why, and has the rest."""
-
     reason = "too many packets"
 
     def refuse(*_: object, **__: object) -> Never:
