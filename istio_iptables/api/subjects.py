@@ -184,8 +184,9 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool, natively: bool) -> S
         if wanted is None
         else wanted.config.native_nftables
     ):
-        ours = native_of_ours(state.native or ())
-        native = families(ours) if ours else ()
+        native = families(native_of_ours(state.native or ()))
+        if wanted is None and not live.native and not holds_ours(native):
+            native = ()
     own_plan, recovered = _settings(wanted, native or state.rulesets, there)
     warnings = list(state.warnings)
     if state.other_rulesets:
