@@ -202,7 +202,9 @@ def state(*, backends: tuple[str, ...] = ALL_BACKENDS, everything: bool = False)
         for backend in BACKENDS
     }
     # One process for the lot: most of the time goes into starting them.
-    asked = "ip -4 rule; echo %; ip -6 rule; echo %; ip -4 route show table all; echo %;"
+    # The kernel routes a new IPv6 address a little later, when it is no longer tentative.
+    asked = "while ip -o addr show dev lo | grep -q tentative; do :; done; "
+    asked += "ip -4 rule; echo %; ip -6 rule; echo %; ip -4 route show table all; echo %;"
     asked += "ip -6 route show table all; echo %; ip -o addr; echo %;"
     if "native" in backends:
         asked += "nft -s list ruleset inet"

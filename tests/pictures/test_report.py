@@ -105,6 +105,8 @@ def test_a_page_is_written_whole_or_not_at_all(
     assert target.read_text() == "before"
     with pytest.raises(IstioIptablesError, match=r"--output: .*/none/page\.html: No such file"):
         run_command(["report", "-i", "*", "-o", str(tmp_path / "none" / "page.html")])
+    with pytest.raises(IstioIptablesError, match=r"^--output \(-o\): is missing$"):
+        run_command(["report", "-i", "*"])
     run_command(["report", "-i", "*", "-o", str(target)])
     assert target.read_text().startswith("<!DOCTYPE html>")
     assert target.stat().st_mode & 0o777 == 0o640
