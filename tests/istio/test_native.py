@@ -15,7 +15,6 @@ from tests.program import run
 from tests.strategies import configs
 
 if TYPE_CHECKING:
-
     from istio_iptables.settings.config import Config
 
 NATIVE = ["--native-nftables", "--dry-run"]
