@@ -78,24 +78,20 @@ class Subject(NamedTuple):
         return own._replace(rulesets=(*own.rulesets, *families(planned_natively(self.plan))))
 
 
-def subject_of(  # noqa: PLR0913 - what is asked about, and what is done with it
+def subject_of(
     wanted: Plan | None,
     rules: Source | None = None,
     *,
     family: Family | None = None,
     name: str = "the text",
     follow: bool = True,
-    natively: bool = False,
 ) -> Subject:
     """The rules of *wanted*, or other *rules*: a text's, rulesets, or those in the kernel (``LIVE``).
 
     Without *wanted* the settings are those that the rules were made by, as far as they tell.
     *family* and *name* are as in ``rules_of``. With *follow* packets are to be followed through the
-    rules, with *natively* through native ones as well: then these are among the rules. Raises
-    CannotTell for rules that can't be read, or can't be followed.
+    rules, and native ones are among these. Raises CannotTell for rules that can't be read.
     """
-    if wanted is not None and wanted.config.native_nftables and follow and not natively:
-        raise CannotTell(_NOT_FOLLOWED)
     if rules is None:
         own = wanted or plan(Capture())
         found: tuple[Ruleset, ...] | Live = own.rulesets
@@ -107,14 +103,11 @@ def subject_of(  # noqa: PLR0913 - what is asked about, and what is done with it
     else:
         own, found = None, rules_of(rules, family, name)
     if isinstance(found, Live):
-        return _live(wanted, found, follow=follow, natively=natively)
+        return _live(wanted, found, follow=follow)
     native = is_native(found)
-    if native and follow and not natively:
-        message = f"{name}: {_NOT_FOLLOWED}"
-        raise CannotTell(message)
     own, recovered = (own, None) if own else _settings(wanted, found)
     return Subject(
-        () if native and not natively else found,
+        found if follow or not native else (),
         own,
         own.routes,
         name,
@@ -122,11 +115,6 @@ def subject_of(  # noqa: PLR0913 - what is asked about, and what is done with it
         recovered=recovered,
         native=found if native else (),
     )
-
-
-_NOT_FOLLOWED = (
-    "native nftables rules: explain follows one packet, all packets are not divided by them"
-)
 
 
 def _with_native(rulesets: tuple[Ruleset, ...], native: Iterable[Table]) -> tuple[Ruleset, ...]:
@@ -155,7 +143,7 @@ def _settings(
     return recovered.plan, recovered
 
 
-def _live(wanted: Plan | None, live: Live, *, follow: bool, natively: bool) -> Subject:
+def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
     from istio_iptables.api.comparing import holds_ours, native_of_ours
     from istio_iptables.istio.ownership import OWNERSHIP
     from istio_iptables.kernel import live as kernel
@@ -170,7 +158,7 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool, natively: bool) -> S
     # Whether a packet is captured is told by nat, whoever's settings they are: without it, nothing.
     usual = plan(Capture(ip_family="dual"))
     asked = DesiredState(usual.rulesets) if wanted is None else wanted.state
-    only = natively and wanted is not None and wanted.config.native_nftables
+    only = follow and wanted is not None and wanted.config.native_nftables
     if only:
         asked = asked._replace(rulesets=())
     try:
@@ -185,12 +173,14 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool, natively: bool) -> S
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     native: tuple[Ruleset, ...] = ()
-    if (natively or not follow) and (
+    if (
         live.native or not holds_ours((*state.rulesets, *state.other_rulesets))
         if wanted is None
         else wanted.config.native_nftables
     ):
         native = families(native_of_ours(state.native or ()))
+        if wanted is None and not live.native and not holds_ours(native):
+            native = ()
     own_plan, recovered = _settings(wanted, native or state.rulesets, there)
     warnings = list(state.warnings)
     if state.other_rulesets:
@@ -199,12 +189,12 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool, natively: bool) -> S
         tables = ", ".join(state.unreadable)
         warnings.append(f"tables that can't be read are not followed: {tables}")
     return Subject(
-        _with_native(state.rulesets, state.native) if natively and state.native else state.rulesets,
+        _with_native(state.rulesets, state.native) if follow and state.native else state.rulesets,
         own_plan,
         there,
         f"the live rules ({'native nftables' if native else state.backend})",
         addresses,
-        unseen_chains(state, native=natively),
+        unseen_chains(state, native=follow),
         own,
         routing,
         namespace,

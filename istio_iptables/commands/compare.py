@@ -76,7 +76,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         raise UsageProblems(["A, B: stdin holds one file: give - once"])
     contexts = [_context(name, each) for name, each in zip("AB", words, strict=True)]
     # Somebody else's rules: the families of a plan must not depend on this machine.
-    elsewhere = any(each.params["rules"] is not None or _is_live(each) for each in contexts)
+    elsewhere = any(each.params["rules"] is not None or _is_elsewhere(each) for each in contexts)
     one, other = (
         _side(name, each, either_family=elsewhere)
         for name, each in zip("AB", contexts, strict=True)
@@ -90,8 +90,8 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     return ExitStatus.FAILED if found else ExitStatus.DONE
 
 
-def _is_live(ctx: click.Context) -> bool:
-    return bool(ctx.params["live"] or flags_given(ctx).get("network_namespace"))
+def _is_elsewhere(ctx: click.Context) -> bool:
+    return bool(flags_given(ctx).get("network_namespace"))
 
 
 def _words(name: str, side: str) -> list[str]:

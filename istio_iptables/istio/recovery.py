@@ -18,6 +18,7 @@ Where several settings make the same rules:
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections import Counter
 from functools import cache, partial
@@ -25,9 +26,9 @@ from itertools import chain, dropwhile, pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.istio.native import PASS_IPV6
-from istio_iptables.istio.ownership import find_owned
+from istio_iptables.istio.ownership import NATIVE_NAMES, find_owned
 from istio_iptables.istio.plan import Common, template
-from istio_iptables.istio.rules import CHAIN_PREFIX, NATIVE_TABLE, OUTPUT, common_values, rules
+from istio_iptables.istio.rules import CHAIN_PREFIX, OUTPUT, common_values, rules
 from istio_iptables.istio.translated import translated
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.netfilter.model import HEADER_OPTIONS, Family, is_built_in
@@ -189,6 +190,17 @@ def _patterns(family: Family, *, native: bool) -> dict[_Key, list[_Pattern]]:
     return found
 
 
+@cache
+def _targets(table: str, chain: str, *, native: bool) -> frozenset[str]:
+    """The targets of the texts of one chain."""
+    start = f"-t {table} "
+    return frozenset(
+        text.partition(" -j ")[2].split()[0]
+        for text in all_texts(native=native)
+        if text.startswith(start) and text.split(" ", 4)[3] == chain
+    )
+
+
 def _varying(text: str) -> Iterator[tuple[str, str]]:
     """The options of *text* that make no condition for some value, each with the value's name."""
     words = text.split()
@@ -276,7 +288,11 @@ class _Evidence:
     def _read_chain(self, family: Family, table: str, name: str, found: Iterable[Rule]) -> None:
         patterns = _patterns(family, native=self._native)
         read: list[_Alternatives] = []
+        targets = _targets(table, name, native=self._native)
         for rule in found:
+            if not (self._native or any(each in rule.text for each in targets)):
+                # Others may have very many.
+                continue
             plain = rule if self._native else _plain(rule, family)
             shape, words = _shape(plain)
             readings = [
@@ -488,8 +504,15 @@ def _readings(sequences: Sequence[Sequence[str]], name: str) -> list[str]:
     if not _is_list(name):
         votes = Counter(chain(*sequences))
         texts = [value for value, _ in votes.most_common()]
-        return [str(int(text, 0)) for text in texts] if name == "tproxy_mark" else texts
+        return list(_decimal(texts)) if name == "tproxy_mark" else texts
     return [",".join(each) for each in _lists(sequences)]
+
+
+def _decimal(texts: Iterable[str]) -> Iterator[str]:
+    """The marks among *texts*, which rules have in hexadecimal, as settings have them."""
+    for text in texts:
+        with contextlib.suppress(ValueError):
+            yield str(int(text, 0))
 
 
 def _lists(sequences: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
@@ -536,7 +559,7 @@ def _modes(found: _Evidence) -> Readings:
 
 def _native_modes(found: _Evidence, tables: Iterable[Table]) -> Readings:
     """That the rules are native, and what only such rules may be."""
-    readings: Readings = {"native_nftables": ("true",)}
+    readings: Readings = {}
     texts = [rule.text for table in tables for chain in table.chains for rule in chain.rules]
     like = set(all_texts(native=True)) - set(all_texts())
     is_like = PASS_IPV6.text in texts or found.count(like) > 0
@@ -550,7 +573,7 @@ def _native_modes(found: _Evidence, tables: Iterable[Table]) -> Readings:
 def _native_of_ours(rulesets: Iterable[Ruleset]) -> list[Table]:
     """The native tables of ours, each once: they are both families'."""
     tables = {table.name: table for each in rulesets for table in each.tables}
-    return [each for name, each in tables.items() if name.startswith(f"inet {NATIVE_TABLE}")]
+    return [each for name, each in tables.items() if name in NATIVE_NAMES]
 
 
 def _groups(found: _Evidence) -> Readings:
@@ -618,7 +641,10 @@ def _with_loopback(text: str) -> str:
         return text
     for number, each in enumerate(networks):
         for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
-            if ip_address(address) in ip_network(each):
+            # What others put there may be none.
+            with contextlib.suppress(ValueError):
+                if ip_address(address) not in ip_network(each):
+                    continue
                 networks[number] = f"{address}/{each.partition('/')[2]}"
                 return ",".join(networks)
     return ",".join([*networks, "::1/128"])
