@@ -59,7 +59,7 @@ def explain(  # noqa: PLR0913 - a packet has so many fields
     Raises UsageProblems for a packet that can't be, CannotTell for rules that can't be read.
     """
     wanted = Family(family) if family else None
-    subject = subject_of(plan, rules, family=wanted, name=name, natively=True)
+    subject = subject_of(plan, rules, family=wanted, name=name)
     fields = {
         "proto": proto,
         "src": src,

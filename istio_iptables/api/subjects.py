@@ -5,17 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Capture, plan
-from istio_iptables.api.comparing import (
-    holds_ours,
-    native_of_ours,
-    planned_natively,
-    planned_rulesets,
-)
-from istio_iptables.api.recovering import recover
 from istio_iptables.api.rules import Live, is_native, rules_of
 from istio_iptables.api.unseen import chains_at_devices, unseen_chains
 from istio_iptables.errors import CannotTell, KernelRefused
-from istio_iptables.netfilter.nftlisting import families
 from istio_iptables.netfilter.packet import Surroundings
 from istio_iptables.netfilter.plan import DesiredState
 
@@ -80,42 +72,42 @@ class Subject(NamedTuple):
         own = self.plan.state
         if not is_native(self.rulesets):
             return own
+        from istio_iptables.api.comparing import planned_natively
+        from istio_iptables.netfilter.nftlisting import families
+
         return own._replace(rulesets=(*own.rulesets, *families(planned_natively(self.plan))))
 
 
-def subject_of(  # noqa: PLR0913 - what is asked about, and what is done with it
+def subject_of(
     wanted: Plan | None,
     rules: Source | None = None,
     *,
     family: Family | None = None,
     name: str = "the text",
     follow: bool = True,
-    natively: bool = False,
 ) -> Subject:
     """The rules of *wanted*, or other *rules*: a text's, rulesets, or those in the kernel (``LIVE``).
 
     Without *wanted* the settings are those that the rules were made by, as far as they tell.
     *family* and *name* are as in ``rules_of``. With *follow* packets are to be followed through the
-    rules, with *natively* through native ones as well: then these are among the rules. Raises
-    CannotTell for rules that can't be read, or can't be followed.
+    rules, and native ones are among these. Raises CannotTell for rules that can't be read.
     """
-    if wanted is not None and wanted.config.native_nftables and follow and not natively:
-        raise CannotTell(_NOT_FOLLOWED)
     if rules is None:
         own = wanted or plan(Capture())
-        found: tuple[Ruleset, ...] | Live = planned_rulesets(own)
+        found: tuple[Ruleset, ...] | Live = own.rulesets
+        if own.config.native_nftables:
+            from istio_iptables.api.comparing import planned_rulesets
+
+            found = planned_rulesets(own)
         name = "the plan"
     else:
         own, found = None, rules_of(rules, family, name)
     if isinstance(found, Live):
-        return _live(wanted, found, follow=follow, natively=natively)
+        return _live(wanted, found, follow=follow)
     native = is_native(found)
-    if native and follow and not natively:
-        message = f"{name}: {_NOT_FOLLOWED}"
-        raise CannotTell(message)
     own, recovered = (own, None) if own else _settings(wanted, found)
     return Subject(
-        () if native and not natively else found,
+        found if follow or not native else (),
         own,
         own.routes,
         name,
@@ -125,13 +117,10 @@ def subject_of(  # noqa: PLR0913 - what is asked about, and what is done with it
     )
 
 
-_NOT_FOLLOWED = (
-    "native nftables rules: explain follows one packet, all packets are not divided by them"
-)
-
-
 def _with_native(rulesets: tuple[Ruleset, ...], native: Iterable[Table]) -> tuple[Ruleset, ...]:
     """The rules of iptables, and beside them the native ones."""
+    from istio_iptables.netfilter.nftlisting import families
+
     there = {each.family: each for each in rulesets}
     return tuple(
         each._replace(tables=(*there[each.family].tables, *each.tables))
@@ -147,16 +136,21 @@ def _settings(
     """The plan that was given, or the one that the rules were made by."""
     if wanted is not None:
         return wanted, None
+    # With settings at hand nothing has to be recovered: 2 ms of imports.
+    from istio_iptables.api.recovering import recover
+
     recovered = recover(rulesets, routes)
     return recovered.plan, recovered
 
 
-def _live(wanted: Plan | None, live: Live, *, follow: bool, natively: bool) -> Subject:
+def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
+    from istio_iptables.api.comparing import holds_ours, native_of_ours
     from istio_iptables.istio.ownership import OWNERSHIP
     from istio_iptables.kernel import live as kernel
     from istio_iptables.kernel import netlink, routes
     from istio_iptables.kernel.namespace import entered
     from istio_iptables.kernel.routing import Routing
+    from istio_iptables.netfilter.nftlisting import families
 
     namespace, backend = live.namespace or "", live.backend or ""
     if wanted is not None:
@@ -164,7 +158,7 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool, natively: bool) -> S
     # Whether a packet is captured is told by nat, whoever's settings they are: without it, nothing.
     usual = plan(Capture(ip_family="dual"))
     asked = DesiredState(usual.rulesets) if wanted is None else wanted.state
-    only = natively and wanted is not None and wanted.config.native_nftables
+    only = follow and wanted is not None and wanted.config.native_nftables
     if only:
         asked = asked._replace(rulesets=())
     try:
@@ -179,12 +173,14 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool, natively: bool) -> S
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     native: tuple[Ruleset, ...] = ()
-    if (natively or not follow) and (
+    if (
         live.native or not holds_ours((*state.rulesets, *state.other_rulesets))
         if wanted is None
         else wanted.config.native_nftables
     ):
         native = families(native_of_ours(state.native or ()))
+        if wanted is None and not live.native and not holds_ours(native):
+            native = ()
     own_plan, recovered = _settings(wanted, native or state.rulesets, there)
     warnings = list(state.warnings)
     if state.other_rulesets:
@@ -193,12 +189,12 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool, natively: bool) -> S
         tables = ", ".join(state.unreadable)
         warnings.append(f"tables that can't be read are not followed: {tables}")
     return Subject(
-        _with_native(state.rulesets, state.native) if natively and state.native else state.rulesets,
+        _with_native(state.rulesets, state.native) if follow and state.native else state.rulesets,
         own_plan,
         there,
         f"the live rules ({'native nftables' if native else state.backend})",
         addresses,
-        unseen_chains(state, native=natively),
+        unseen_chains(state, native=follow),
         own,
         routing,
         namespace,

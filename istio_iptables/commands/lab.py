@@ -271,11 +271,11 @@ command = SettingsCommand(
             show_default=True,
             help="Who is there and what is sent.",
         ),
-        click.Option(["--mode"], metavar="MODE", help="The same as -m: REDIRECT or TPROXY."),
+        click.Option(["--mode"], metavar="REDIRECT|TPROXY", help="The same as -m."),
         click.Option(
             ["--backend"],
-            metavar="BACKEND",
-            help="The same as --force-iptables-binary: legacy or nft; native is --native-nftables.",
+            metavar="legacy|nft|native",
+            help="The same as --force-iptables-binary; native is --native-nftables.",
         ),
         click.Option(
             ["--envoy-uid"],

@@ -8,10 +8,10 @@ is false of a packet of IPv6, ``meta skuid != 0`` of one without a socket.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from istio_iptables.errors import CannotTell
 from istio_iptables.netfilter.extensions import Effect, Next, Situation
 from istio_iptables.netfilter.extensions.mark import mark_text
 from istio_iptables.netfilter.fieldvalues import (
@@ -24,6 +24,16 @@ from istio_iptables.netfilter.fieldvalues import (
 from istio_iptables.netfilter.model import Family, Target
 from istio_iptables.netfilter.nftrules import split_elements, split_verdicts
 from istio_iptables.netfilter.packet import is_link_local
+from istio_iptables.netfilter.questions import (
+    ManyMarks,
+    among,
+    has_address,
+    has_bits,
+    is_many,
+    named,
+    same,
+)
+from istio_iptables.netfilter.sets import Intervals, names_from, one_number
 from istio_iptables.trace.matches import Condition
 from istio_iptables.trace.targets import target_effect
 
@@ -46,6 +56,7 @@ _Value = int | str | _Absent | None
 
 _SENDING = frozenset({"OUTPUT", "POSTROUTING"})
 _PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1, "icmpv6": 58, "sctp": 132, "dccp": 33, "udplite": 136}
+_WITH_LISTENERS = Intervals.of([(6, 6), (17, 17)])
 _OF_FAMILY = {"ip": Family.IPV4, "ip6": Family.IPV6}
 
 
@@ -72,7 +83,8 @@ def run(rule: NftRule, situation: Situation) -> tuple[bool | None, Packet]:
         holds = _holds(each, rule, now)
         if holds is not True:
             # Which of what was done before was done may depend on what can't be known.
-            left = packet if answer or packet == situation.packet else _unmarked(packet)
+            is_as_before = all(map(same, packet, situation.packet))
+            left = packet if answer or is_as_before else _unmarked(packet)
             if holds is False:
                 return False, left
             answer = None
@@ -120,13 +132,15 @@ def _done(
         target = mapped[0] if mapped else None
     if target is None:
         return None if each.harmless else _unknown(each, rule, packet)
-    if target.name == "CONTINUE":
-        return None
-    if each.field == "family" and not _is_of_family(each, situation):
-        # Unlike a condition it lets the rule go on.
+    other_family = each.field == "family" and not _is_of_family(each, situation)
+    if target.name == "CONTINUE" or other_family:
+        # What is for the other family lets the rule go on, unlike a condition.
         return None
     if target.name == "SET-FIELD":
         return Effect(Next.CONTINUE, _set_field(target, packet), verdict=target.name)
+    if target.option("--zone") and packet.settled and packet.state == "UNTRACKED":
+        # Unlike iptables it has the packet tracked again.
+        return Effect(Next.UNKNOWN, packet, _UNKNOWN, verdict="ct zone")
     done = target_effect(target, situation, chains)
     if target.name == "TPROXY":
         # It marks nothing, and other statements follow.
@@ -173,7 +187,7 @@ def _holds(each: Statement, rule: NftRule, situation: Situation) -> bool | None:
     if value is _ABSENT:
         return False
     if each.operator != "vmap":
-        return _compare(each, rule, value)
+        return _compare(each, rule, value, situation.packet)
     mapped = _mapped(each, rule, situation)
     return mapped if mapped is None else bool(mapped)
 
@@ -194,7 +208,7 @@ def _is_of_family(each: Statement, situation: Situation) -> bool:
 def _finds_listener(each: Statement, situation: Situation) -> bool | None:
     """Whether TPROXY finds a socket: without it the rule ends, and the packet goes on."""
     packet = situation.packet
-    if packet.protocol not in {6, 17}:
+    if not among(packet.protocol, _WITH_LISTENERS):
         return False
     ask = situation.world.listens
     port = option_number(each.target.option("--on-port")) if each.target else None
@@ -203,34 +217,52 @@ def _finds_listener(each: Statement, situation: Situation) -> bool | None:
         return True
     found = None if wanted is None else ask(packet.protocol, wanted, packet.family)
     # Without a listener there may be the socket of the packet's connection.
-    return found if found or packet.state == "NEW" else None
+    return found if found or among(packet.state, named("NEW")) else None
 
 
-def _compare(each: Statement, rule: NftRule, value: int | str | _Absent | None) -> bool | None:
+def _compare(each: Statement, rule: NftRule, value: _Value, packet: Packet) -> bool | None:
     words = _words(each, rule)
     if value is None or words is None or isinstance(value, _Absent):
         return None
     if value is _ELSEWHERE and set(words) != {"local"}:
         return None
-    if isinstance(value, int) and each.mask:
-        mask = number(each.mask)
-        if mask is None:
-            return None
-        value &= mask
+    mask = number(each.mask) if each.mask else WHOLE_MARK
+    if mask is None:
+        return None
+    members = _members(each.field, words)
     if each.operator in _ORDERS:
-        limit = _members(each.field, words).only
-        if limit is None or not isinstance(value, int):
+        limit = members.only
+        if limit is None:
             return None
-        return _ORDERS[each.operator](value, limit)
-    found = _members(each.field, words).holds(value)
+        return _is_among(value, _ORDERS[each.operator](limit), mask if each.mask else None, packet)
+    found = members.holds(value, mask if each.mask else None, packet)
     return None if found is None else found is (each.operator == "==")
 
 
-_ORDERS: dict[str, Callable[[int, int], bool]] = {
-    "<": lambda value, limit: value < limit,
-    "<=": lambda value, limit: value <= limit,
-    ">": lambda value, limit: value > limit,
-    ">=": lambda value, limit: value >= limit,
+def _is_among(value: int | str, wanted: Intervals, mask: int | None, packet: Packet) -> bool:
+    """Whether a number, or the number of an address, is among *wanted* behind *mask*."""
+    if isinstance(value, str):
+        return bool(has_address(value, wanted, packet.family))
+    if isinstance(value, ManyMarks):
+        mask = WHOLE_MARK if mask is None else mask
+        if any(end != first + 1 for first, end in wanted.pairs()):
+            message = "marks are compared with a range: packets can't be told apart by it"
+            raise CannotTell(message)
+        return any(has_bits(value, first, mask) for first, _ in wanted.pairs())
+    if mask is None:
+        return among(value, wanted)
+    if is_many(value):
+        message = "bits of a field that is no mark: packets can't be told apart by them"
+        raise CannotTell(message)
+    return value & mask in wanted
+
+
+_LAST_NUMBER = 1 << 128
+_ORDERS: dict[str, Callable[[int], Intervals]] = {
+    "<": lambda limit: Intervals((0, limit) if limit else ()),
+    "<=": lambda limit: Intervals((0, limit + 1)),
+    ">": lambda limit: Intervals((limit + 1, _LAST_NUMBER)),
+    ">=": lambda limit: Intervals((limit, _LAST_NUMBER)),
 }
 
 
@@ -272,7 +304,7 @@ def _mapped(each: Statement, rule: NftRule, situation: Situation) -> tuple[Targe
     if value is None or value is _ELSEWHERE or pairs is None or isinstance(value, _Absent):
         return None
     for word, target in zip(*pairs, strict=True):
-        holds = _members(each.field, (word,)).holds(value)
+        holds = _members(each.field, (word,)).holds(value, None, situation.packet)
         if holds is None:
             return None
         if holds:
@@ -289,38 +321,33 @@ class _Members:
     def __init__(self, field: str, words: tuple[str, ...]) -> None:
         self._known = True
         ranges: list[tuple[int, int]] = []
-        self._texts: list[str] = []
+        texts = Intervals()
         read = _reader(field)
         for word in words:
             if read is None:
-                self._texts.append(word)
+                texts = texts.join(_word(field, word))
                 continue
             found = read(word)
             if found is None:
                 self._known = False
             else:
                 ranges.append(found)
-        ranges.sort()
-        self._starts = [low for low, _ in ranges]
-        # Of ranges that start before a number, the one that reaches farthest counts.
-        self._ends: list[int] = []
-        for _, high in ranges:
-            self._ends.append(max(high, self._ends[-1]) if self._ends else high)
+        self._numbers = texts if read is None else Intervals.of(ranges)
+        self._is_words = read is None
 
-    def holds(self, value: int | str) -> bool | None:
+    def holds(self, value: int | str, mask: int | None, packet: Packet) -> bool | None:
         """Whether *value* is one of them; None where one of them could not be read."""
-        if isinstance(value, str):
-            found = any(_is_word(text, value) for text in self._texts)
-        else:
-            at = bisect_right(self._starts, value) - 1
-            found = at >= 0 and value <= self._ends[at]
+        if self._is_words:
+            return among(value, self._numbers)
+        found = _is_among(value, self._numbers, mask, packet)
         return True if found else (False if self._known else None)
 
     @property
     def only(self) -> int | None:
         """The only number that it is; None for another."""
-        one = len(self._starts) == 1 and self._starts == self._ends and self._known
-        return self._starts[0] if one else None
+        ends = self._numbers.ends
+        one = not self._is_words and self._known and len(ends) == 2  # noqa: PLR2004 - a range
+        return ends[0] if one and ends[1] == ends[0] + 1 else None
 
 
 @lru_cache(maxsize=1 << 16)
@@ -328,14 +355,14 @@ def _members(field: str, words: tuple[str, ...]) -> _Members:
     return _Members(field, words)
 
 
-def _is_word(text: str, value: str) -> bool:
-    """Whether a word is the one that is listed; a ``*`` at the end of a name stands for any rest."""
+def _word(field: str, text: str) -> Intervals:
+    """The names that a word stands for; a ``*`` at the end of a name stands for any rest."""
     if not text.startswith('"'):
-        return text == value
+        return named(text.upper() if field == "ct state" else text)
     text = text.strip('"')
     if text.endswith("\\*"):
-        return value == f"{text[:-2]}*"
-    return value.startswith(text[:-1]) if text.endswith("*") else value == text
+        return named(f"{text[:-2]}*")
+    return names_from(text[:-1]) if text.endswith("*") else named(text)
 
 
 def _reader(field: str) -> Callable[[str], tuple[int, int] | None] | None:
@@ -391,7 +418,7 @@ def _value(field: str, situation: Situation) -> _Value:
     first = field.partition(" ")[0]
     if first in _OF_FAMILY and _OF_FAMILY[first] is not packet.family:
         return _ABSENT
-    if first in _PROTOCOLS and _PROTOCOLS[first] != packet.protocol:
+    if first in _PROTOCOLS and not among(packet.protocol, one_number(_PROTOCOLS[first])):
         return _ABSENT
     if first == "ct" and field != "ct state" and not packet.tracked:
         return _ABSENT
@@ -419,10 +446,6 @@ def _kind(situation: Situation, address: str | None) -> _Value:
     return {True: "local", False: _ELSEWHERE, None: None}[local]
 
 
-def _address(text: str | None, family: Family) -> int | None:
-    return None if text is None else address_number(text, family)
-
-
 def _port(packet: Packet, port: int | None) -> int | None:
     return port if packet.has_ports else None
 
@@ -433,13 +456,8 @@ def _connmark(packet: Packet) -> int | None:
 
 
 _FIELDS: dict[str, Callable[[Situation], _Value]] = {
-    **{
-        f"{name} saddr": lambda s: _address(s.packet.source, s.packet.family) for name in _OF_FAMILY
-    },
-    **{
-        f"{name} daddr": lambda s: _address(s.packet.destination, s.packet.family)
-        for name in _OF_FAMILY
-    },
+    **{f"{name} saddr": lambda s: s.packet.source for name in _OF_FAMILY},
+    **{f"{name} daddr": lambda s: s.packet.destination for name in _OF_FAMILY},
     **{
         f"{name} sport": lambda s: _port(s.packet, s.packet.source_port)
         for name in ("tcp", "udp", "th", "sctp", "dccp", "udplite")
@@ -459,7 +477,7 @@ _FIELDS: dict[str, Callable[[Situation], _Value]] = {
     "oif": lambda s: s.packet.out_interface,
     "meta mark": lambda s: s.packet.mark,
     "ct mark": lambda s: _connmark(s.packet),
-    "ct state": lambda s: s.packet.seen_state.lower(),
+    "ct state": lambda s: s.packet.seen_state,
     "meta skuid": lambda s: _owner(s, s.packet.uid),
     "meta skgid": lambda s: _owner(s, s.packet.gid),
     "fib daddr type": lambda s: _kind(s, s.packet.destination),
@@ -487,4 +505,4 @@ def _has(each: Statement, situation: Situation) -> str:
         "dport": f"destination {destination}",
         "l4proto": f"protocol {packet.protocol_name}",
     }
-    return words.get(each.field.rpartition(" ")[2], f"it is {value or 'none'}")
+    return words.get(each.field.rpartition(" ")[2], f"it is {str(value).lower() or 'none'}")

@@ -125,7 +125,7 @@ class Way(NamedTuple):
     kept: Translation | None = None
     journey: int = 1
     misses: tuple[Miss, ...] = ()
-    #: The mark by which the packet was routed when it was sent.
+    #: The mark by which the packet was routed last.
     routed_mark: int | None = 0
     #: The interface that the sender's socket is bound to; "" if none.
     bound_to: str = ""
@@ -272,11 +272,7 @@ class Walk:
         rules = chain.rules
         for at in range(number, len(rules)):
             rule = rules[at]
-            left = situation.packet
-            if isinstance(rule, NftRule):
-                holds, left = nftables.run(rule, situation)
-            else:
-                holds = matches(rule, situation)
+            holds, left = _run(rule, situation)
             if holds is False:
                 if self._with_misses:
                     about = tuple(_conditions(rule, situation))
@@ -310,15 +306,17 @@ class Walk:
                 rule = rules[place]
                 if stretch is not None and group is not None:
                     rule = stretch.rules[place - stretch.first]
-                holds = matches(rule, situation)
+                holds, left = _run(rule, situation)
                 if holds is False:
+                    if left is not situation.packet:
+                        situation = situation._replace(packet=left)
                     continue
                 if stretch is not None and group is not None:
                     kept = Kept(stretch, group, places.index(place))
                     cell.kept[self._table, chain.name, place + 1] = kept
                 unknown = _unknown(holds, rule, situation)
-                return _Found(rules[place], place + 1, unknown, (), packet, packet)
-        return _Found(None, 0, "", (), packet, packet)
+                return _Found(rules[place], place + 1, unknown, (), situation.packet, left)
+        return _Found(None, 0, "", (), situation.packet, situation.packet)
 
     def _take_step(
         self, way: Way, chain: str, found: _Found | None, done: Effect, *, certain: bool = True
@@ -353,6 +351,13 @@ class Walk:
         return way._replace(translated=True)
 
 
+def _run(rule: Rule, situation: Situation) -> tuple[bool | None, Packet]:
+    """Whether *rule* matches, and the packet behind it if it does not."""
+    if isinstance(rule, NftRule):
+        return nftables.run(rule, situation)
+    return matches(rule, situation), situation.packet
+
+
 def _unknown(holds: bool | None, rule: Rule, situation: Situation) -> str:  # noqa: FBT001 - it is data
     """The conditions of a rule that can't be decided; "" when it matches for sure."""
     if holds is not None:
@@ -362,4 +367,5 @@ def _unknown(holds: bool | None, rule: Rule, situation: Situation) -> str:  # no
 
 def _changes_nothing(way: Way, found: _Found, done: Effect) -> bool:
     """Whether the packet is as it was behind a rule, whether that matches or not."""
-    return not done.takes and found.left == way.packet and all(map(same, way.packet, done.packet))
+    packets = found.left, done.packet
+    return not done.takes and all(all(map(same, way.packet, each)) for each in packets)

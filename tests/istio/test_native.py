@@ -15,8 +15,6 @@ from tests.program import run
 from tests.strategies import configs
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from istio_iptables.settings.config import Config
 
 NATIVE = ["--native-nftables", "--dry-run"]
@@ -178,13 +176,3 @@ def test_a_name_that_nft_can_not_take_is_refused() -> None:
     assert (done.status, done.out) == (2, "")
     (line,) = done.errors
     assert "'abcdefghijklmn*' is too long for nft" in line
-
-
-def test_classes_of_packets_are_of_rules_of_iptables(tmp_path: Path) -> None:
-    """One line, and exit status 2."""
-    path = tmp_path / "listed"
-    path.write_text(run(["-n", "--native-nftables", "-i", "*"]).out, encoding="utf-8")
-    for words in (["--rules", str(path)], ["--native-nftables", "-i", "*"]):
-        done = run(["matrix", *words])
-        assert (done.status, done.out) == (2, "")
-        assert "native nftables rules: explain follows one packet" in done.errors[-1]
