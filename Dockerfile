@@ -30,7 +30,7 @@ RUN pip install --no-build-isolation --no-compile --no-deps . \
  # Remove what differs between builds: paths and times in compiled code, and the records of them.
  && find /usr/local -name '*.so' -exec strip --strip-unneeded --remove-section=.note.gnu.build-id {} + \
  && find /usr/local '(' -name direct_url.json -o -name RECORD ')' -delete \
- && python3 -m compileall -q --invalidation-mode unchecked-hash /usr/local/lib
+ && python3 -m compileall -q -f --invalidation-mode unchecked-hash /usr/local/lib
 
 FROM debian:trixie-slim
 LABEL org.opencontainers.image.title="istio-iptables" \

@@ -18,10 +18,12 @@ from istio_iptables.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from istio_iptables.api.capture import Capture, Plan, plan
     from istio_iptables.api.comparing import Differences, diff
+    from istio_iptables.api.contrasting import Comparison, Side, compare
     from istio_iptables.api.describing import Description, describe
     from istio_iptables.api.explaining import explain
     from istio_iptables.api.explanation import Explanation
     from istio_iptables.api.installing import Installed, clean, install
+    from istio_iptables.api.matrix import Matrix, matrix
     from istio_iptables.api.rendering import render
     from istio_iptables.api.rules import LIVE, Live
 
@@ -31,6 +33,7 @@ __all__ = [
     "LIVE",
     "CannotTell",
     "Capture",
+    "Comparison",
     "Description",
     "Differences",
     "Differs",
@@ -39,14 +42,18 @@ __all__ = [
     "IstioIptablesError",
     "KernelRefused",
     "Live",
+    "Matrix",
     "Plan",
+    "Side",
     "UsageProblems",
     "__version__",
     "clean",
+    "compare",
     "describe",
     "diff",
     "explain",
     "install",
+    "matrix",
     "plan",
     "render",
 ]
@@ -54,18 +61,23 @@ __all__ = [
 #: The module of each name, in the package api.
 _PLACES = {
     "Capture": "capture",
+    "Comparison": "contrasting",
     "Description": "describing",
     "Differences": "comparing",
     "Explanation": "explanation",
     "Installed": "installing",
     "LIVE": "rules",
     "Live": "rules",
+    "Matrix": "matrix",
     "Plan": "capture",
+    "Side": "contrasting",
     "clean": "installing",
+    "compare": "contrasting",
     "describe": "describing",
     "diff": "comparing",
     "explain": "explaining",
     "install": "installing",
+    "matrix": "matrix",
     "plan": "capture",
     "render": "rendering",
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from istio_iptables.netfilter.fieldvalues import protocol_number
+from istio_iptables.netfilter.fieldvalues import address_text, protocol_number
 from istio_iptables.netfilter.model import Family
-from istio_iptables.netfilter.packet import STATES, WITH_PORTS
+from istio_iptables.netfilter.packet import STATES, WITH_PORTS, Packet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.api.conditions import Condition
 
-__all__ = ["Fields", "asked", "class_of", "random_packets"]
+__all__ = ["Fields", "asked", "class_of", "packet_of", "random_packets"]
 
 #: A packet by the names of the fields in conditions; addresses are numbers.
 Fields = dict[str, int | str]
@@ -184,6 +184,12 @@ def random_packets(
             continue
         count -= 1
         yield direction, fields
+
+
+def packet_of(family: Family, fields: Fields) -> Packet:
+    """The packet itself."""
+    texts = {end: address_text(int(fields[end]), family) for end in ("source", "destination")}
+    return Packet(family=family, **{**fields, **texts})  # type: ignore[arg-type]
 
 
 def asked(family: Family, direction: str, fields: Fields) -> dict[str, str | bool]:

@@ -17,10 +17,16 @@ from istio_iptables.settings.declarations import GROUPS, SETTINGS, Setting
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 OPTIONS = ROOT / "docs" / "options.md"
+#: Its commands are run on a lab (tests/incidents.py).
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 #: The texts whose commands are run.
-TEXTS = (README, *sorted((ROOT / "docs").glob("*.md")))
+TEXTS = (README, *sorted({*(ROOT / "docs").glob("*.md")} - {TROUBLESHOOTING}))
 #: All texts that link to each other.
-LINKED = (*TEXTS, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")))
+LINKED = (
+    *TEXTS,
+    TROUBLESHOOTING,
+    *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
+)
 
 _TABLE = re.compile(
     r"(?<=<!-- options: made from settings/declarations.py -->\n).*?(?=<!-- end -->)", re.DOTALL
@@ -148,5 +154,10 @@ def rewritten(text: str) -> str:
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit("usage: python -m tests.readme --write")
-    for path in TEXTS:
-        path.write_text(rewritten(path.read_text(encoding="utf-8")), encoding="utf-8")
+    from tests import incidents
+
+    for path, rewrite in (
+        *((path, rewritten) for path in TEXTS),
+        (TROUBLESHOOTING, incidents.rewritten),
+    ):
+        path.write_text(rewrite(path.read_text(encoding="utf-8")), encoding="utf-8")

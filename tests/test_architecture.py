@@ -63,6 +63,6 @@ def test_the_walks_are_of_functions_that_exist(walk: str) -> None:
         assert hasattr(importlib.import_module(f"{ROOT.name}.{module}"), attribute), name
 
 
-def test_there_are_four_walks() -> None:
-    """To text, to the kernel, back to settings, and a packet's."""
-    assert len(WALKS) == 4
+def test_there_are_five_walks() -> None:
+    """To text, to the kernel, back to settings, a packet's, and that of all packets."""
+    assert len(WALKS) == 5

@@ -22,6 +22,7 @@ DOCUMENTED = ["-i", "*", "-b", "*", "-d", "15090,15021,15020", "--ip-family", "i
 TPROXY = [*DOCUMENTED, "-m", "TPROXY"]
 DNS = [*DOCUMENTED, "--redirect-dns", "--capture-all-dns"]
 DUAL = [*DOCUMENTED[:-1], "dual"]
+NATIVE = [*DUAL, "--native-nftables"]
 
 
 def explain(*arguments: str) -> Result:
@@ -70,6 +71,14 @@ AGENT = "captured by the agent's DNS resolver on port 15053"
         (DNS, "--proto udp --uid 1337", "goes out by eth0 untouched"),
         (DOCUMENTED, "--dst 127.0.0.1:80 --ctstate ESTABLISHED", "reaches 127.0.0.1:80 here untouched; nat asks only a connection's first packet, and this one follows that"),
         (TPROXY, "--in", f"{IN} with both addresses kept (TPROXY)"),
+        (NATIVE, "", OUT),
+        (NATIVE, "--uid 1337", "goes out by eth0 untouched"),
+        (NATIVE, "--dst [2001:db8::5]:443", OUT),
+        (NATIVE, "--in", IN),
+        (NATIVE, "--in --dst :15021", "reaches 10.244.0.2:15021 here untouched"),
+        ([*NATIVE, "-m", "TPROXY"], "--in", f"{IN} with both addresses kept (TPROXY)"),
+        ([*NATIVE, "--redirect-dns", "--capture-all-dns"], "--proto udp", AGENT),
+        ([*NATIVE, "--nft-sets", "-o", "22,80,443"], "--dst :443", "goes out by eth0 untouched"),
         (TPROXY, "--in --iface lo", "reaches 10.244.0.2:80 here untouched"),
         (TPROXY, "--in --ctstate established", "delivered here by its mark 0x539, to the socket of Envoy that has the connection"),
         ([*DOCUMENTED, "--drop-invalid"], "--in --ctstate INVALID", "dropped by mangle ISTIO_DROP 1"),
@@ -654,3 +663,23 @@ def test_explain_warns_of_them() -> None:
     assert [(each["fault"], each["rule"]) for each in document["findings"]] == [
         ("escape", "nat ISTIO_OUTPUT 4")
     ]
+
+
+def test_why_native_rules_did_not_capture() -> None:
+    """What the chain is for, and why rules that nearly matched did not."""
+    flags = ["-i", "10.0.0.0/8", "--native-nftables", "--ip-family", "dual"]
+    out = explain(*flags, "--dst", "8.8.8.8:443", "-v").out
+    assert "note: istio-output captures only connections of this list: to 10.0.0.0/8\n" in out
+    assert "ip daddr 10.0.0.0/8 counter jump istio-redirect\n" in out
+    assert "because of ip daddr 10.0.0.0/8: destination 8.8.8.8:443\n" in out
+    dns = explain(*flags, "--proto", "udp").out
+    assert "note: DNS capture is off: no rule captures port 53 over udp\n" in dns
+
+
+def test_an_application_as_the_proxys_user_by_native_rules(tmp_path: Path) -> None:
+    """Whom the rules of a file spare is told by them."""
+    path = tmp_path / "listed"
+    path.write_text(run(["-n", *NATIVE, "-u", "4242", "-g", "4343"]).out, encoding="utf-8")
+    result = explain("--rules", str(path), "--uid", "4242")
+    (first, _) = result.warnings
+    assert "runs as the proxy's uid 4242 escapes; decided by inet istio-proxy-nat" in first

@@ -251,9 +251,10 @@ def test_check(tmp_path: Path) -> None:
 #: A chain that iptables does not show, in a namespace of its own.
 _LIVE = """
 ip link set lo up
-nft 'add table inet x'
-nft 'add chain inet x o { type filter hook output priority -150; }'
-nft 'add rule inet x o tcp dport 9 drop'
+nft 'add table netdev x'
+nft 'add chain netdev x i { type filter hook ingress device lo priority -150; }'
+nft 'add rule netdev x i tcp dport 9 drop'
+iptables-legacy -t nat -A OUTPUT -p tcp -j REDIRECT --to-ports 15001
 exec "$@"
 """
 

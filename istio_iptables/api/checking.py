@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from istio_iptables.api.capture import Plan
+    from istio_iptables.api.recovering import Recovered
     from istio_iptables.api.rules import Source
     from istio_iptables.api.subjects import Subject
     from istio_iptables.kernel.sockets import Socket
@@ -88,6 +89,9 @@ class Report(NamedTuple):
     findings: tuple[Ailment, ...]
     #: What could not be read, and so was not checked.
     unread: tuple[str, ...]
+    #: The settings that were read off the rules, which these are held against; None where some were
+    #: given, or there is nothing to read them off.
+    settings: Recovered | None = None
 
     @property
     def wrong(self) -> bool:
@@ -129,7 +133,8 @@ def check(
         unread = (*subject.state.unreadable, *evidence.unread)
     order = list(Severity)
     found.sort(key=lambda each: order.index(each.severity))
-    return Report(what if live else name, tuple(dict.fromkeys(found)), unread)
+    recovered = subject.recovered if subject.recovered and subject.recovered.ours else None
+    return Report(what if live else name, tuple(dict.fromkeys(found)), unread, recovered)
 
 
 def _all_rules(subject: Subject) -> tuple[Ruleset, ...]:
@@ -159,6 +164,8 @@ def _differences(subject: Subject) -> Iterator[Ailment]:
             each.line,
             "see with explain what it decides" if foreign else "install again with --reconcile",
         )
+    for sign in subject.recovered.signs if subject.recovered else ():
+        yield Ailment("origin", Severity.INFO, sign, "clean, then install once")
 
 
 def _proxy(subject: Subject) -> Config:
@@ -407,7 +414,9 @@ class _Live:
     def _past_envoy(self) -> Iterator[Ailment]:
         """Connections that the rules would capture, and that have no end here at Envoy.
 
-        They were there before the rules: nat is asked about a connection's first packet alone.
+        They were there before the rules: nat is asked about a connection's first packet alone. Where
+        connections were not tracked before, the kernel takes the next packet for the first: it goes to
+        Envoy, who knows nothing of it and resets.
         """
         sockets = [
             each for each in self._evidence.sockets or () if each.connected and each.protocol == TCP
@@ -444,9 +453,10 @@ class _Live:
                 yield Ailment(
                     "past-envoy",
                     Severity.WARNING,
-                    f"{way} connections that were there before the rules go past Envoy:{more}"
-                    f" {len(bypassing)}, such as {_end(first.address, first.port)} to"
-                    f" {_end(first.peer, first.peer_port)} of user {first.uid}",
+                    f"{way} connections from before the rules:{more} {len(bypassing)}, such as"
+                    f" {_end(first.address, first.port)} to {_end(first.peer, first.peer_port)} of"
+                    f" user {first.uid}; they go past Envoy, or are reset where connections were not"
+                    " tracked before",
                     "restart the application, or let it connect anew",
                 )
 

@@ -76,7 +76,11 @@ def condition(field: str, values: Values, every: Values, family: Family) -> Cond
     is_name = field.endswith("_interface")
     if is_name and isinstance(values, Intervals) and isinstance(others, Intervals):
         return _names(field, values, others)
-    among, but = (tuple(_items(field, each, family)) for each in (values, others))
+    # Where the kernel has no packet to 0.0.0.0, that is no reason to tell a network otherwise.
+    spared = isinstance(every, Intervals) and every.ends[:1] == (1,)
+    among, but = (
+        tuple(_items(field, each, family, first=0 if spared else 1)) for each in (values, others)
+    )
     return Condition(field, among) if _length(among) <= _length(but) else Condition(field, but=but)
 
 
@@ -85,26 +89,25 @@ def _length(items: tuple[str, ...]) -> int:
     return len(items) + sum("." in each and "-" in each for each in items)
 
 
-def _items(field: str, values: Values, family: Family) -> Iterator[str]:
+def _items(field: str, values: Values, family: Family, *, first: int) -> Iterator[str]:
+    """The values one by one; a network may begin at *first* where they begin at 1."""
     if isinstance(values, Bits):
         for value, mask in values.patterns():
             yield f"{value:#x}" if mask == 0xFFFFFFFF else f"{value:#x}/{mask:#x}"  # noqa: PLR2004 - whole
     elif field == "state":
-        yield from (str(first) for first, _ in values.pairs())
+        yield from (str(low) for low, _ in values.pairs())
     elif field in {"source", "destination"}:
-        for first, end in values.pairs():
-            # That there is no packet to 0.0.0.0 is no reason to tell the network otherwise.
-            yield _network(int(first) if first != 1 else 0, int(end), family) or (
-                _network(int(first), int(end), family)
-                or f"{address_text(int(first), family)}-{address_text(int(end) - 1, family)}"
+        for low, end in values.pairs():
+            yield _network(low, end, family) or (
+                _network(first if low == 1 else low, end, family)
+                or f"{address_text(low, family)}-{address_text(end - 1, family)}"
             )
     elif field == "protocol":
-        for first, end in values.pairs():
-            last = int(end) - 1
-            yield protocol_name(str(first)) if first == last else f"{first}-{last}"
+        for low, end in values.pairs():
+            yield protocol_name(str(low)) if low == end - 1 else f"{low}-{end - 1}"
     else:
-        for first, end in values.pairs():
-            yield f"{first}" if first == int(end) - 1 else f"{first}-{int(end) - 1}"
+        for low, end in values.pairs():
+            yield f"{low}" if low == end - 1 else f"{low}-{end - 1}"
 
 
 def _network(first: int, end: int, family: Family) -> str | None:

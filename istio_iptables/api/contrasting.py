@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.conditions import FIELDS, condition
 from istio_iptables.api.matrix import OPENING, Matrix
+from istio_iptables.api.rules import is_native
 from istio_iptables.api.subjects import subject_of
 from istio_iptables.api.unseen import not_followed
-from istio_iptables.differences.rulesets import diff_network, diff_rulesets
-from istio_iptables.netfilter.model import Family
+from istio_iptables.differences.rulesets import diff_native, diff_network, diff_rulesets
+from istio_iptables.netfilter.model import Family, Ruleset
 from istio_iptables.netfilter.plan import DesiredState
 from istio_iptables.trace.cells import Memory, everything
 from istio_iptables.trace.classes import NotAPartition
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from istio_iptables.api.rules import Source
     from istio_iptables.api.subjects import Subject
     from istio_iptables.differences.rulesets import Difference
+    from istio_iptables.netfilter.model import Table
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.trace.cells import Box
 
@@ -104,13 +106,31 @@ def compare(one: Side | Plan, other: Side | Plan) -> Comparison:
             if each.family not in mine
         )
     rules = [[each for each in subject.rulesets if each.family in families] for subject in subjects]
-    differences = diff_rulesets(rules[1], rules[0]) + _network(sides, subjects)
+    differences = (
+        *diff_rulesets(map(_of_iptables, rules[1]), map(_of_iptables, rules[0])),
+        *diff_native(_native(rules[1]), _native(rules[0])),
+        *_network(sides, subjects),
+    )
     divergences: list[Divergence] = []
     if rules[0] != rules[1] or subjects[0].routes != subjects[1].routes:
         matrices = Matrix(subjects[0]), Matrix(subjects[1])
         for family in families:
             divergences += _diverging(family, *matrices)
     return Comparison(differences, tuple(divergences), families, tuple(dict.fromkeys(warnings)))
+
+
+def _of_iptables(ruleset: Ruleset) -> Ruleset:
+    return ruleset._replace(
+        tables=tuple(
+            each for each in ruleset.tables if not is_native([Ruleset(Family.IPV4, (each,))])
+        )
+    )
+
+
+def _native(rulesets: Iterable[Ruleset]) -> list[Table]:
+    """The native tables, each once: one of the family inet is each family's."""
+    tables = {each.name: each for ruleset in rulesets for each in ruleset.tables}
+    return [each for each in tables.values() if is_native([Ruleset(Family.IPV4, (each,))])]
 
 
 def _told(side: Side, subject: Subject) -> set[Family]:

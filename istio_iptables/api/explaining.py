@@ -102,6 +102,7 @@ def _follow(
     if subject.addresses is not None:
         warnings += left_out_live(subject.rulesets, subject.own)
     warnings += _native_chains(found, subject)
+    warnings += _in_one_place(found)
     faults = _faults(subject, packet)
     own = escape(ruleset, packet, world, subject.plan.config)
     if own is not None and own[:3] not in {each[:3] for each in faults}:
@@ -111,7 +112,7 @@ def _follow(
             about,
             found,
             subject.plan.config,
-            subject.plan.state,
+            subject.planned,
             ruleset,
             tuple(each for each in subject.rulesets if each.family is not packet.family),
             faults,
@@ -137,6 +138,20 @@ def _native_chains(found: Trace, subject: Subject) -> list[str]:
     return not_followed(
         each for outcome in found.outcomes for each in chains_on_way(outcome, subject.unseen_chains)
     )
+
+
+def _in_one_place(found: Trace) -> list[str]:
+    """Tables whose rules match at one place, so that their order is not known."""
+    tables: dict[tuple[str, int], dict[str, None]] = {}
+    for step in (step for outcome in found.outcomes for step in outcome.steps):
+        if step.number is not None:
+            tables.setdefault((step.hook, step.priority), {})[step.table] = None
+    return [
+        f"{' and '.join(names)} have chains of the priority {priority} at hook {hook}: which of them"
+        " the kernel asks first is not known from here, and taken to be as they are shown"
+        for (hook, priority), names in tables.items()
+        if len(names) > 1
+    ]
 
 
 def _contradictions(about: PacketQuery, subject: Subject) -> Iterator[str]:
@@ -173,19 +188,13 @@ def _remarks(found: Trace, subject: Subject) -> tuple[str, ...]:
     """What keeps a captured packet, or the answers to it, from arriving; live rules only."""
     if subject.addresses is None:
         return ()
-    from istio_iptables.kernel.namespace import entered
-    from istio_iptables.kernel.sockets import listens
-
     said = []
     for outcome in found.outcomes:
         if outcome.end is not End.DELIVERED or outcome.to_port is None:
             continue
         packet = outcome.packet
-        with entered(subject.namespace):
-            if listens(packet.protocol, outcome.to_port, packet.family) is False:
-                said.append(
-                    f"nothing listens on {packet.protocol_name} port {outcome.to_port} here"
-                )
+        if subject.listens(packet.protocol, outcome.to_port, packet.family) is False:
+            said.append(f"nothing listens on {packet.protocol_name} port {outcome.to_port} here")
         # What the application answers carries the mark as well.
         answer = Packet(packet.family, packet.protocol, None, packet.source, mark=packet.mark)
         unrouted = packet.mark is not None and not subject.world.is_routed_home(answer)

@@ -8,6 +8,7 @@ from istio_iptables.api.notes import Notes
 from istio_iptables.api.unseen import chains_on_way
 from istio_iptables.istio.capture import DEPENDS, Verdict, deciding_step, describe, fate_of
 from istio_iptables.netfilter.canonical import canonical
+from istio_iptables.netfilter.nftrules import NftRule
 from istio_iptables.text import printable
 from istio_iptables.trace.hooks import End
 
@@ -198,7 +199,8 @@ class Explanation:
         family = self._question.packet.family
         if self._reasons is None:
             self._reasons = self._planned_reasons(family)
-        return self._reasons.get((table, chain, canonical(rule, family).text), "")
+        text = rule.text if isinstance(rule, NftRule) else canonical(rule, family).text
+        return self._reasons.get((table, chain, text), "")
 
     def _planned_reasons(self, family: Family) -> dict[tuple[str, str, str], str]:
         return {
@@ -353,7 +355,8 @@ def _miss_lines(misses: tuple[Miss, ...]) -> Iterator[str]:
     ]
     for miss, condition in near[:_MOST_MISSES]:
         text = miss.rule.text
-        yield f"  not {miss.table} {miss.chain} {miss.number} -A {miss.chain} {text}"
+        shown = text if isinstance(miss.rule, NftRule) else f"-A {miss.chain} {text}"
+        yield f"  not {miss.table} {miss.chain} {miss.number} {shown}"
         yield f"      because of {condition.text}: {condition.has}"
     if len(near) > _MOST_MISSES:
         yield f"  ... and {len(near) - _MOST_MISSES} more that one condition kept from matching"

@@ -8,7 +8,7 @@ from istio_iptables.api.subjects import subject_of
 from istio_iptables.api.unseen import not_followed
 from istio_iptables.istio.capture import DEPENDS, Verdict, brief, deciding_step, describe, fate_of
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, address_number, address_text
-from istio_iptables.netfilter.model import TABLES, Family, Ruleset
+from istio_iptables.netfilter.model import TABLES, Family, Ruleset, is_built_in
 from istio_iptables.netfilter.packet import Packet, Surroundings
 from istio_iptables.netfilter.questions import is_many, named
 from istio_iptables.netfilter.sets import Bits, Intervals, join, split
@@ -50,9 +50,10 @@ class TrafficClass(NamedTuple):
     packet: Packet
     #: What ``explain`` says of that packet.
     verdict: str
+    #: What is true for all of them: a port that they are handed to, who captures them, and what
+    #: becomes of them in words.
     to_port: int | None
     captured: str | None
-    #: What becomes of each packet of the class, in words that are true for all of them.
     fate: str
     #: The place of the rule that decides, such as ``nat ISTIO_OUTPUT 3``; None if none is asked.
     rule: str | None
@@ -169,8 +170,10 @@ class Matrix:
             for incoming in (False, True)
         ]
 
+        asked = _without_zones(ruleset)
+
         def follow(packet: Packet) -> tuple[Trace, Verdict]:
-            found = trace(ruleset, packet, self._around(packet))
+            found = trace(asked, packet, self._around(packet))
             return found, fate_of(found, self._config)
 
         items: list[_Item] = []
@@ -216,8 +219,8 @@ class Matrix:
             tuple(self._said(family, box)),
             _plain(outcomes[0].start or outcomes[0].packet),
             verdict.text,
-            verdict.to_port,
-            verdict.captured,
+            found.fate.to_port,
+            found.fate.captured,
             found.fate.text,
             step.place if step else None,
             step.text if step else "",
@@ -270,6 +273,27 @@ class Matrix:
                 )
 
 
+def _without_zones(ruleset: Ruleset) -> Ruleset:
+    """*ruleset* without a table raw that does no more than choose zones, which decides nothing else.
+
+    Its rules are about users, ports and servers, and would take every class apart by them.
+    """
+    raw = ruleset.table("raw")
+    if raw is None or not all(chain.policy in {None, "ACCEPT"} for chain in raw.chains):
+        return ruleset
+    own = {chain.name for chain in raw.chains if not is_built_in("raw", chain.name)}
+    for chain in raw.chains:
+        # Jumps from built-in chains alone: no circle of them, which has no end.
+        jumps = set() if chain.name in own else own
+        for rule in chain.rules:
+            target = rule.target
+            if target is None or (target.name == "CT" and target.option("--zone")):
+                continue
+            if target.name not in jumps:
+                return ruleset
+    return ruleset._replace(tables=tuple(each for each in ruleset.tables if each is not raw))
+
+
 def _fate(found: _Found) -> Fate:
     unknown = {
         f"{place} {text}"
@@ -298,9 +322,11 @@ def _order(key: _Key, found: _Found) -> tuple[object, ...]:
     step = found.step
     if step is None:
         return (2, 0, "", 0, key[0])
+    # Native tables have other names; what the kernel calls first comes first.
+    table = TABLES.index(step.table) if step.table in TABLES else len(TABLES) + step.priority
     if step.number is None:
-        return (1, TABLES.index(step.table), step.chain, 0, key[0])
-    return (0, TABLES.index(step.table), step.chain, step.number, key[0])
+        return (1, table, step.chain, 0, key[0])
+    return (0, table, step.chain, step.number, key[0])
 
 
 def _plain(packet: Packet) -> Packet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_iptables.istio.ownership import find_owned
+from istio_iptables.istio.places import NAT_TABLES, find_ours, nat_tables
 from istio_iptables.istio.rules import AGENT_DNS_PORT, CHAIN_PREFIX, IN_REDIRECT, REDIRECT
 from istio_iptables.netfilter.fieldvalues import protocol_number
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS
@@ -33,7 +33,8 @@ class Notes:
         self._chains: Mapping[str, Mapping[str, Chain]] = {
             table.name: {chain.name: chain for chain in table.chains} for table in ruleset.tables
         }
-        self._ours: dict[str, Owned] = {table.name: find_owned(table) for table in ruleset.tables}
+        self._nat = tuple(nat_tables(ruleset))
+        self._ours: dict[str, Owned] = {table.name: find_ours(table) for table in ruleset.tables}
 
     def is_foreign(self, table: str, chain: str, number: int | None) -> bool:
         """Whether the rule of this number (from 1), or the policy, is not one of ours."""
@@ -73,9 +74,10 @@ class Notes:
             return (f"no rules of ours here ({title}){alone}",)
         outgoing = packet.in_interface == ""
         entry = f"{CHAIN_PREFIX}{'OUTPUT' if outgoing else 'INBOUND'}"
-        if not self._leads_to(entry):
+        names = dict.fromkeys(nat.name(entry) for nat in self._nat) or {entry: None}
+        if not any(map(self._leads_to, names)):
             way = "what the pod sends" if outgoing else "what arrives"
-            return (f"no rule jumps to {entry}: {way} is not captured ({title})",)
+            return (f"no rule jumps to {' or '.join(names)}: {way} is not captured ({title})",)
         if self._returned(outcome):
             return ()
         if outgoing and packet.destination_port == _DNS:
@@ -84,41 +86,48 @@ class Notes:
 
     def _about_included(self, packet: Packet, entry: str) -> tuple[str, ...]:
         """What the chain *entry* captures, if it is a list that the packet is not on."""
-        chain = self._chains.get("nat", {}).get(entry)
         target = IN_REDIRECT if packet.in_interface else REDIRECT
-        listed = [
-            text
-            for rule in (chain.rules if chain else ())
-            if rule.target is not None and rule.target.name == target and not rule.out_interface
-            for text in _listed(rule)
-        ]
-        if packet.protocol != _TCP or not listed:
-            return ()
-        shown = ", ".join(listed[:_MOST_NAMES]) + (", ..." if listed[_MOST_NAMES:] else "")
-        return (f"{entry} captures only connections of this list: {shown}",)
+        for nat in self._nat:
+            name = nat.name(entry)
+            chain = nat.table.chain(name)
+            listed = [
+                text
+                for rule in (chain.rules if chain else ())
+                if rule.target is not None
+                and rule.target.name == nat.name(target)
+                and not rule.out_interface
+                for text in _listed(rule)
+            ]
+            if packet.protocol == _TCP and listed:
+                shown = ", ".join(listed[:_MOST_NAMES]) + (", ..." if listed[_MOST_NAMES:] else "")
+                return (f"{name} captures only connections of this list: {shown}",)
+        return ()
 
     def _leads_to(self, name: str) -> bool:
         """Whether a rule of a built-in chain jumps to our chain of this name."""
         return any(
             rule.target is not None and rule.target.name == name
-            for table, chains in self._chains.items()
-            if table != "raw"
-            for built_in in BUILT_IN_CHAINS.get(table, ())
-            if built_in in chains
-            for rule in chains[built_in].rules
+            for table in self._ruleset.tables
+            if table.name != "raw"
+            for chain in table.chains
+            if chain.base or chain.name in BUILT_IN_CHAINS.get(table.name, ())
+            for rule in chain.rules
         )
 
     def _returned(self, outcome: Outcome) -> bool:
         """Whether one of our rules let the packet go on purpose, which its reason explains."""
         return any(
-            step.verdict == "RETURN" and step.table == "nat" and step.chain.startswith(CHAIN_PREFIX)
+            step.verdict == "RETURN"
+            and step.table in NAT_TABLES
+            and any(step.chain.startswith(nat.prefix) for nat in self._nat)
             for step in outcome.steps
         )
 
     def _about_dns(self, packet: Packet) -> tuple[str, ...]:
         servers = [
             rule.destination.value.partition("/")[0] if rule.destination else ""
-            for chain in self._chains.get("nat", {}).values()
+            for nat in self._nat
+            for chain in nat.table.chains
             for rule in chain.rules
             if _captures_dns(rule, packet)
         ]
@@ -142,7 +151,7 @@ def _listed(rule: Rule) -> Iterator[str]:
 
 
 def _has_ours(ruleset: Ruleset) -> bool:
-    return any(find_owned(table) for table in ruleset.tables)
+    return any(find_ours(table) for table in ruleset.tables)
 
 
 def _why_not(chain: Chain, packet: Packet | None) -> str:

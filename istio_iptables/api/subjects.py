@@ -5,23 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Capture, plan
-from istio_iptables.api.comparing import holds_ours, native_of_ours, planned_rulesets
-from istio_iptables.api.recovering import recover
 from istio_iptables.api.rules import Live, is_native, rules_of
-from istio_iptables.api.unseen import unseen_chains
+from istio_iptables.api.unseen import chains_at_devices, unseen_chains
 from istio_iptables.errors import CannotTell, KernelRefused
-from istio_iptables.netfilter.nftlisting import families
 from istio_iptables.netfilter.packet import Surroundings
 from istio_iptables.netfilter.plan import DesiredState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.recovering import Recovered
     from istio_iptables.api.rules import Source
     from istio_iptables.api.unseen import Unseen
     from istio_iptables.kernel.live import LiveState
     from istio_iptables.kernel.routing import Routing
-    from istio_iptables.netfilter.model import Family, Ruleset
+    from istio_iptables.netfilter.model import Family, Ruleset, Table
     from istio_iptables.netfilter.plan import PolicyRoute
 
 __all__ = ["Subject", "subject_of"]
@@ -56,7 +55,27 @@ class Subject(NamedTuple):
     @property
     def world(self) -> Surroundings:
         """What is known of the machine."""
-        return Surroundings(self.addresses, self.routes, routing=self.routing)
+        listens = self.listens if self.state is not None else None
+        return Surroundings(self.addresses, self.routes, routing=self.routing, listens=listens)
+
+    def listens(self, protocol: int, port: int, family: Family) -> bool | None:
+        """Whether anything takes what is sent to a port of the namespace; None if unknown."""
+        from istio_iptables.kernel.namespace import entered
+        from istio_iptables.kernel.sockets import listens
+
+        with entered(self.namespace):
+            return listens(protocol, port, family)
+
+    @property
+    def planned(self) -> DesiredState:
+        """The plan, with its native rules where the rules are or may be native."""
+        own = self.plan.state
+        if not is_native(self.rulesets):
+            return own
+        from istio_iptables.api.comparing import planned_natively
+        from istio_iptables.netfilter.nftlisting import families
+
+        return own._replace(rulesets=(*own.rulesets, *families(planned_natively(self.plan))))
 
 
 def subject_of(
@@ -71,34 +90,44 @@ def subject_of(
 
     Without *wanted* the settings are those that the rules were made by, as far as they tell.
     *family* and *name* are as in ``rules_of``. With *follow* packets are to be followed through the
-    rules. Raises CannotTell for rules that can't be read, or can't be followed: native ones.
+    rules, and native ones are among these. Raises CannotTell for rules that can't be read.
     """
-    if wanted is not None and wanted.config.native_nftables and follow:
-        raise CannotTell(_NOT_FOLLOWED)
     if rules is None:
         own = wanted or plan(Capture())
-        found: tuple[Ruleset, ...] | Live = planned_rulesets(own)
+        found: tuple[Ruleset, ...] | Live = own.rulesets
+        if own.config.native_nftables:
+            from istio_iptables.api.comparing import planned_rulesets
+
+            found = planned_rulesets(own)
         name = "the plan"
     else:
         own, found = None, rules_of(rules, family, name)
     if isinstance(found, Live):
         return _live(wanted, found, follow=follow)
     native = is_native(found)
-    if native and follow:
-        message = f"{name}: {_NOT_FOLLOWED}"
-        raise CannotTell(message)
     own, recovered = (own, None) if own else _settings(wanted, found)
     return Subject(
-        () if native else found,
+        found if follow or not native else (),
         own,
         own.routes,
         name,
+        unseen_chains=chains_at_devices(found),
         recovered=recovered,
         native=found if native else (),
     )
 
 
-_NOT_FOLLOWED = "native nftables rules are not followed: explain is about rules of iptables"
+def _with_native(rulesets: tuple[Ruleset, ...], native: Iterable[Table]) -> tuple[Ruleset, ...]:
+    """The rules of iptables, and beside them the native ones."""
+    from istio_iptables.netfilter.nftlisting import families
+
+    there = {each.family: each for each in rulesets}
+    return tuple(
+        each._replace(tables=(*there[each.family].tables, *each.tables))
+        if each.family in there
+        else each
+        for each in families(native)
+    )
 
 
 def _settings(
@@ -107,16 +136,21 @@ def _settings(
     """The plan that was given, or the one that the rules were made by."""
     if wanted is not None:
         return wanted, None
+    # With settings at hand nothing has to be recovered: 2 ms of imports.
+    from istio_iptables.api.recovering import recover
+
     recovered = recover(rulesets, routes)
     return recovered.plan, recovered
 
 
 def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
+    from istio_iptables.api.comparing import holds_ours, native_of_ours
     from istio_iptables.istio.ownership import OWNERSHIP
     from istio_iptables.kernel import live as kernel
     from istio_iptables.kernel import netlink, routes
     from istio_iptables.kernel.namespace import entered
     from istio_iptables.kernel.routing import Routing
+    from istio_iptables.netfilter.nftlisting import families
 
     namespace, backend = live.namespace or "", live.backend or ""
     if wanted is not None:
@@ -124,9 +158,12 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
     # Whether a packet is captured is told by nat, whoever's settings they are: without it, nothing.
     usual = plan(Capture(ip_family="dual"))
     asked = DesiredState(usual.rulesets) if wanted is None else wanted.state
+    only = follow and wanted is not None and wanted.config.native_nftables
+    if only:
+        asked = asked._replace(rulesets=())
     try:
         state = kernel.read(
-            asked, OWNERSHIP, namespace=namespace, backend=backend, native=live.native
+            asked, OWNERSHIP, namespace=namespace, backend=backend, native=live.native or only
         )
         with entered(namespace):
             addresses = netlink.interface_addresses()
@@ -136,7 +173,7 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     native: tuple[Ruleset, ...] = ()
-    if not follow and (
+    if (
         live.native or not holds_ours((*state.rulesets, *state.other_rulesets))
         if wanted is None
         else wanted.config.native_nftables
@@ -152,12 +189,12 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
         tables = ", ".join(state.unreadable)
         warnings.append(f"tables that can't be read are not followed: {tables}")
     return Subject(
-        state.rulesets,
+        _with_native(state.rulesets, state.native) if follow and state.native else state.rulesets,
         own_plan,
         there,
         f"the live rules ({'native nftables' if native else state.backend})",
         addresses,
-        unseen_chains(state),
+        unseen_chains(state, native=follow),
         own,
         routing,
         namespace,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.netfilter.model import BUILT_IN_CHAINS, TABLES, Family
+from istio_iptables.netfilter.model import BUILT_IN_CHAINS, TABLES, Base, Family
 from istio_iptables.trace.hooks import End
 
 if TYPE_CHECKING:
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.trace.hooks import Outcome
 
-__all__ = ["Unseen", "chains_on_way", "not_followed", "unseen_chains"]
+__all__ = ["Unseen", "chains_at_devices", "chains_on_way", "not_followed", "unseen_chains"]
 
 #: Where each table stands among all that is asked at a hook; nat for sources stands last.
 _PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
 _SOURCE_NAT = 100
+#: Where an interface hands packets over, before and behind all that is followed.
+_DEVICE = frozenset({"INGRESS", "EGRESS"})
 _FAMILIES = {"ip": {Family.IPV4}, "ip6": {Family.IPV6}, "inet": set(Family), "netdev": set(Family)}
 
 
@@ -39,15 +41,31 @@ class Unseen(NamedTuple):
         return f"{self.name} ({self.kind}, hook {self.hook}, priority {self.priority})"
 
 
-def unseen_chains(state: LiveState) -> tuple[Unseen, ...]:
-    """All chains of a namespace that explain does not follow."""
+def unseen_chains(state: LiveState, *, native: bool = False) -> tuple[Unseen, ...]:
+    """All chains of a namespace that are not followed; with *native* those of nftables are."""
     other = "nft" if state.backend == "legacy" else "legacy"
-    found = [_native(chain) for chain in state.native_chains]
+    followed = native and state.native is not None
+    found = [_native(each) for each in state.native_chains if not followed or each.hook in _DEVICE]
     for ruleset in state.other_rulesets:
         found += _of_other_backend(ruleset, other)
     for text in state.unreadable:
         found += _unreadable(text)
     return tuple(found)
+
+
+def chains_at_devices(rulesets: Iterable[Ruleset]) -> tuple[Unseen, ...]:
+    """Those that packets come to at an interface, which one it is isn't looked at."""
+    found = [
+        _of_nftables(table.name.split(" ")[0], f"{table.name} {chain.name}", chain.base)
+        for ruleset in rulesets
+        for table in ruleset.tables
+        for chain in table.chains
+        if chain.base
+        and chain.base.hook in _DEVICE
+        and (chain.rules or chain.policy == "DROP")
+        and not table.dormant
+    ]
+    return tuple(dict.fromkeys(found))
 
 
 def not_followed(unseen: Iterable[Unseen]) -> list[str]:
@@ -69,13 +87,12 @@ def _unreadable(text: str) -> Iterable[Unseen]:
 
 
 def _native(chain: NativeChain) -> Unseen:
-    return Unseen(
-        frozenset(_FAMILIES.get(chain.family, ())),
-        f"nftables chain {chain.family} {chain.table} {chain.chain}",
-        chain.kind,
-        chain.hook,
-        chain.priority,
-    )
+    base = Base(chain.kind, chain.hook, chain.priority)
+    return _of_nftables(chain.family, f"{chain.family} {chain.table} {chain.chain}", base)
+
+
+def _of_nftables(family: str, name: str, base: Base) -> Unseen:
+    return Unseen(frozenset(_FAMILIES.get(family, ())), f"nftables chain {name}", *base)
 
 
 def _of_other_backend(ruleset: Ruleset, backend: str) -> Iterable[Unseen]:
@@ -107,6 +124,8 @@ def chains_on_way(outcome: Outcome, chains: Iterable[Unseen]) -> tuple[Unseen, .
     hooks = list(outcome.hooks)
     if "PREROUTING" in hooks:
         hooks.insert(hooks.index("PREROUTING"), "INGRESS")
+    if "POSTROUTING" in hooks:
+        hooks.append("EGRESS")
     return tuple(
         chain
         for chain in chains
@@ -125,7 +144,7 @@ def _behind_the_end(outcome: Outcome, chain: Unseen) -> bool:
     return (
         chain.hook == last.hook
         and outcome.hooks.count(last.hook) == 1
-        and chain.priority > _priority(last.table, last.hook)
+        and chain.priority > last.priority
     )
 
 
@@ -137,9 +156,9 @@ def _is_settled(outcome: Outcome, chain: Unseen) -> bool:
     if not outcome.packet.tracked or outcome.packet.is_error:
         return True
     return any(
-        step.table == "nat"
+        step.kind == "nat"
         and step.hook == chain.hook
         and step.change
-        and chain.priority > _priority("nat", step.hook)
+        and chain.priority > step.priority
         for step in outcome.steps
     )

@@ -54,10 +54,13 @@ def _look(asked: Asked) -> Report:
 
 
 def _print(report: Report, *, as_json: bool) -> None:
+    settings = report.settings
     if as_json:
         print_json(
             {
                 "what": report.what,
+                "arguments": list(settings.arguments) if settings else None,
+                "environment": settings.environment if settings else {},
                 "ok": not report.wrong and not report.unread,
                 "findings": [_as_json(each) for each in report.findings],
                 "not_checked": list(report.unread),
@@ -70,6 +73,8 @@ def _print(report: Report, *, as_json: bool) -> None:
     found = (
         "nothing is wrong" if not count else "1 thing is" if count == 1 else f"{count} things are"
     )
+    if settings:
+        sys.stdout.write(f"{printable(f'by the rules, the settings are {settings.line}')}\n")
     line = f"{report.what}: {found}" + (" wrong" if count else "")
     sys.stdout.write(f"{paint(printable(line), 'bold', sys.stdout)}\n")
     sys.stdout.flush()

@@ -24,6 +24,8 @@ from istio_iptables.text import paint, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from click.shell_completion import CompletionItem
+
     from istio_iptables.api.contrasting import Comparison, Divergence
     from istio_iptables.api.matrix import TrafficClass
 
@@ -43,6 +45,12 @@ class _Compare(SettingsCommand):
         rest = super().parse_args(ctx, [word for word in args if word in names])
         ctx.args = sides
         return rest
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Options, or a side's file, which the shell completes."""
+        from istio_iptables.commands import completion
+
+        return super().shell_complete(ctx, incomplete) or completion.files(incomplete)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
         """What follows the name."""

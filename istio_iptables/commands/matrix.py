@@ -12,6 +12,7 @@ from istio_iptables.commands.documents import JSON_OPTION, print_json
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.load import warn
 from istio_iptables.commands.options import Example, SettingsCommand
+from istio_iptables.commands.pictures import picture_format
 from istio_iptables.commands.sources import SOURCE_OPTIONS, read_asked
 from istio_iptables.commands.tables import markdown, table
 from istio_iptables.errors import ExitStatus
@@ -31,14 +32,15 @@ _OPENING = {"out": "New connections from the pod", "in": "New connections to the
 
 @click.pass_context
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
+    in_markdown = bool(picture_format(options, ("markdown",)))
     asked = read_asked(ctx, options)
     found = matrix(asked.plan, asked.rules, family=asked.family, name=asked.name)
     warn(found.warnings, strict=asked.strict)
     if options["as_json"]:
         print_json({"classes": [_class_json(each) for each in found.classes]})
     else:
-        everything, in_markdown = options["everything"], options["format"] == "markdown"
-        sys.stdout.writelines(_lines(found, everything=everything, in_markdown=in_markdown))
+        lines = _lines(found, everything=options["everything"], in_markdown=in_markdown)
+        sys.stdout.writelines(lines)
     return ExitStatus.DONE
 
 

@@ -135,6 +135,8 @@ def in_our_words(error: click.UsageError, label: str) -> str:
     text = error.message.rstrip(".")
     if isinstance(error, click.BadOptionUsage):
         return f"{label}: {'takes no value' if 'not take' in text else 'the value is missing'}"
+    if isinstance(error, click.MissingParameter):
+        return f"{label}: is missing"
     kind = error.param.type if isinstance(error, click.BadParameter) and error.param else None
     value = text.partition(" is not ")[0]
     if isinstance(kind, click.Choice):

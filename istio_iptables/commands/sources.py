@@ -31,7 +31,8 @@ __all__ = ["SOURCE_OPTIONS", "Asked", "read_asked", "settings_given"]
 
 #: The settings that say where the rules are and how to be told, and nothing of what they are.
 _ELSEWHERE = frozenset(
-    {"network_namespace", "cni_mode", "force_iptables_binary", "native_nftables", "strict"}
+    {"network_namespace", "cni_mode", "force_iptables_binary", "strict"}
+    | {"native_nftables", "nft_like_iptables", "nft_sets"}
 )
 _DECIDING = tuple(each for each in CAPTURE_SETTINGS if each.name not in _ELSEWHERE)
 
@@ -104,10 +105,11 @@ def read_asked(
         live = True
     if path is None:
         require_namespace(ctx)
-    # Somebody else's rules: the family of the plan must not depend on this machine.
+    # Somebody else's rules, or there is no plan: its family must not depend on this machine.
+    unplanned = live and not settings_given(ctx, options)
     plan = read_inputs(
         ctx,
-        either_family=either_family or path is not None,
+        either_family=either_family or path is not None or unplanned,
         given=read_pod(options),
         purpose=Purpose(ways if path is None and not live else (), follow=False),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from istio_iptables.istio.places import NAT_TABLES
 from istio_iptables.istio.rules import AGENT_DNS_PORT
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK
 from istio_iptables.netfilter.questions import among, has_bits, named, same
@@ -55,8 +56,8 @@ def deciding_step(found: Trace) -> Step | None:
         led = at > 0 and steps[at - 1].verdict == steps[at].chain
         # A built-in chain is where all begins: what leads out of it has not chosen yet.
         return steps[at - 1] if led and steps[at - 1].rule is not None else steps[at]
-    returns = [step for step in steps if step.table == "nat" and step.verdict == "RETURN"]
-    policies = [step for step in steps if step.table == "nat" and step.rule is None]
+    returns = [step for step in steps if step.table in NAT_TABLES and step.verdict == "RETURN"]
+    policies = [step for step in steps if step.table in NAT_TABLES and step.rule is None]
     others = [step for step in steps if step.rule is not None and step.verdict in _LETS]
     deciding = returns or policies[:1] or others
     return deciding[-1] if deciding else None
@@ -68,7 +69,7 @@ def _acts(step: Step, outcome: Outcome) -> bool:
         return step.verdict == outcome.taken_by
     if outcome.by_mark:
         return step.change.startswith("mark ")
-    return outcome.translated and step.table == "nat" and step.change != ""
+    return outcome.translated and step.kind == "nat" and step.change != ""
 
 
 def fate_of(found: Trace, config: Config) -> Verdict:
@@ -183,6 +184,8 @@ def _dropped(outcome: Outcome) -> str:
         return f"dropped: {outcome.refused}"
     last = outcome.steps[-1]
     place = f"{last.table} {last.chain} {'policy' if last.number is None else last.number}"
+    if outcome.refused and outcome.taken_by == "TPROXY":
+        return f"is handed to port {outcome.to_port} by TPROXY, but {outcome.refused}"
     if outcome.refused:
         return f"dropped behind {place}: {outcome.refused}"
     if last.verdict in _SENDS_ON:

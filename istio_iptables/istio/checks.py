@@ -10,7 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.istio.capture import describe
-from istio_iptables.istio.ownership import find_owned
+from istio_iptables.istio.places import NAT_TABLES, find_ours, nat_tables
 from istio_iptables.istio.rules import IN_REDIRECT, OUTPUT, REDIRECT
 from istio_iptables.netfilter.fieldvalues import number
 from istio_iptables.netfilter.model import Family
@@ -125,13 +125,12 @@ def with_proxies_of(config: Config, rulesets: Iterable[Ruleset]) -> Config:
     """
     found: dict[str, list[IdRange]] = {"--uid-owner": [], "--gid-owner": []}
     for ruleset in rulesets:
-        nat = ruleset.table("nat")
-        output = nat.chain(OUTPUT) if nat else None
-        for rule in output.rules if output else ():
-            if rule.target is None or rule.target.name != IN_REDIRECT:
-                continue
-            for match in rule.matches:
-                for option in match.options:
+        for nat in nat_tables(ruleset):
+            output = nat.table.chain(nat.name(OUTPUT))
+            for rule in output.rules if output else ():
+                if rule.target is None or rule.target.name != nat.name(IN_REDIRECT):
+                    continue
+                for option in (each for match in rule.matches for each in match.options):
                     if option.name in found and option.values and not option.negated:
                         first, _, last = option.values[0].partition("-")
                         low, high = number(first), number(last or first)
@@ -146,7 +145,7 @@ def with_proxies_of(config: Config, rulesets: Iterable[Ruleset]) -> Config:
 def left_out_live(rulesets: Iterable[Ruleset], addresses: Iterable[str]) -> list[str]:
     """What a namespace with these rules and addresses leaves uncaptured: IPv6, if it does."""
     ours = {
-        ruleset.family for ruleset in rulesets if any(find_owned(each) for each in ruleset.tables)
+        ruleset.family for ruleset in rulesets if any(find_ours(each) for each in ruleset.tables)
     }
     return uncaptured_ipv6(addresses, "--dual-stack") if ours == {Family.IPV4} else []
 
@@ -245,25 +244,29 @@ class _Probe:
 
         They are read from the rules, which may be those of a namespace or a file.
         """
-        nat = self._ruleset.table("nat")
         networks: list[tuple[str, int]] = []
         ports: list[tuple[str, int]] = []
-        for chain in nat.chains if nat else ():
-            if chain.name == "PREROUTING":
+        rules = (
+            rule
+            for nat in nat_tables(self._ruleset)
+            for chain in nat.table.chains
+            if chain.name not in {"PREROUTING", "prerouting"}
+            for rule in chain.rules
+            if rule.target is not None and rule.target.name == nat.name(REDIRECT)
+        )
+        for rule in rules:
+            address = ELSEWHERE[self._family]
+            if rule.destination is not None and not rule.destination.negated:
+                address = rule.destination.value.partition("/")[0]
+            port = _port(rule)
+            # A native rule may be about the other family.
+            other = (":" in address) is not (self._family is Family.IPV6)
+            if other or is_loopback(address, self._family):
                 continue
-            for rule in chain.rules:
-                if rule.target is None or rule.target.name != REDIRECT:
-                    continue
-                address = ELSEWHERE[self._family]
-                if rule.destination is not None and not rule.destination.negated:
-                    address = rule.destination.value.partition("/")[0]
-                port = _port(rule)
-                if is_loopback(address, self._family):
-                    continue
-                if port is None:
-                    networks.append((address, 80))
-                else:
-                    ports.append((address, port))
+            if port is None:
+                networks.append((address, 80))
+            else:
+                ports.append((address, port))
         return list(dict.fromkeys(networks))[:2] + list(dict.fromkeys(ports))[:2]
 
     # What is captured and comes nowhere.
@@ -350,9 +353,11 @@ def _decisive(outcome: Outcome) -> Step:
     """The rule that made the decision: the last one that chose, and did not merely carry it out."""
     steps = [step for step in outcome.steps if step.rule is not None] or list(outcome.steps)
     if outcome.taken_by:
-        taken = next(at for at, step in enumerate(steps) if step.verdict == outcome.taken_by)
+        verdicts = [step.verdict for step in steps]
+        # A native rule may send the packet on behind tproxy: then its verdict is where to.
+        taken = verdicts.index(outcome.taken_by) if outcome.taken_by in verdicts else len(steps) - 1
         # In a chain that only redirects, the rule that led there is the one that chose.
         carries_out = taken > 0 and steps[taken - 1].verdict == steps[taken].chain
         return steps[taken - 1] if carries_out else steps[taken]
-    returns = [step for step in steps if step.table == "nat" and step.verdict == "RETURN"]
+    returns = [step for step in steps if step.table in NAT_TABLES and step.verdict == "RETURN"]
     return returns[-1] if returns else steps[-1]

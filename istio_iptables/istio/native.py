@@ -32,7 +32,14 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.plan import DesiredState
     from istio_iptables.settings.config import Config
 
-__all__ = ["PASS_IPV6", "build_native", "iptables_chain", "iptables_table", "native_chains"]
+__all__ = [
+    "PASS_IPV6",
+    "build_native",
+    "chain_name",
+    "iptables_chain",
+    "iptables_table",
+    "native_chains",
+]
 
 #: The tables in Istio's order, each with the chains that it may have, in the order of nft's list.
 _TABLES: dict[str, dict[str, Hook | None]] = {
@@ -88,7 +95,7 @@ def build_native(config: Config, state: DesiredState) -> NativePlan:
             if placed and hook and config.nft_like_iptables and not config.ipv6:
                 placed.insert(0, PASS_IPV6)
             if placed:
-                chains.append(NativeChain(_chain_name(name), hook, tuple(placed)))
+                chains.append(NativeChain(chain_name(name), hook, tuple(placed)))
         if chains:
             tables.append(NativeTable(_table_name(table), tuple(chains)))
     return NativePlan(tuple(tables), tuple(map(_table_name, _TABLES)), state)
@@ -96,14 +103,15 @@ def build_native(config: Config, state: DesiredState) -> NativePlan:
 
 def native_chains(table: str) -> frozenset[str]:
     """The names of all chains that the native table of this name may have."""
-    return frozenset(map(_chain_name, _TABLES[iptables_table(table)]))
+    return frozenset(map(chain_name, _TABLES[iptables_table(table)]))
 
 
 def _table_name(table: str) -> str:
     return f"{NATIVE_TABLE}{table}"
 
 
-def _chain_name(name: str) -> str:
+def chain_name(name: str) -> str:
+    """What a chain of iptables is called here."""
     return name.lower().replace("_", "-")
 
 
@@ -117,7 +125,7 @@ def iptables_chain(name: str) -> str:
     return _IPTABLES_CHAINS.get(name, name)
 
 
-_IPTABLES_CHAINS = {_chain_name(name): name for hooks in _TABLES.values() for name in hooks}
+_IPTABLES_CHAINS = {chain_name(name): name for hooks in _TABLES.values() for name in hooks}
 
 
 class _Wanted(NamedTuple):
@@ -207,4 +215,4 @@ def _native(rule: Rule, family: Family, table: str, config: Config) -> NativeRul
     else:
         order = ("interface", "protocol", "state", "address", "others")
     words = [found[kind] for kind in order if kind in found]
-    return NativeRule(" ".join([*words, action(rule, family, _chain_name)]), rule.reason)
+    return NativeRule(" ".join([*words, action(rule, family, chain_name)]), rule.reason)

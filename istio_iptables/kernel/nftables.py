@@ -42,7 +42,7 @@ _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 IP, IP6, INET, NETDEV = 2, 10, 1, 5
 #: The families whose chains see a pod's packets, by the name that nft gives them.
 FAMILIES = {IP: "ip", IP6: "ip6", INET: "inet", NETDEV: "netdev"}
-_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "INGRESS")
+_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "INGRESS", "INGRESS")
 _NETDEV_HOOKS = ("INGRESS", "EGRESS")
 
 

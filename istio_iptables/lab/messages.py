@@ -42,7 +42,7 @@ def http_request(path: str, host: str) -> bytes:
 
 def http_response(value: dict[str, Any]) -> bytes:
     """A response that carries *value* as JSON."""
-    body = json.dumps(value).encode()
+    body = f"{json.dumps(value)}\n".encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     return head.encode() + body
 
@@ -92,7 +92,8 @@ def dns_query(number: int) -> bytes:
 def dns_answer(query: bytes, who: str, peer: str) -> bytes:
     """The answer to *query*: who answers, and whom they saw."""
     (number,) = struct.unpack_from("!H", query)
-    question = query[_HEADER.size :]
+    # What comes behind the question, such as EDNS, is not answered.
+    question = query[_HEADER.size : query.index(b"\0", _HEADER.size) + 5]
     texts = b"".join(bytes([len(text)]) + text for text in (who.encode(), peer.encode()))
     record = b"\xc0\x0c" + struct.pack("!HHIH", _TYPE_TXT, _CLASS_IN, 0, len(texts)) + texts
     return _HEADER.pack(number, _ANSWER_FLAGS, 1, 1, 0, 0) + question + record

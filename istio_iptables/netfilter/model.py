@@ -272,6 +272,11 @@ class Table(NamedTuple):
     objects: Mapping[str, str] = MappingProxyType({})
 
     @property
+    def dormant(self) -> bool:
+        """Whether the kernel passes it over; only one of nftables can be so."""
+        return "dormant" in self.objects.get("flags", "").replace(",", " ").split()
+
+    @property
     def rule_count(self) -> int:
         """How many rules there are in all chains."""
         return sum(len(chain.rules) for chain in self.chains)

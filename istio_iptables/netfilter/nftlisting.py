@@ -35,7 +35,8 @@ _PRIORITIES = {
 
 _TABLE = re.compile(r"table (\S+) (\S+) \{")
 _BASE = re.compile(
-    r'type (\w+) hook (\w+) (?:devices? .+ )?priority ([^;]+);(?: policy (\w+);)?(?: comment "[^"]*")?'
+    r"type (\w+) hook (prerouting|input|forward|output|postrouting|ingress|egress) "
+    r'(?:devices? .+ )?priority ([^;]+);(?: policy (\w+);)?(?: comment "[^"]*")?'
 )
 _PRIORITY = re.compile(r"([a-z]+)?(?: ?([+-]) ?)?(\d{1,10})?")
 #: More lines than any set of nft has braces over.
@@ -56,7 +57,10 @@ def families(tables: Iterable[Table]) -> tuple[Ruleset, ...]:
     tables = tuple(tables)
     return tuple(
         Ruleset(family, tuple(each for each in tables if each.name.split(" ")[0] in names))
-        for family, names in ((Family.IPV4, {"inet", "ip"}), (Family.IPV6, {"inet", "ip6"}))
+        for family, names in (
+            (Family.IPV4, {"inet", "ip", "netdev"}),
+            (Family.IPV6, {"inet", "ip6", "netdev"}),
+        )
     )
 
 
@@ -154,7 +158,7 @@ class _Reader:
             self._objects[first] = rest
             return
         kind, _, name = text.removesuffix(" {").rpartition(" ")
-        if not text.endswith(" {") or not kind:
+        if not text.endswith(" {") or not kind or kind.startswith("chain "):
             raise SaveFileError(
                 self._number, f"expected a chain or set of the table, found {excerpt(text)}"
             )

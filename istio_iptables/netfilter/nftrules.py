@@ -15,7 +15,7 @@ from istio_iptables.netfilter.model import Counters, Match, Option, Rule, Target
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["NftRule", "Statement", "split_elements", "statements"]
+__all__ = ["NftRule", "Statement", "split_elements", "split_verdicts", "statements"]
 
 
 class Statement(NamedTuple):
@@ -123,7 +123,12 @@ class NftRule(Rule):
 
     def _term(self, *fields: str) -> Term | None:
         for each in self.statements:
-            if each.field in fields and each.operator in {"==", "!="} and len(each.values) == 1:
+            if (
+                each.field in fields
+                and each.operator in {"==", "!="}
+                and len(each.values) == 1
+                and not each.values[0].startswith("@")
+            ):
                 return Term(each.values[0].strip('"'), each.operator == "!=")
         return None
 
@@ -215,7 +220,7 @@ class _Unreadable(Exception):
     """A statement is none of those that are known."""
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def statements(text: str) -> tuple[Statement, ...]:
     """The statements of a rule's *text*, in order; what is not understood is one of its own."""
     words = _Words(text)
@@ -391,6 +396,18 @@ def _verdict_map(field: str, words: _Words) -> Statement:
         values.append(value)
         verdicts.append(verdict)
     return Statement("", field, "vmap", tuple(values), verdicts=tuple(verdicts))
+
+
+@lru_cache(maxsize=64)
+def split_verdicts(
+    elements: tuple[str, ...],
+) -> tuple[tuple[str, ...], tuple[Target, ...]] | None:
+    """The values of a verdict map's elements and their verdicts; None if they can't be read."""
+    try:
+        pairs = [_map_element(each) for each in elements]
+    except _Unreadable:
+        return None
+    return tuple(value for value, _ in pairs), tuple(verdict for _, verdict in pairs)
 
 
 def _map_element(text: str) -> tuple[str, Target]:
@@ -609,7 +626,10 @@ def _set_field(field: str, words: _Words) -> Statement:
         return Statement("", target=Target("CT", options))
     if field in {"meta nftrace", "meta priority", "meta pkttype"}:
         return Statement("", target=Target("TRACE" if field == "meta nftrace" else "CLASSIFY"))
-    return Statement("", target=Target("SET-FIELD", (Option("--field", (field,)),)))
+    target = Target("SET-FIELD", (Option("--field", (field,)),))
+    # nft has the rule ask for the protocol first, and does not list that.
+    of_header = field.partition(" ")[0] not in {"meta", "ct"}
+    return Statement("", field=field * of_header, target=target)
 
 
 def _needs(words: _Words, start: int) -> str:

@@ -9,7 +9,7 @@ from istio_iptables.netfilter.sets import Intervals, one_number
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from istio_iptables.netfilter.plan import PolicyRoute
 
@@ -157,6 +157,9 @@ class Surroundings(NamedTuple):
     here: tuple[str, ...] = ()
     #: The kernel's routing, which knows better than all of these; None if it can't be asked.
     routing: Routing | None = None
+    #: Whether a socket takes what is sent to a port of a protocol; None if that can't be asked,
+    #: and the listeners that rules lead to are taken to be there.
+    listens: Callable[[int, int, Family], bool | None] | None = None
 
     def route(self, packet: Packet) -> Route | None:
         """The route of *packet*; None if it can't be asked for, or depends on what isn't known."""

@@ -63,7 +63,9 @@ def divide(
         # A copy, since whoever asks the packets of *result* more would still split the cell.
         yield dict(cell.box), cell.kept, result
         pending += reversed(cell.others)
-    message = f"the rules divide packets into more than {MAX_CLASSES} classes"
+    message = (
+        f"the rules divide packets into more than {MAX_CLASSES} classes: ask about one (explain)"
+    )
     raise CannotTell(message)
 
 

@@ -8,13 +8,23 @@ the kernel does so as soon as one rule redirects or asks for a state, and nat me
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import is_link_local, is_loopback, is_multicast
 from istio_iptables.netfilter.questions import among, named, same
 from istio_iptables.netfilter.sets import one_number
-from istio_iptables.trace.table import MAX_STEPS, Assumption, End, Step, Translation, Walk, Way
+from istio_iptables.trace.table import (
+    MAX_STEPS,
+    Assumption,
+    Called,
+    End,
+    Step,
+    Translation,
+    Walk,
+    Way,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +37,7 @@ __all__ = ["MAX_OUTCOMES", "MAX_STEPS", "Assumption", "End", "Outcome", "Step", 
 #: How many ways a packet is followed when rules can't be decided.
 MAX_OUTCOMES = 32
 
-#: The tables with rules at each hook, in the kernel's order.
+#: The tables of iptables with rules at each hook, in the kernel's order.
 _HOOKS = {
     "PREROUTING": ("raw", "mangle", "nat"),
     "INPUT": ("mangle", "filter", "security", "nat"),
@@ -35,7 +45,12 @@ _HOOKS = {
     "OUTPUT": ("raw", "mangle", "nat", "filter", "security"),
     "POSTROUTING": ("mangle", "nat"),
 }
+_PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
+_SOURCE_NAT, _DESTINATION_NAT, _TRACKING = 100, -100, -200
 _DESTINATION_HOOKS = frozenset({"PREROUTING", "OUTPUT"})
+_NAT_HOOKS = frozenset({"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"})
+#: Targets behind which nat has nothing more to ask about the connection.
+_MAPS = frozenset({"DNAT", "MASQUERADE", "NETMAP", "REDIRECT", "SNAT"})
 _LO = "lo"
 #: What leads out of a pod when nothing says how that is called.
 _OUTSIDE = "eth0"
@@ -142,6 +157,7 @@ class _Journeys:
         self._chains = {
             table.name: {chain.name: chain for chain in table.chains} for table in ruleset.tables
         }
+        self._calls = {hook: tuple(_calls(ruleset, hook)) for hook in _HOOKS}
 
     def outgoing(self, start: Way) -> Iterator[Way]:
         """From a process here to the network, or over loopback to a process here."""
@@ -302,6 +318,10 @@ class _Journeys:
             yield _end_at(delivered, End.DELIVERED)
 
     def _forward(self, way: Way) -> Iterator[Way]:
+        if way.taken_by == "TPROXY":
+            # The kernel does not forward what has a socket here.
+            yield way._replace(end=End.DROPPED, refused="no route delivers it")
+            return
         way = way._replace(
             packet=way.packet._replace(out_interface=way.packet.out_interface or None)
         )
@@ -310,42 +330,67 @@ class _Journeys:
                 yield _end_at(left, End.FORWARDED)
 
     def _hook(self, way: Way, hook: str) -> Iterator[Way]:
-        """The ways through all tables of a hook; one that has ended comes back as it is."""
+        """The ways through all chains of a hook; one that has ended comes back as it is."""
         if way.end is None:
             way = way._replace(hooks=(*way.hooks, hook))
-        yield from self._tables(way, hook, _HOOKS[hook])
+        yield from self._through(way, hook, self._calls[hook])
 
-    def _tables(self, way: Way, hook: str, tables: tuple[str, ...]) -> Iterator[Way]:
-        if not tables or way.end is not None:
+    def _through(self, way: Way, hook: str, calls: tuple[tuple[Called, ...], ...]) -> Iterator[Way]:
+        if not calls or way.end is not None:
             yield way
             return
-        table, rest = tables[0], tables[1:]
-        chains = self._chains.get(table, {})
-        if hook not in chains or not _asks(table, hook, way):
-            if table == "nat" and hook in _DESTINATION_HOOKS and not way.destination_done:
-                for settled in self._settle(way, _translate(way), hook, table):
-                    yield from self._tables(settled, hook, rest)
-                return
-            yield from self._tables(way, hook, rest)
+        called, rest = calls[0], calls[1:]
+        if called and called[0].kind != "nat":
+            (one,) = called
+            for after in self._walk(way, hook, one):
+                for settled in self._settle(way, after, hook, one.kind):
+                    yield from self._through(settled, hook, rest)
             return
-        walk = Walk(hook=hook, table=table, chains=chains, world=self._world, misses=self._misses)
-        for after in walk.ways(_early(way) if table == "raw" else way):
-            late = after._replace(packet=after.packet._replace(early_state=""))
-            for settled in self._settle(way, late, hook, table):
-                yield from self._tables(settled, hook, rest)
+        if called and _asks_nat(hook, way):
+            found = self._nat(way, hook, called, len(way.steps))
+        elif hook in _DESTINATION_HOOKS and not way.destination_done:
+            found = iter((_translate(way),))
+        else:
+            yield from self._through(way, hook, rest)
+            return
+        for after in found:
+            for settled in self._settle(way, after, hook, "nat"):
+                yield from self._through(settled, hook, rest)
 
-    def _settle(self, before: Way, way: Way, hook: str, table: str) -> Iterator[Way]:
-        """What the kernel does behind a table: nat is done; what was changed is routed anew."""
+    def _nat(self, way: Way, hook: str, called: tuple[Called, ...], start: int) -> Iterator[Way]:
+        """The ways through the chains of nat, up to the first that maps the connection.
+
+        *start* is how many steps there were before them.
+        """
+        mapped = len(way.steps) > start and way.steps[-1].verdict in _MAPS
+        if not called or way.end is not None or mapped:
+            yield way
+            return
+        for after in self._walk(way, hook, called[0]):
+            yield from self._nat(after, hook, called[1:], start)
+
+    def _walk(self, way: Way, hook: str, called: Called) -> Iterator[Way]:
+        chains = self._chains[called.table]
+        walk = Walk(hook=hook, called=called, chains=chains, world=self._world, misses=self._misses)
+        early = called.priority < _TRACKING and called.kind != "nat" and hook in _DESTINATION_HOOKS
+        if not early and chains[called.chain].base is not None:
+            # Behind connection tracking it is settled whether it is tracked.
+            way = way._replace(packet=_as_tracked(way.packet))
+        for after in walk.ways(_early(way) if early else way):
+            yield after._replace(packet=after.packet._replace(early_state=""))
+
+    def _settle(self, before: Way, way: Way, hook: str, kind: str) -> Iterator[Way]:
+        """What the kernel does behind a chain: nat is done; what was changed is routed anew."""
         packet = way.packet
-        if table == "nat" and hook in _DESTINATION_HOOKS:
+        if kind == "nat" and hook in _DESTINATION_HOOKS:
             way = way._replace(destination_done=True)
-        elif table == "nat":
+        elif kind == "nat":
             way = way._replace(source_done=True)
         if hook != "OUTPUT" or way.end is not None:
             yield way
-        elif table == "mangle" and _has_other_mark(before, way):
+        elif kind == "route" and _has_other_mark(before, way):
             yield self._by_its_mark(way)
-        elif table == "mangle" and _may_be_routed_anew(before, way):
+        elif kind == "route" and _may_be_routed_anew(before, way):
             # A mark that raw gave it counts only now, and only if the value is another one.
             anew = self._by_its_mark(way)
             differs = anew.by_mark != way.by_mark or not same(
@@ -355,7 +400,7 @@ class _Journeys:
             yield anew.assuming("", text, answer=True) if differs else way
             if differs:
                 yield way.assuming("", text, answer=False)
-        elif table == "nat" and not same(
+        elif kind == "nat" and not same(
             packet.destination, before.packet.destination, packet.family
         ):
             yield from self._by_its_destination(way)
@@ -369,6 +414,8 @@ class _Journeys:
             return way._replace(next_interface=None, by_mark=False)
         home = self._world.is_routed_home(packet)
         was = self._world.is_routed_home(packet._replace(mark=way.routed_mark))
+        # A chain behind this one may change the mark once more.
+        way = way._replace(routed_mark=packet.mark)
         if home and not way.bound_to:
             return way._replace(next_interface=_LO, by_mark=True)
         if home is not False or was is not False:
@@ -407,6 +454,37 @@ def _is_lo(name: str | None) -> bool:
     return name is not None and among(name, named(_LO))
 
 
+def _calls(ruleset: Ruleset, hook: str) -> Iterator[tuple[Called, ...]]:
+    """What the kernel calls at a hook, in its order: a chain, or all chains of nat at once."""
+    place = _DESTINATION_NAT if hook in _DESTINATION_HOOKS else _SOURCE_NAT
+    kinds = {"nat": "nat", "mangle": "route" if hook == "OUTPUT" else "filter"}
+    found = [
+        Called(name, hook, kinds.get(name, "filter"), place if name == "nat" else _PRIORITIES[name])
+        for name in _HOOKS[hook]
+        for table in ruleset.tables
+        if table.name == name and table.chain(hook)
+    ]
+    # Of chains of one priority, the one that was made last is called first.
+    found += [
+        Called(table.name, chain.name, chain.base.kind, chain.base.priority)
+        for table in reversed(ruleset.tables)
+        for chain in reversed(table.chains)
+        if chain.base is not None and chain.base.hook == hook and not table.dormant
+    ]
+    found.sort(key=attrgetter("priority"))
+    nat = tuple(each for each in found if each.kind == "nat")
+    waiting = hook in _NAT_HOOKS
+    for each in found:
+        if each.kind == "nat":
+            continue
+        if waiting and each.priority >= place:
+            waiting = False
+            yield nat
+        yield (each,)
+    if waiting:
+        yield nat
+
+
 def _is_loopback(packet: Packet) -> bool:
     return packet.destination is not None and is_loopback(packet.destination, packet.family)
 
@@ -425,7 +503,7 @@ def _may_be_routed_anew(before: Way, way: Way) -> bool:
 
 
 #: Targets in mangle that may change the TOS or, in IPv6, the hop limit.
-_ROUTED_ANEW = frozenset({"DSCP", "ECN", "HL", "TOS"})
+_ROUTED_ANEW = frozenset({"DSCP", "ECN", "HL", "SET-FIELD", "TOS"})
 
 
 def _early(way: Way) -> Way:
@@ -443,10 +521,8 @@ def _as_tracked(packet: Packet) -> Packet:
     return packet._replace(settled=not among(packet.state, named("INVALID")))
 
 
-def _asks(table: str, hook: str, way: Way) -> bool:
-    """Whether the kernel asks a table: nat only for the first packet, once a direction."""
-    if table != "nat":
-        return True
+def _asks_nat(hook: str, way: Way) -> bool:
+    """Whether the kernel asks nat: only for the first packet, once a direction."""
     if not among(way.packet.state, _FIRST) or way.packet.is_error:
         return False
     return not (way.destination_done if hook in _DESTINATION_HOOKS else way.source_done)

@@ -30,27 +30,42 @@ def merge(items: Iterable[tuple[_K, _V, Box]]) -> list[tuple[_K, _V, Box]]:
     Two boxes of a key that differ in one field become one, which keeps the first one's value.
     """
     numbers: dict[Values, int] = {}
+    sets: list[Values] = []
     seen: dict[int, tuple[Values, int]] = {}
 
     def number(values: Values) -> int:
         known = seen.get(id(values))
         if known is None:
-            known = seen[id(values)] = (values, numbers.setdefault(values, len(numbers)))
+            # The set is kept, so that its id stays its own.
+            known = seen[id(values)] = (values, numbers.setdefault(values, len(sets)))
+            if known[1] == len(sets):
+                sets.append(values)
         return known[1]
 
-    found = list(items)
+    # The values of a box by their numbers; -1 for a field that it lacks.
+    found = [
+        (key, value, tuple(number(box[name]) if name in box else -1 for name in _FIELDS))
+        for key, value, box in items
+    ]
     before = len(found) + 1
     while len(found) < before:
         before = len(found)
-        for field in _FIELDS:
-            alike: dict[tuple[object, ...], tuple[_K, _V, Box]] = {}
+        for at in range(len(_FIELDS)):
+            alike: dict[tuple[object, ...], tuple[_K, _V, tuple[int, ...]]] = {}
             for key, value, box in found:
-                rest = (key, *((name, number(box[name])) for name in box if name != field))
-                if rest in alike and field in box:
-                    _, first, other = alike[rest]
-                    joined = join(box[field], other[field])
-                    alike[rest] = (key, first, {**box, field: joined})
+                rest = (key, box[:at], box[at + 1 :])
+                first = alike.get(rest)
+                if first is not None and box[at] >= 0:
+                    joined = number(join(sets[box[at]], sets[first[2][at]]))
+                    alike[rest] = (key, first[1], (*box[:at], joined, *box[at + 1 :]))
                 else:
                     alike[rest] = (key, value, box)
             found = list(alike.values())
-    return found
+    return [
+        (
+            key,
+            value,
+            {name: sets[each] for name, each in zip(_FIELDS, box, strict=True) if each >= 0},
+        )
+        for key, value, box in found
+    ]

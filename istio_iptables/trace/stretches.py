@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 
 from istio_iptables.netfilter.fieldvalues import address_number, port_range, protocol_number
+from istio_iptables.netfilter.nftrules import NftRule
 from istio_iptables.netfilter.questions import among, has_address, is_many
 from istio_iptables.netfilter.sets import Intervals, network, numbers, one_number
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple
@@ -91,7 +92,9 @@ def stretches(rules: Sequence[Rule], family: Family) -> dict[int, Stretch]:
 
 
 def _values(rule: Rule, family: Family) -> dict[str, Intervals]:
-    """The fields that *rule* asks for values of, plainly and once."""
+    """The fields that *rule* asks for values of, plainly and once; none of a native rule."""
+    if isinstance(rule, NftRule):
+        return {}
     found = list(_plain_values(rule, family))
     names = [field for field, _ in found]
     return {field: values for field, values in found if names.count(field) == 1}

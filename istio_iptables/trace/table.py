@@ -6,7 +6,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.netfilter.extensions import Effect, Next, Situation
+from istio_iptables.netfilter.nftrules import NftRule
 from istio_iptables.netfilter.questions import ManyNumbers, same
+from istio_iptables.trace import nftables
 from istio_iptables.trace.cells import Cell, Kept
 from istio_iptables.trace.matches import Condition, conditions, matches
 from istio_iptables.trace.targets import effect
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Chain, Rule
     from istio_iptables.netfilter.packet import Packet, Surroundings
 
-__all__ = ["MAX_STEPS", "Assumption", "End", "Miss", "Step", "Translation", "Walk", "Way"]
+__all__ = ["MAX_STEPS", "Assumption", "Called", "End", "Miss", "Step", "Translation", "Walk", "Way"]
 
 #: How many rules a way may match in all; a circle of jumps, which only a file can have, is endless.
 MAX_STEPS = 5000
@@ -64,6 +66,10 @@ class Step(NamedTuple):
     misses: tuple[Miss, ...] = ()
     #: False for a rule that may not have matched, where that makes no difference to the packet.
     certain: bool = True
+    #: Where the chain that the kernel called stands among all of this hook, and of which kind it is:
+    #: ``nat``, ``filter`` or ``route``.
+    priority: int = 0
+    kind: str = "filter"
 
     @property
     def place(self) -> str:
@@ -72,11 +78,11 @@ class Step(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The rule as iptables-save prints it, or the policy."""
-        if self.rule is None:
-            return f"-P {self.chain} {self.verdict}"
-        text = self.rule.text
-        return f"-A {self.chain} {text}" if text else f"-A {self.chain}"
+        """The rule as iptables-save or nft prints it, or the policy."""
+        if self.rule is not None:
+            return self.rule.line(self.chain)
+        native = " " in self.table
+        return self.verdict.lower() if native else f"-P {self.chain} {self.verdict}"
 
 
 class Assumption(NamedTuple):
@@ -119,7 +125,7 @@ class Way(NamedTuple):
     kept: Translation | None = None
     journey: int = 1
     misses: tuple[Miss, ...] = ()
-    #: The mark by which the packet was routed when it was sent.
+    #: The mark by which the packet was routed last.
     routed_mark: int | None = 0
     #: The interface that the sender's socket is bound to; "" if none.
     bound_to: str = ""
@@ -133,6 +139,16 @@ class Way(NamedTuple):
         return self._replace(assumptions=(*self.assumptions, Assumption(place, text, answer)))
 
 
+class Called(NamedTuple):
+    """A chain that the kernel calls at a hook."""
+
+    table: str
+    chain: str
+    #: ``nat``, ``filter`` or ``route``.
+    kind: str
+    priority: int
+
+
 class _Frame(NamedTuple):
     """A place in a chain to go on from: behind its first *number* rules."""
 
@@ -144,10 +160,20 @@ class _Found(NamedTuple):
     """The rule that a search came to; None at the end of the chain."""
 
     rule: Rule | None
-    number: int = 0
+    number: int
     #: The conditions that can't be decided; "" when the rule matches for sure.
-    unknown: str = ""
-    misses: tuple[Miss, ...] = ()
+    unknown: str
+    misses: tuple[Miss, ...]
+    #: The packet as it comes to the rule: one of nftables changes it before it fails.
+    packet: Packet
+    #: The packet behind the rule, if it does not match.
+    left: Packet
+
+
+def _conditions(rule: Rule, situation: Situation) -> list[Condition]:
+    if isinstance(rule, NftRule):
+        return nftables.conditions(rule, situation)
+    return conditions(rule, situation)
 
 
 class Walk:
@@ -157,19 +183,20 @@ class Walk:
         self,
         *,
         hook: str,
-        table: str,
+        called: Called,
         chains: Mapping[str, Chain],
         world: Surroundings,
         misses: bool,
     ) -> None:
-        self._hook, self._table, self._chains = hook, table, chains
+        self._hook, self._table, self._chains = hook, called.table, chains
+        self._called = called
         self._world = world
         self._with_misses = misses
         self._pending: list[tuple[Way, tuple[_Frame, ...]]] = []
 
     def ways(self, way: Way) -> Iterator[Way]:
         """The ways through the table: one, unless something can't be decided."""
-        self._pending = [(way, (_Frame(self._chains[self._hook], 0),))]
+        self._pending = [(way, (_Frame(self._chains[self._called.chain], 0),))]
         while self._pending:
             yield self._follow(*self._pending.pop())
 
@@ -178,13 +205,13 @@ class Walk:
         while frames:
             *callers, (chain, number) = frames
             found = self._next_match(way, chain, number)
-            way = way._replace(misses=way.misses + found.misses)
+            way = way._replace(misses=way.misses + found.misses, packet=found.packet)
             if found.rule is None:
                 frames = tuple(callers)
                 continue
             here = (*callers, _Frame(chain, found.number))
-            done = effect(found.rule, self._situation(way), self._chains)
-            if found.unknown and done.next is Next.CONTINUE and _is_as_before(way, done):
+            done = self._effect(found.rule, way)
+            if found.unknown and done.next is Next.CONTINUE and _changes_nothing(way, found, done):
                 # Whether it was logged or counted, the packet goes on as it is.
                 way = self._take_step(way, chain.name, found, done, certain=False)
                 frames = here
@@ -192,7 +219,7 @@ class Walk:
             if found.unknown:
                 place = f"{self._table} {chain.name} {found.number}"
                 other = way.assuming(place, found.unknown, answer=False)
-                self._pending.append((other, here))
+                self._pending.append((other._replace(packet=found.left), here))
                 way = way.assuming(place, found.unknown, answer=True)
             way = self._take_step(way, chain.name, found, done)
             if done.next is Next.ACCEPT:
@@ -208,9 +235,10 @@ class Walk:
                 return way.assuming(place, text, answer=False)._replace(end=End.UNKNOWN)
             frames = self._onward(done, tuple(callers), here)
         # Out of a built-in chain, at its end or by RETURN, there is only its policy.
-        policy = self._chains[self._hook].policy or "ACCEPT"
+        name = self._called.chain
+        policy = self._chains[name].policy or "ACCEPT"
         met = Effect(Next.ACCEPT, way.packet, verdict=policy)
-        way = self._take_step(way, self._hook, _Found(None), met)
+        way = self._take_step(way, name, None, met)
         return way if policy == "ACCEPT" else way._replace(end=End.DROPPED)
 
     def _onward(
@@ -225,6 +253,12 @@ class Walk:
             return (*callers, _Frame(self._chains[done.verdict], 0))
         return here
 
+    def _effect(self, rule: Rule, way: Way) -> Effect:
+        situation = self._situation(way)
+        if isinstance(rule, NftRule):
+            return nftables.effect(rule, situation, self._chains)
+        return effect(rule, situation, self._chains)
+
     def _situation(self, way: Way) -> Situation:
         return Situation(way.packet, self._hook, self._world, way.translated)
 
@@ -238,14 +272,17 @@ class Walk:
         rules = chain.rules
         for at in range(number, len(rules)):
             rule = rules[at]
-            holds = matches(rule, situation)
+            holds, left = _run(rule, situation)
             if holds is False:
                 if self._with_misses:
-                    about = tuple(conditions(rule, situation))
+                    about = tuple(_conditions(rule, situation))
                     misses.append(Miss(self._table, chain.name, at + 1, rule, about))
+                if left is not situation.packet:
+                    situation = situation._replace(packet=left)
                 continue
-            return _Found(rule, at + 1, _unknown(holds, rule, situation), tuple(misses))
-        return _Found(None, misses=tuple(misses))
+            unknown = _unknown(holds, rule, situation)
+            return _Found(rule, at + 1, unknown, tuple(misses), situation.packet, left)
+        return _Found(None, 0, "", tuple(misses), situation.packet, situation.packet)
 
     def _next_match_for(
         self, cell: Cell, situation: Situation, chain: Chain, number: int
@@ -269,36 +306,41 @@ class Walk:
                 rule = rules[place]
                 if stretch is not None and group is not None:
                     rule = stretch.rules[place - stretch.first]
-                holds = matches(rule, situation)
+                holds, left = _run(rule, situation)
                 if holds is False:
+                    if left is not situation.packet:
+                        situation = situation._replace(packet=left)
                     continue
                 if stretch is not None and group is not None:
                     kept = Kept(stretch, group, places.index(place))
                     cell.kept[self._table, chain.name, place + 1] = kept
-                return _Found(rules[place], place + 1, _unknown(holds, rule, situation))
-        return _Found(None)
+                unknown = _unknown(holds, rule, situation)
+                return _Found(rules[place], place + 1, unknown, (), situation.packet, left)
+        return _Found(None, 0, "", (), situation.packet, situation.packet)
 
     def _take_step(
-        self, way: Way, chain: str, found: _Found, done: Effect, *, certain: bool = True
+        self, way: Way, chain: str, found: _Found | None, done: Effect, *, certain: bool = True
     ) -> Way:
         """The way with one more step on it."""
         step = Step(
             self._hook,
             self._table,
             chain,
-            found.number if found.rule is not None else None,
-            found.rule,
+            found.number if found else None,
+            found.rule if found else None,
             done.verdict,
             done.change,
             way.journey,
             way.misses,
             certain,
+            self._called.priority,
+            self._called.kind,
         )
         before = way.packet
         way = way._replace(packet=done.packet, steps=(*way.steps, step), misses=())
         # The socket that TPROXY gave the packet stays its socket, whatever nat writes into it.
         if done.takes and way.taken_by != "TPROXY":
-            way = way._replace(taken_by=done.verdict, to_port=done.to_port)
+            way = way._replace(taken_by=done.taken_by or done.verdict, to_port=done.to_port)
         # A mapping to what was there already is none to the kernel.
         after = done.packet
         if not done.translated or (
@@ -309,13 +351,21 @@ class Walk:
         return way._replace(translated=True)
 
 
+def _run(rule: Rule, situation: Situation) -> tuple[bool | None, Packet]:
+    """Whether *rule* matches, and the packet behind it if it does not."""
+    if isinstance(rule, NftRule):
+        return nftables.run(rule, situation)
+    return matches(rule, situation), situation.packet
+
+
 def _unknown(holds: bool | None, rule: Rule, situation: Situation) -> str:  # noqa: FBT001 - it is data
     """The conditions of a rule that can't be decided; "" when it matches for sure."""
     if holds is not None:
         return ""
-    return " ".join(each.text for each in conditions(rule, situation) if each.holds is None)
+    return " ".join(each.text for each in _conditions(rule, situation) if each.holds is None)
 
 
-def _is_as_before(way: Way, done: Effect) -> bool:
-    """Whether a target has left the packet as it was."""
-    return all(map(same, way.packet, done.packet))
+def _changes_nothing(way: Way, found: _Found, done: Effect) -> bool:
+    """Whether the packet is as it was behind a rule, whether that matches or not."""
+    packets = found.left, done.packet
+    return not done.takes and all(all(map(same, way.packet, each)) for each in packets)

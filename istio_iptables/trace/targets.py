@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from istio_iptables.netfilter.extensions import Situation
-    from istio_iptables.netfilter.model import Rule
+    from istio_iptables.netfilter.model import Rule, Target
 
-__all__ = ["effect"]
+__all__ = ["effect", "target_effect"]
 
 _WRITES_DOWN = {"AUDIT", "IDLETIMER", "LED", "LOG", "NFLOG", "RATEEST", "TEE", "TRACE", "ULOG"}
 _LABELS = {"CLASSIFY", "CONNSECMARK", "SECMARK"}
@@ -25,9 +25,14 @@ _VERDICTS = {"ACCEPT": Next.ACCEPT, "DROP": Next.DROP, "RETURN": Next.RETURN}
 
 def effect(rule: Rule, situation: Situation, chains: Container[str]) -> Effect:
     """What *rule* does to the packet, which it matches."""
-    packet, target = situation.packet, rule.target
-    if target is None:
-        return Effect(Next.CONTINUE, packet)
+    if rule.target is None:
+        return Effect(Next.CONTINUE, situation.packet)
+    return target_effect(rule.target, situation, chains)
+
+
+def target_effect(target: Target, situation: Situation, chains: Container[str]) -> Effect:
+    """What *target* does to a packet that it gets."""
+    packet = situation.packet
     name = target.name
     if name in chains:
         done: Effect | None = Effect(Next.GOTO if target.goto else Next.JUMP, packet)

@@ -16,6 +16,7 @@ import ctypes
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import statistics
@@ -156,8 +157,12 @@ def chains(folder: Path) -> Iterator[list[Step]]:
     yield [Step("--help", (PROGRAM, "--help"), 4.5)]
     yield [Step("dry run", (PROGRAM, *DOCUMENTED, "--dry-run"), 3.0)]
     yield [Step("explain", (PROGRAM, "explain", *DOCUMENTED), 5.0)]
+    yield [Step("matrix", (PROGRAM, "matrix", *DOCUMENTED))]
+    sides = (shlex.join(DOCUMENTED), shlex.join((*DOCUMENTED, "-x", "10.0.0.0/8")))
+    yield [Step("compare", (PROGRAM, "compare", *sides), status=1)]
     saved = _printed(folder / "documented.save", DOCUMENTED)
     yield [Step("diff", (PROGRAM, "diff", *DOCUMENTED, "--against", saved), 5.0)]
+    yield from _looks(saved)
     yield [Step("install", (PROGRAM, *DOCUMENTED), 3.9)]
     for backend, again, clean in (("legacy", 3.5, 3.9), ("nft", 4.5, 6.5)):
         yield [_restore(folder, backend, DOCUMENTED, "")]
@@ -182,6 +187,20 @@ def _life(
     ]
 
 
+def _looks(saved: str) -> Iterator[list[Step]]:
+    """What describe and check say of the documented rules, beside explain: at most 1.5 times as long."""
+    for command, status in (("explain", 0), ("describe", 0), ("check", 0)):
+        yield [Step(f"{command} --rules", (PROGRAM, command, "--rules", saved), 7.5, status=status)]
+    for backend in BACKENDS:
+        install = (PROGRAM, *DOCUMENTED, "--force-iptables-binary", backend)
+        looks = [
+            Step(f"{command} --live, {backend}", (PROGRAM, command, "--live"), status=status)
+            # Nobody listens there.
+            for command, status in (("explain", 0), ("describe", 0), ("check", 1))
+        ]
+        yield [Step(f"to look at, {backend}", install), *looks]
+
+
 def _questions(folder: Path) -> Iterator[list[Step]]:
     """What explain and diff say of 5,000 excluded networks."""
     save = _printed(folder / "networks.save", NETWORKS)
@@ -195,6 +214,10 @@ def _questions(folder: Path) -> Iterator[list[Step]]:
     broken.write_text("".join(moved + lines[5000:]))
     diff = (PROGRAM, "diff", *NETWORKS, "--against")
     yield [Step("explain, 5,000 networks", (PROGRAM, "explain", *NETWORKS))]
+    yield [Step("matrix, 5,000 networks", (PROGRAM, "matrix", *NETWORKS))]
+    yield [Step("matrix --json, 5,000", (PROGRAM, "matrix", *NETWORKS, "--json"))]
+    sides = (shlex.join(NETWORKS), shlex.join((*NETWORKS[:-1], NETWORKS[-1].partition(",")[2])))
+    yield [Step("compare, 5,000 and 4,999", (PROGRAM, "compare", *sides), status=1)]
     yield [Step("explain --rules, 5,000", (PROGRAM, "explain", "--rules", save))]
     yield [Step("diff, 5,000 the same", (*diff, save))]
     yield [Step("diff, 5,000 of older text", (*diff, str(older)))]

@@ -127,12 +127,16 @@ TCP_ALONE = "drop invalid packets of TCP alone"
     ],
 )
 def test_what_is_otherwise_is_told(arguments: list[str], told: list[str]) -> None:
-    """Where it applies, and of native rules alone."""
-    native, others = run([*NATIVE, "-u", "5", *arguments]), run(["-n", "-u", "5", *arguments])
-    assert others.warnings == []
-    assert len(native.warnings) == len(told)
-    for line, fragment in zip(native.warnings, told, strict=True):
-        assert fragment in line
+    """Where it applies, by a dry run and by explain, and of native rules alone."""
+    words = ["-u", "5", *arguments]
+    assert run(["-n", *words]).warnings == []
+    for command in (NATIVE, ["explain", "--native-nftables"]):
+        native = run([*command, *words])
+        assert native.status == 0
+        assert len(native.warnings) == len(told)
+        for line, fragment in zip(native.warnings, told, strict=True):
+            assert fragment in line
+        assert run([*command, *words, "--strict"]).status == (2 if told else 0)
 
 
 @pytest.mark.parametrize(
@@ -172,11 +176,3 @@ def test_a_name_that_nft_can_not_take_is_refused() -> None:
     assert (done.status, done.out) == (2, "")
     (line,) = done.errors
     assert "'abcdefghijklmn*' is too long for nft" in line
-
-
-def test_explain_refuses_it() -> None:
-    """It does not follow them yet."""
-    for words, environment in ((["--native-nftables"], {}), ([], {"NATIVE_NFTABLES": "true"})):
-        done = run(["explain", "-i", "*", *words], environment)
-        assert (done.status, done.out) == (2, "")
-        assert "native nftables rules are not followed" in done.errors[-1]

@@ -20,7 +20,7 @@ import pytest
 
 from istio_iptables.netfilter.model import Family
 from tests import program
-from tests.namespaces import ALL_BACKENDS, BACKENDS
+from tests.namespaces import ALL_BACKENDS, BACKENDS, mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +47,7 @@ __all__ = [
     "tables",
     "wait_for_children",
     "wait_for_group",
+    "without_nft",
 ]
 
 
@@ -63,6 +64,13 @@ def needs(*tools: str) -> pytest.MarkDecorator:
     """Skip a test, and say so, where a tool it needs is missing."""
     missing = [tool for tool in tools if shutil.which(tool, path=PATH["PATH"]) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+def without_nft() -> None:
+    """Leave the rest of the test without the program nft."""
+    nft = shutil.which("nft", path=PATH["PATH"])
+    assert nft
+    mount("/dev/null", str(Path(nft).resolve()), bind=True)
 
 
 def run(*arguments: str, environment: Mapping[str, str] | None = None) -> program.Result:
@@ -194,7 +202,9 @@ def state(*, backends: tuple[str, ...] = ALL_BACKENDS, everything: bool = False)
         for backend in BACKENDS
     }
     # One process for the lot: most of the time goes into starting them.
-    asked = "ip -4 rule; echo %; ip -6 rule; echo %; ip -4 route show table all; echo %;"
+    # The kernel routes a new IPv6 address a little later, when it is no longer tentative.
+    asked = "while ip -o addr show dev lo | grep -q tentative; do :; done; "
+    asked += "ip -4 rule; echo %; ip -6 rule; echo %; ip -4 route show table all; echo %;"
     asked += "ip -6 route show table all; echo %; ip -o addr; echo %;"
     if "native" in backends:
         asked += "nft -s list ruleset inet"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -431,3 +432,101 @@ def test_rules_of_a_file(tmp_path: Path) -> None:
     assert done.status == 1
     assert done.out.startswith("error: missing: IPv4 nat ISTIO_OUTPUT rule 4: ")
     assert "would be sent back" in done.out
+
+
+def alone(*arguments: str) -> tuple[int, dict[str, list[str]], str]:
+    """The exit status without any flag, the evidence by kind, and the settings that were read off."""
+    done = run("check", *arguments)
+    document = json.loads(run("check", *arguments, "--json").out)
+    found: dict[str, list[str]] = {}
+    for each in document["findings"]:
+        found.setdefault(each["kind"], []).append(each["evidence"])
+    *_, settings, _ = ["", *done.out.splitlines()]
+    if document["arguments"] is not None:
+        assert settings == f"by the rules, the settings are {shlex.join(document['arguments'])}"
+    return done.status, found, settings.removeprefix("by the rules, the settings are ")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_good_pod_needs_no_flags(backend: str) -> None:
+    """Its settings are read off the rules, and these are as they make them."""
+    install(backend, *FLAGS, "--ip-family", "ipv4")
+    with listening(15001, 15006):
+        status, found, settings = alone()
+    assert (status, set(found)) == (0, {"dns"})
+    assert settings == "-i '*' -b '*' -d 15090,15021,15020 --ip-family ipv4"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_broken_install_needs_no_flags(backend: str) -> None:
+    """What is missing, moved and foreign is told by the settings that the other rules tell."""
+    install(backend, *FLAGS, "--ip-family", "ipv4")
+    tool = f"iptables-{backend}"
+    command(tool, "-t", "nat", "-D", "ISTIO_OUTPUT", "4")
+    command(tool, "-t", "nat", "-D", "ISTIO_INBOUND", "1")
+    command(
+        *(tool, "-t", "nat", "-A", "ISTIO_INBOUND", "-p", "tcp", "--dport", "15008"),
+        *("-j", "RETURN"),
+    )
+    command(tool, "-t", "nat", "-I", "OUTPUT", "-p", "udp", "-j", "ACCEPT")
+    with listening(15001, 15006):
+        status, found, settings = alone()
+    assert (status, set(found)) == (
+        1,
+        {"missing-rule", "moved-rule", "foreign-rule", "loop", "dns"},
+    )
+    assert found["missing-rule"] == [
+        "missing: IPv4 nat ISTIO_OUTPUT rule 4: -A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN"
+    ]
+    assert "-A ISTIO_INBOUND -p tcp -m tcp --dport 15008 -j RETURN" in found["moved-rule"][0]
+    assert settings == "-i '*' -b '*' -d 15090,15021,15020 --ip-family ipv4"
+
+
+def test_rules_that_were_installed_twice() -> None:
+    """The settings are those of one copy, the other is extra, and that is said."""
+    install("legacy", *FLAGS, "--ip-family", "ipv4")
+    saved = subprocess.run(
+        ["iptables-legacy-save", "-t", "nat"], capture_output=True, check=True
+    ).stdout
+    restored = b"".join(
+        line for line in saved.splitlines(keepends=True) if not line.startswith(b":ISTIO")
+    )
+    subprocess.run(["iptables-legacy-restore", "-n"], input=restored, check=True)
+    with listening(15001, 15006):
+        status, found, settings = alone()
+    assert (status, set(found)) == (1, {"extra-rule", "origin", "dns"})
+    assert found["origin"][0].startswith("every rule of ours is there 2 times")
+    assert settings == "-i '*' -b '*' -d 15090,15021,15020 --ip-family ipv4"
+
+
+def test_native_rules_need_no_flags() -> None:
+    """They are found and compared; that packets are not followed through them is said."""
+    assert run("--native-nftables", *FLAGS, "--ip-family", "dual").status == 0
+    with listening(15001, 15006):
+        status, found, settings = alone()
+    assert (status, set(found)) == (1, {"no-listener", "not-followed", "dns"})
+    assert settings == "-i '*' -b '*' -d 15090,15021,15020 --ip-family dual --native-nftables"
+    command("nft", "delete", "chain", "inet", "istio-proxy-nat", "prerouting")
+    status, found, settings = alone()
+    assert found["missing-rule"][0].startswith("missing: inet istio-proxy-nat prerouting")
+    assert settings == "-i '*' -b '*' -d 15090,15021,15020 --ip-family dual --native-nftables"
+
+
+def test_nothing_is_there() -> None:
+    """That is one finding, about the backend that was looked at; no settings can be told."""
+    status, found, settings = alone()
+    assert (status, set(found)) == (1, {"nothing-installed"})
+    assert found["nothing-installed"][0].startswith(
+        "no rules of ours are in the live rules (legacy)"
+    )
+    assert "settings" not in settings
+
+
+def test_a_route_that_is_gone_needs_no_flags() -> None:
+    """The settings tell that there has to be one."""
+    install("nft", *FLAGS, "-m", "TPROXY", "--ip-family", "ipv4")
+    command("ip", "rule", "del", "fwmark", "1337")
+    status, found, settings = alone()
+    assert status == 1
+    assert found["missing"] == ["missing: IPv4: ip -4 rule add fwmark 0x539 lookup 133"]
+    assert settings == "-i '*' -m TPROXY -b '*' -d 15090,15021,15020 --ip-family ipv4"

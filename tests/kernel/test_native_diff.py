@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,12 +16,14 @@ from istio_iptables.netfilter.documents import rulesets
 from istio_iptables.netfilter.native import text
 from istio_iptables.netfilter.nftlisting import families, planned_tables, read_listing
 from tests.kernel.configurations import CONFIGURATIONS, DUAL, TPROXY
-from tests.kernel.sandbox import PATH, command, forked, joined, needs, run
+from tests.kernel.sandbox import command, forked, joined, needs, run, without_nft
 from tests.kernel.test_native import native_configs
-from tests.namespaces import Step, inside, mount, sandbox
+from tests.namespaces import Step, inside, sandbox
 from tests.netfilter.test_nftrules import FIXTURES, compare_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from istio_iptables.settings.config import Config
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box"), needs("nft")]
@@ -177,9 +177,7 @@ def test_without_privilege_nothing_is_told() -> None:
 def test_without_nft_nothing_is_told() -> None:
     """The program that lists them is named."""
     native(*DUAL)
-    nft = shutil.which("nft", path=PATH["PATH"])
-    assert nft
-    mount("/dev/null", str(Path(nft).resolve()), bind=True)
+    without_nft()
     result = run(*DIFF, *DUAL)
     assert (result.status, result.out) == (2, "")
     assert result.errors[0].startswith("can't run nft")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,12 +18,14 @@ from tests.kernel.sandbox import (
     process,
     run,
     state,
+    without_nft,
 )
 from tests.kernel.test_native import without_comments
-from tests.namespaces import BACKENDS, mount, sandbox
+from tests.namespaces import BACKENDS, sandbox
 
 if TYPE_CHECKING:
-    from tests.kernel.sandbox import State
+    from pathlib import Path
+
     from tests.program import Result
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box"), needs("nft")]
@@ -57,16 +58,9 @@ def listed() -> str:
     return command("nft", "-s", "list", "ruleset")
 
 
-def settled() -> State:
-    """What the namespace holds once the kernel has its mind made up about a new address."""
-    while "tentative" in command("ip", "-o", "addr"):
-        pass
-    return state()
-
-
 def everything() -> str:
     """All of the namespace with counters and handles, so that nothing was touched if it is equal."""
-    return f"{command('nft', '-a', 'list', 'ruleset')}{settled()}"
+    return f"{command('nft', '-a', 'list', 'ruleset')}{state()}"
 
 
 def printed(*arguments: str) -> str:
@@ -78,7 +72,7 @@ def fresh(*arguments: str) -> str:
     """What there is after an install in an empty namespace."""
     with sandbox():
         assert native(*arguments).status == 0
-        return f"{listed()}{settled()}"
+        return f"{listed()}{state()}"
 
 
 def load_native(text: str) -> None:
@@ -108,9 +102,9 @@ def test_the_routes_and_the_address_come_with_the_rules() -> None:
     """As with rules of iptables."""
     with sandbox():
         install("legacy", *TPROXY)
-        wanted = settled()
+        wanted = state()
     native(*TPROXY)
-    now = settled()
+    now = state()
     assert now.rules == wanted.rules
     assert now.routes == wanted.routes
     assert now.addresses == wanted.addresses
@@ -118,7 +112,7 @@ def test_the_routes_and_the_address_come_with_the_rules() -> None:
     command("ip", "addr", "del", "::6/128", "dev", "lo")
     handles = command("nft", "-a", "list", "ruleset")
     assert native(*TPROXY).status == 0
-    assert settled() == now
+    assert state() == now
     assert command("nft", "-a", "list", "ruleset") == handles
 
 
@@ -136,7 +130,7 @@ def test_other_native_rules_are_refused_or_replaced(
     assert any("nftables table inet istio-proxy-mangle" in line for line in refused.errors)
     assert everything() == before
     assert native(*new, "--reconcile").status == 0
-    assert f"{listed()}{settled()}" == fresh(*new)
+    assert f"{listed()}{state()}" == fresh(*new)
 
 
 @pytest.mark.parametrize("change", ["insert rule inet istio-proxy-nat output accept", "dormant"])
@@ -157,34 +151,34 @@ def test_switching_leaves_exactly_one(backend: str, arguments: tuple[str, ...]) 
     """From rules of iptables to native ones and back, each refused first."""
     with sandbox():
         install(backend, *arguments)
-        iptables = settled()
+        iptables = state()
     install(backend, *arguments)
     refused = native(*arguments)
     assert refused.status == 1
     (line,) = refused.errors[1:]
     assert line.startswith(f"extra: rules of ours in the {backend} backend")
-    assert settled() == iptables
+    assert state() == iptables
     assert native(*arguments, "--reconcile").status == 0
-    assert f"{listed()}{settled()}" == fresh(*arguments)
+    assert f"{listed()}{state()}" == fresh(*arguments)
     refused = install(backend, *arguments)
     assert refused.status == 1
     assert refused.errors[1].startswith("extra: native nftables rules of ours")
-    assert f"{listed()}{settled()}" == fresh(*arguments)
+    assert f"{listed()}{state()}" == fresh(*arguments)
     assert install(backend, *arguments, "--reconcile").status == 0
     assert "inet" not in listed()
-    assert settled() == iptables
+    assert state() == iptables
 
 
 def test_all_three_at_once_are_cleaned() -> None:
     """Rules in both backends and native ones."""
-    before = settled()
+    before = state()
     native(*TPROXY)
     text = command("nft", "-s", "list", "ruleset")
     run("clean")
     install("legacy", *TPROXY)
     load_native(text)
     assert run("--cleanup-only", "--native-nftables").status == 0
-    assert (listed(), settled()) == ("", before)
+    assert (listed(), state()) == ("", before)
 
 
 @pytest.mark.parametrize(
@@ -252,24 +246,24 @@ def test_a_commit_that_says_it_failed_is_taken_back(beginning: str, tmp_path: Pa
     """The tables are there again as they were listed, or gone."""
     if BEGINNINGS[beginning]:
         assert run(*BEGINNINGS[beginning]).status == 0
-    before = f"{listed()}{settled()}"
+    before = f"{listed()}{state()}"
     once = f'case $1 in -f) real "$@"; mkdir {tmp_path}/done && exit 1; exit 0;; esac; real "$@"'
     done = run("--native-nftables", *DUAL, "--reconcile", environment=fake(tmp_path, once))
     assert done.status == 1
     assert not any("could not put back" in line for line in done.errors)
-    assert f"{listed()}{settled()}" == before
+    assert f"{listed()}{state()}" == before
 
 
 def test_rules_of_iptables_that_will_not_go_bring_everything_back(tmp_path: Path) -> None:
     """They go after the native ones have come, which go again."""
     install("nft", *TPROXY)
-    before = f"{listed()}{settled()}"
+    before = f"{listed()}{state()}"
     failing = 'case "$*" in *--test*) real "$@";; *) exit 1;; esac'
     environment = fake(tmp_path, failing, "iptables-nft-restore")
     done = run("--native-nftables", *DUAL, "--reconcile", environment=environment)
     assert done.status == 1
     assert "everything that was changed before was put back" in done.errors
-    assert f"{listed()}{settled()}" == before
+    assert f"{listed()}{state()}" == before
 
 
 def test_what_can_not_be_put_back_is_told(tmp_path: Path) -> None:
@@ -314,9 +308,7 @@ def test_another_nft_lists_it_in_other_words(tmp_path: Path) -> None:
 
 def test_without_nft_it_is_named() -> None:
     """And so is its package."""
-    nft = shutil.which("nft", path=PATH["PATH"])
-    assert nft
-    mount("/dev/null", str(Path(nft).resolve()), bind=True)
+    without_nft()
     done = native(*DUAL)
     assert done.status == 1
     assert done.errors[0].startswith("can't run nft")
@@ -355,7 +347,7 @@ def test_a_killed_install_is_completed_by_the_next(
     assert killed.status == -9
     assert (listed() == old) == (moment != "behind the commit")
     assert native(*DUAL, "--reconcile").status == 0
-    assert f"{listed()}{settled()}" == wanted
+    assert f"{listed()}{state()}" == wanted
 
 
 @pytest.mark.parametrize("moment", list(KILLS)[1:])

@@ -250,7 +250,8 @@ def second(packet: Packet, plan: DesiredState, world: Surroundings) -> Packet:
     (outcome,) = trace(ruleset, first, world).outcomes
     if outcome.end is not End.DELIVERED or outcome.packet.destination_port not in LISTENING:
         return first
-    if f"-m connmark --mark {OUTBOUND_MARK:#x} " in render(ruleset):
+    text = render(ruleset)
+    if f"connmark --mark {OUTBOUND_MARK:#x} " in text or f"ct mark {OUTBOUND_MARK:#010x} " in text:
         # The answer (of a listener that runs as root) may have marked the connection as well.
         return packet._replace(connmark=None)
     return packet._replace(connmark=outcome.packet.connmark)

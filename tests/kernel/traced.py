@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import select
 import socket
 import struct
@@ -201,7 +202,8 @@ class LegacyTrace:
 class NftTrace:
     """nftables' own trace; rules are named by their handles there."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_families: bool) -> None:
+        self.with_families = with_families
         self.link = Netlink()
         self.link.socket.setsockopt(270, 1, 9)  # NETLINK_ADD_MEMBERSHIP: NFNLGRP_NFTRACE
         self.rules: dict[tuple[int, bytes, bytes, bytes], int] = {}
@@ -229,6 +231,8 @@ class NftTrace:
             if 8 in parts:
                 packets[parts[6]] = parts[8] + parts.get(9, b"")
             names = [parts[key].rstrip(b"\0").decode() for key in (1, 2)]
+            if self.with_families:
+                names[0] = f"{ {1: 'inet', 2: 'ip', 10: 'ip6'}[content[0]] } {names[0]}"
             what = {1: "policy", 2: "return", 3: "rule"}[int.from_bytes(parts[4], "big")]
             number = 0
             if 3 in parts:
@@ -478,12 +482,38 @@ class Sender:
         return True
 
 
+#: Behind a rule that nft need not take.
+DRAWN = "# drawn"
+
 FLAGS = {"NEW": SYN, "ESTABLISHED": ACK, "INVALID": SYN | FIN}
+
+
+def load_native(text: str) -> tuple[dict[str, str], str]:
+    """Put native tables in place of all others, without the drawn rules that nft does not take."""
+    lines = text.splitlines()
+    while True:
+        done = subprocess.run(
+            ["nft", "-f", "-"],
+            input="\n".join(lines) + "\n",
+            encoding="utf-8",
+            capture_output=True,
+            check=False,
+        )
+        refused = {int(number) - 1 for number in re.findall(r"(?m)^\S+:(\d+):.*Error", done.stderr)}
+        if not any(lines[number].endswith(DRAWN) for number in refused):
+            break
+        lines = ["" if number in refused else line for number, line in enumerate(lines)]
+    listed = subprocess.run(
+        ["nft", "list", "ruleset"], encoding="utf-8", capture_output=True, check=True
+    )
+    return {"native": listed.stdout}, done.stderr if done.returncode else ""
 
 
 def load(backend: str, rules: dict[str, str]) -> tuple[dict[str, str], str]:
     """Put rules in place of all others; what is saved then, and what was complained of."""
     saved, complaints = {}, ""
+    if backend == "native":
+        return load_native(rules["native"])
     for family, text in rules.items():
         program = f"{'iptables' if family == 'ipv4' else 'ip6tables'}-{backend}"
         done = subprocess.run(
@@ -507,7 +537,8 @@ def hang_up(listening: list[socket.socket]) -> None:
 def main(backend: str) -> None:
     """Answer requests until there are no more."""
     make_pod()
-    trace = LegacyTrace() if backend == "legacy" else NftTrace()
+    native = backend == "native"
+    trace = LegacyTrace() if backend == "legacy" else NftTrace(with_families=native)
     sender = Sender(Wire())
     listening = listeners([80, 15001, 15006])
     routes: list[str] = []

@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from istio_iptables.netfilter.model import Family, Ruleset
+from istio_iptables.netfilter.nftlisting import families, read_listing
 from istio_iptables.netfilter.savefile import parse, render
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from istio_iptables.netfilter.packet import Packet
-    from istio_iptables.netfilter.plan import DesiredState
+    from istio_iptables.netfilter.plan import DesiredState, PolicyRoute
     from istio_iptables.trace.hooks import Outcome
 
 __all__ = ["ADDRESSES", "FIRST_PORT", "Kernel", "Position", "Said", "predicted"]
@@ -56,6 +57,23 @@ COMMIT
 :OUTPUT ACCEPT
 :POSTROUTING ACCEPT
 COMMIT
+"""
+
+#: What has the kernel tell of packets that meet native tables.
+_TRACER = """table inet tracer {
+	chain prerouting {
+		type filter hook prerouting priority -390; policy accept;
+		th sport 20000-65535 meta nftrace set 1
+		icmp type destination-unreachable meta nftrace set 1
+		icmpv6 type destination-unreachable meta nftrace set 1
+	}
+	chain output {
+		type filter hook output priority -390; policy accept;
+		th sport 20000-65535 meta nftrace set 1
+		icmp type destination-unreachable meta nftrace set 1
+		icmpv6 type destination-unreachable meta nftrace set 1
+	}
+}
 """
 
 #: Table, chain and rule number (from 1), None for the policy.
@@ -113,27 +131,43 @@ class Kernel:
         rules = {each.family: _traced(each) for each in plan.rulesets}
         for family in Family:
             rules.setdefault(family, _traced(Ruleset(family)))
+        answer = self._ask({each.value: text for each, text in rules.items()}, plan.routes, packets)
+        saved = {Family(name): parse(text, Family(name)) for name, text in answer["saved"].items()}
+        return _said(saved, packets, answer["paths"])
+
+    def send_native(
+        self, tables: str, routes: Iterable[PolicyRoute], packets: Iterable[Packet]
+    ) -> Said:
+        """The same with native tables in nft's words."""
+        packets = tuple(packets)
+        answer = self._ask({"native": f"flush ruleset\n{_TRACER}{tables}"}, routes, packets)
+        listed = read_listing(answer["saved"]["native"].splitlines())
+        found = families(each for each in listed if each.name != "inet tracer")
+        return _said({each.family: each for each in found}, packets, answer["paths"])
+
+    def _ask(
+        self, rules: dict[str, str], routes: Iterable[PolicyRoute], packets: Iterable[Packet]
+    ) -> dict[str, Any]:
         request = {
-            "rules": {family.value: text for family, text in rules.items()},
-            "routes": [
-                " ".join(command[1:]) for route in plan.routes for command in route.commands
-            ],
+            "rules": rules,
+            "routes": [" ".join(command[1:]) for route in routes for command in route.commands],
             "packets": [{**each._asdict(), "family": each.family.value} for each in packets],
         }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        assert not answer["error"], answer["error"]
-        rulesets = {
-            Family(family): parse(text, Family(family)) for family, text in answer["saved"].items()
-        }
-        paths: list[list[Position] | None] = []
-        for packet, path in zip(packets, answer["paths"], strict=True):
-            assert not isinstance(path, str), (packet, path)
-            paths.append(None if path is None else _places(rulesets[packet.family], path))
-        return Said(rulesets, paths)
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        assert not answer["error"], (answer["error"], rules)
+        return answer
+
+
+def _said(rulesets: dict[Family, Ruleset], packets: Iterable[Packet], told: Iterable[Any]) -> Said:
+    paths: list[list[Position] | None] = []
+    for packet, path in zip(packets, told, strict=True):
+        assert not isinstance(path, str), (packet, path)
+        paths.append(None if path is None else _places(rulesets[packet.family], path))
+    return Said(rulesets, paths)
 
 
 def _traced(ruleset: Ruleset) -> str:
@@ -157,6 +191,8 @@ def _places(ruleset: Ruleset, path: Sequence[tuple[str, str, str, int]]) -> list
     """What the kernel said, in our words: without the ends of chains and the tracing rules."""
     places: list[Position] = []
     for name, chain_name, what, number in path:
+        if name == "inet tracer":
+            continue
         table = ruleset.table(name)
         chain = table.chain(chain_name) if table else None
         assert chain is not None, (name, chain_name)

@@ -81,6 +81,7 @@ def test_a_listing_is_read() -> None:
     """Comments, handles, sets over several lines, counters' numbers, what a comment says."""
     f, g = read_listing(LISTING.splitlines())
     assert (f.name, g.name) == ("inet f", "ip6 g")
+    assert (f.dormant, g.dormant) == (True, False)
     assert f.objects == {
         "flags": "dormant",
         "set s": "type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 192.168.1.1-192.168.1.9 }",
@@ -112,8 +113,14 @@ def test_a_listing_is_read() -> None:
         ("table inet f {\n\tchain a {\n\t}\n\tchain a {\n\t}\n}\n", 4, "a second time"),
         ("table inet f {\n\tchain a { }\n}\n", 2, "expected a chain or set"),
         ("table inet f {\n\taccept\n}\n", 2, "expected a chain or set"),
+        ("table inet f {\n\tchain a b {\n\t}\n}\n", 2, "expected a chain or set"),
         (
             "table inet f {\n\tchain a {\n\t\ttype nat hook x\n\t}\n}\n",
+            3,
+            "type, hook and priority",
+        ),
+        (
+            "table inet f {\n\tchain a {\n\t\ttype filter hook x priority 0;\n\t}\n}\n",
             3,
             "type, hook and priority",
         ),

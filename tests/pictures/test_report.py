@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import pytest
 
 from istio_iptables import Capture, explain, plan
 from istio_iptables.api.reporting import report
 from istio_iptables.commands.root import run as run_command
-from istio_iptables.errors import IstioIptablesError
+from istio_iptables.errors import CannotTell, IstioIptablesError
 from tests.pictures.conftest import script
 
 if TYPE_CHECKING:
@@ -82,6 +82,29 @@ def test_the_page_needs_nothing_else() -> None:
     assert all(each.startswith("#") for each in found)
 
 
+def test_native_rules_have_a_page(tmp_path: Path) -> None:
+    """The page of native nftables rules has all parts too."""
+    target = tmp_path / "page.html"
+    run_command(["report", "-i", "*", "--native-nftables", "-o", str(target)])
+    page = target.read_text()
+    assert "inet istio-proxy-nat istio-output 9" in page
+    assert 'id="packet"' in page
+
+
+def test_a_page_without_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where traffic can't be divided the page says why, and has the rest."""
+    reason = "too many packets"
+
+    def refuse(*_: object, **__: object) -> Never:
+        raise CannotTell(reason)
+
+    monkeypatch.setattr("istio_iptables.api.reporting.matrix", refuse)
+    page = _report(_plan())
+    assert reason in page
+    assert 'id="packet"' not in page
+    assert "ISTIO_IN_REDIRECT" in page
+
+
 @pytest.mark.parametrize("what", ["istio_local_exclude_ports", "istio_service_exclude_cidr"])
 def test_many_rules_stay_small(what: str) -> None:
     """Thousands of rules make no page that nobody can open; it says what it leaves out."""
@@ -105,6 +128,8 @@ def test_a_page_is_written_whole_or_not_at_all(
     assert target.read_text() == "before"
     with pytest.raises(IstioIptablesError, match=r"--output: .*/none/page\.html: No such file"):
         run_command(["report", "-i", "*", "-o", str(tmp_path / "none" / "page.html")])
+    with pytest.raises(IstioIptablesError, match=r"^--output \(-o\): is missing$"):
+        run_command(["report", "-i", "*"])
     run_command(["report", "-i", "*", "-o", str(target)])
     assert target.read_text().startswith("<!DOCTYPE html>")
     assert target.stat().st_mode & 0o777 == 0o640

@@ -625,7 +625,13 @@ def test_tproxy_hands_a_packet_to_a_listener_and_keeps_its_addresses() -> None:
     outcome = way(rule, far, world)
     assert (outcome.end, outcome.taken_by, outcome.to_port) == (End.DELIVERED, "TPROXY", 15006)
     assert outcome.packet.destination == "9.9.9.9"
-    assert way(rule, far, POD).end is End.FORWARDED
+    # Nor does the kernel forward what has a socket here.
+    lost = way(rule, far, POD)
+    assert (lost.end, lost.refused, lost.hooks) == (
+        End.DROPPED,
+        "no route delivers it",
+        ("PREROUTING",),
+    )
 
 
 def test_the_listener_that_tproxy_found_stays_when_nat_redirects() -> None:

@@ -70,6 +70,8 @@ class Effect(NamedTuple):
     translated: bool = False
     #: The target's name, the chain's, or "" for a rule without a target.
     verdict: str = ""
+    #: What takes the packet, if that is not the verdict: a rule of nftables may do several things.
+    taken_by: str = ""
 
 
 class MatchExtension(NamedTuple):
