@@ -402,6 +402,22 @@ def test_watch_tells_what_changes() -> None:
     assert (watching.returncode, out, err) == (0, "", "")
 
 
+def test_watch_ends_with_its_reader() -> None:
+    """Also where nothing changes, so that nothing is written."""
+    install("legacy", *FLAGS)
+    words = (CLI, "check", "--live", *FLAGS, "--watch")
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=PATH
+    ) as watching:
+        assert watching.stdout is not None
+        while "wrong" not in watching.stdout.readline():
+            pass
+        watching.stdout.close()
+        assert watching.wait(timeout=30) == 1
+        assert watching.stderr is not None
+        assert not watching.stderr.read()
+
+
 def test_rules_of_a_file(tmp_path: Path) -> None:
     """Without a machine around them there are the rules alone."""
     saved = tmp_path / "saved"
