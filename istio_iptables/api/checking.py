@@ -181,16 +181,8 @@ def _of_the_rules(
     subject: Subject, applications: Iterable[tuple[int, int]] = APPLICATIONS
 ) -> Iterator[Ailment]:
     """Loops, and applications that pass for Envoy."""
-    if subject.native:
-        yield Ailment(
-            "not-followed",
-            Severity.INFO,
-            "packets are not followed through native nftables rules: loops, escapes and connections"
-            " past Envoy are not looked for",
-            "check the flags without --native-nftables: rules of iptables have the same of them",
-        )
-        return
-    for each in findings(subject.rulesets, subject.routes, _proxy(subject), applications):
+    rulesets = subject.native or subject.rulesets
+    for each in findings(rulesets, subject.routes, _proxy(subject), applications):
         loop = each.fault is FindingKind.LOOP
         yield Ailment(
             each.fault.value,
@@ -200,7 +192,7 @@ def _of_the_rules(
             if loop
             else "run the application as another user and group",
         )
-    for each in losses(subject.rulesets, subject.routes, _proxy(subject)):
+    for each in losses(rulesets, subject.routes, _proxy(subject)):
         yield Ailment(
             each.fault.value,
             Severity.WARNING,
@@ -467,9 +459,7 @@ class _Live:
         texts = {**dict.fromkeys(PACKET_FIELDS), "src": source, "dst": destination}
         if not incoming:
             texts["uid"] = str(socket.uid)
-        ruleset = next(
-            (each for each in self._subject.rulesets if each.family is socket.family), None
-        )
+        ruleset = next((each for each in self._rulesets if each.family is socket.family), None)
         if ruleset is None:
             return False
         world = self._subject.world
