@@ -473,6 +473,9 @@ def read_settings(
     name = "istio_inbound_ports"
     readings[name] = _inbound(found, readings.get(name, ()))
     readings |= _modes(found) | _networks(found, families)
+    excluded = readings.get("istio_local_exclude_ports", ("",))
+    tunnel = readings.get("inbound_tunnel_port", ())[:1]
+    readings["istio_local_exclude_ports"] = (*excluded, *_with_tunnel(excluded[0], tunnel))
     if native:
         readings |= _native_modes(found, native)
     readings["ip_family"] = ("dual" if Family.IPV6 in families else "ipv4",)
@@ -488,6 +491,15 @@ def read_settings(
         for name, texts in readings.items()
         if (usable := tuple(dropwhile(partial(_is_unusable, name), dict.fromkeys(texts))))
     }
+
+
+def _with_tunnel(text: str, tunnel: Iterable[str]) -> Iterator[str]:
+    """The excluded ports of *text* with that of the tunnel, whose rule is like the tunnel's own."""
+    ports = text.split(",") if text else []
+    for port in tunnel:
+        for at in range(min(len(ports), _MOST_DISPUTED) + 1):
+            yield ",".join([*ports[:at], port, *ports[at:]])
+        yield ",".join([port, port, *ports])
 
 
 def _is_unusable(name: str, text: str) -> bool:

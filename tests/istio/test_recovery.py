@@ -93,6 +93,19 @@ def test_the_settings_of_native_rules_build_the_same_rules(
     assert found.ours
 
 
+@pytest.mark.parametrize("native", [False, True], ids=["iptables", "native"])
+@pytest.mark.parametrize(
+    "flags", ["-u 0,0 -e 7 -d 7", "-u 0,0 -e 7 -d 7,7", "-u 0,0 -e 7 -d 7,8", "-u 1,1,1 -d 9,15008"]
+)
+def test_the_tunnels_port_excluded_as_well(flags: str, *, native: bool) -> None:
+    """Its rule is there once more, whatever else is there several times."""
+    natively = ["--native-nftables"] if native else []
+    words = ["-b", "*", *flags.split(), "--ip-family", "ipv4", *natively]
+    found = recover(rulesets(run([*words, "--dry-run"]).out, None))
+    assert not found.differences
+    assert set(words) == set(found.arguments)
+
+
 @settings(deadline=None)
 @given(configs())
 def test_settings_are_recovered_in_one_form(config: Config) -> None:
