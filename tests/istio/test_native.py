@@ -176,11 +176,12 @@ def test_a_name_that_nft_can_not_take_is_refused() -> None:
     assert "'abcdefghijklmn*' is too long for nft" in line
 
 
-def test_classes_of_packets_are_of_rules_of_iptables(tmp_path: Path) -> None:
-    """One line, and exit status 2."""
+def test_packets_are_divided_by_native_rules_too(tmp_path: Path) -> None:
+    """Those of a listing, of a plan, and of a plan without settings beside it."""
     path = tmp_path / "listed"
-    path.write_text(run(["-n", "--native-nftables", "-i", "*"]).out, encoding="utf-8")
-    for words in (["--rules", str(path)], ["--native-nftables", "-i", "*"]):
-        done = run(["matrix", *words])
-        assert (done.status, done.out) == (2, "")
-        assert "native nftables rules: explain follows one packet" in done.errors[-1]
+    settings = ["--native-nftables", "-i", "*", "--ip-family", "dual"]
+    path.write_text(run(["-n", *settings]).out, encoding="utf-8")
+    listed, planned = (run(["matrix", *words]) for words in (["--rules", str(path)], settings))
+    assert (listed.status, planned.status) == (0, 0)
+    assert listed.out == planned.out
+    assert "captured outbound on port 15001" in listed.out
