@@ -149,6 +149,9 @@ def _start(store: Path, families: int) -> subprocess.Popen[bytes]:
     """Furnish the node, and start containerd on it."""
     kernelcalls.unshare(_NEW_HOSTNAME)
     set_loopback(up=True)
+    # An IPv6 address that is still being looked for on the link, for a second or two, is no source:
+    # connections would come from the bridge's link-local address.
+    Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0", encoding="ascii")
     for each in Path("/sys/fs/cgroup").iterdir():
         if each.is_mount():
             kernelcalls.make_read_only(str(each))
