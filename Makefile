@@ -23,6 +23,7 @@ bench: setup ## time whole processes next to bare Python and others (N=20), node
 	@.venv/bin/python -m tests.bench.image $(or $(N),20)
 	@.venv/bin/python -m tests.bench.connections
 	@.venv/bin/python -m tests.bench.webhook 2000
+	@.venv/bin/python -m tests.bench.manifests
 
 golden: setup ## rewrite the golden files that differ, and show the differences
 	@.venv/bin/python -m tests.golden --write

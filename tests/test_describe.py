@@ -235,3 +235,61 @@ def test_explain_of_a_file_needs_no_flags(saved: Callable[[str], str]) -> None:
     assert "    All other outbound TCP connections (-i '*') are captured and go to Envoy.\n" in (
         result.out
     )
+
+
+HOSTILE = """table inet istio-proxy-nat {
+	set blocked-set {
+		type ipv4_addr
+		elements = { 1.2.3.4 }
+	}
+	chain output {
+		type nat hook output priority -100; policy accept;
+		counter jump istio-output
+	}
+	chain istio-output {
+		ip daddr @blocked-set counter return
+		ip daddr 10.0.0.5-fd00::1 counter return
+		ip daddr 10.0.0.5-10.0.0.1 counter return
+		ip daddr { 10.0.0.1, 10.0.0.2 } tcp dport { 1, 2 } counter return
+		meta mark 0x1-0x5 counter return
+		meta mark & 0xff == 0x1 counter return
+		tcp dport { ssh, 80 } counter return
+		tcp dport @x counter return
+		ct state vmap { new : accept }
+		counter jump istio-redirect
+	}
+	chain istio-redirect {
+		meta l4proto tcp counter redirect to :99999
+		meta l4proto tcp counter tproxy to :99999
+	}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HOSTILE,
+        HOSTILE.replace("istio-proxy", "other"),
+        "*nat\n:ISTIO_OUTPUT - [0:0]\n-A ISTIO_OUTPUT -m owner --uid-owner 7 -j RETURN\nCOMMIT\n",
+        "*nat\n:ISTIO_OUTPUT - [0:0]\n-A ISTIO_OUTPUT -d tcp -j ISTIO_REDIRECT\nCOMMIT\n",
+        "*mangle\n:ISTIO_DIVERT - [0:0]\n-A ISTIO_DIVERT -j MARK --set-xmark x/0xffffffff\nCOMMIT\n",
+        "*nat\n:ISTIO_X - [0:0]\n-A ISTIO_X -j ACCEPT\nCOMMIT\n",
+    ],
+)
+def test_values_that_no_setting_has(saved: Callable[[str], str], text: str) -> None:
+    """Rules of anybody may stand in our chains: they are told, and nothing breaks."""
+    for command in ("describe", "check"):
+        result = run([command, "--rules", saved(text)])
+        assert (result.status, result.errors) == (1, [])
+
+
+def test_rules_that_are_hardly_those_of_any_settings(saved: Callable[[str], str]) -> None:
+    """More is unexplained than explained: that is said; so are the chains of ambient mode."""
+    text = "*nat\n:OUTPUT ACCEPT [0:0]\n:ISTIO_OUTPUT - [0:0]\n:ISTIO_PRERT - [0:0]\n"
+    result = described(
+        saved(f"{text}-A OUTPUT -j ISTIO_OUTPUT\n-A ISTIO_PRERT -j RETURN\nCOMMIT\n")
+    )
+    *_, note, verdict, _ = result.out.splitlines()
+    assert note.startswith("note: ISTIO_PRERT is a chain of Istio's ambient mode")
+    assert " is nearest to this command line, with " in verdict

@@ -18,6 +18,7 @@ from istio_iptables.commands.root import root
 from istio_iptables.netfilter.documents import rulesets
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.sets import Intervals, name
+from istio_iptables.trace import cells
 from istio_iptables.trace.cells import everything
 from istio_iptables.trace.classes import NotAPartition, check_partition, start_boxes
 from tests.classes import asked, class_of, packet_of, random_packets
@@ -229,3 +230,16 @@ def test_markdown() -> None:
     assert lines[2:4] == ["| traffic | what becomes of it | rule |", "|---|---|---|"]
     assert all(line.count("|") == 4 for line in lines if line.startswith("|"))
     assert any("nat ISTIO\\_OUTPUT 9" in line for line in lines)
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules that divide without end cost no memory without end; forgetting changes no answer."""
+    wanted = matrix(plan(Capture(**SETTINGS))).rows
+    monkeypatch.setattr(cells, "_MOST_SPLITS", 3)
+    memory = cells.Memory()
+    ports = Intervals((0, 1 << 16))
+    kept = [Intervals((port, port + 1)) for port in range(10)]
+    for each in kept:
+        memory.split(ports, each)
+    assert len(memory._splits) <= 3
+    assert matrix(plan(Capture(**SETTINGS))).rows == wanted

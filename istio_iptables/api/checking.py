@@ -14,12 +14,20 @@ from istio_iptables.api.subjects import subject_of
 from istio_iptables.differences.rulesets import ChangeKind
 from istio_iptables.errors import CannotTell, KernelRefused
 from istio_iptables.istio.capture import describe
-from istio_iptables.istio.checks import FindingKind, findings, left_out_live, with_proxies_of
+from istio_iptables.istio.checks import (
+    FindingKind,
+    findings,
+    left_out_live,
+    losses,
+    with_proxies_of,
+)
 from istio_iptables.istio.escapes import APPLICATIONS
 from istio_iptables.istio.ownership import find_owned
 from istio_iptables.istio.rules import AGENT_DNS_PORT, NATIVE_TABLE
+from istio_iptables.kernel.processes import sockets_of
 from istio_iptables.kernel.sockets import TCP, UDP
 from istio_iptables.netfilter.fieldvalues import number, protocol_name, protocol_number
+from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import is_loopback
 from istio_iptables.trace.hooks import trace
 
@@ -27,10 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from istio_iptables.api.capture import Plan
+    from istio_iptables.api.recovering import Recovered
     from istio_iptables.api.rules import Source
     from istio_iptables.api.subjects import Subject
     from istio_iptables.kernel.sockets import Socket
-    from istio_iptables.netfilter.model import Family, Rule, Ruleset
+    from istio_iptables.netfilter.model import Rule, Ruleset
     from istio_iptables.settings.config import Config
     from istio_iptables.settings.types import IdRange
 
@@ -39,6 +48,8 @@ __all__ = ["Ailment", "Report", "Severity", "check"]
 #: Programs that run as the proxy's user because they are the proxy.
 _PROXY_PROGRAMS = frozenset({"envoy", "pilot-agent"})
 _DNS_PORT = 53
+#: What a socket for all addresses is at; it is compared, and not bound.
+_ANY_ADDRESS = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104
 #: From how much of the connection table on it counts as nearly full.
 _NEARLY_FULL = 0.9
 #: What one line names at most, and how many connections are followed through the rules.
@@ -78,6 +89,9 @@ class Report(NamedTuple):
     findings: tuple[Ailment, ...]
     #: What could not be read, and so was not checked.
     unread: tuple[str, ...]
+    #: The settings that were read off the rules, which these are held against; None where some were
+    #: given, or there is nothing to read them off.
+    settings: Recovered | None = None
 
     @property
     def wrong(self) -> bool:
@@ -119,7 +133,8 @@ def check(
         unread = (*subject.state.unreadable, *evidence.unread)
     order = list(Severity)
     found.sort(key=lambda each: order.index(each.severity))
-    return Report(what if live else name, tuple(dict.fromkeys(found)), unread)
+    recovered = subject.recovered if subject.recovered and subject.recovered.ours else None
+    return Report(what if live else name, tuple(dict.fromkeys(found)), unread, recovered)
 
 
 def _all_rules(subject: Subject) -> tuple[Ruleset, ...]:
@@ -149,6 +164,8 @@ def _differences(subject: Subject) -> Iterator[Ailment]:
             each.line,
             "see with explain what it decides" if foreign else "install again with --reconcile",
         )
+    for sign in subject.recovered.signs if subject.recovered else ():
+        yield Ailment("origin", Severity.INFO, sign, "clean, then install once")
 
 
 def _proxy(subject: Subject) -> Config:
@@ -182,6 +199,13 @@ def _of_the_rules(
             "give the proxy's user and group (-u, -g) as Envoy runs"
             if loop
             else "run the application as another user and group",
+        )
+    for each in losses(subject.rulesets, subject.routes, _proxy(subject)):
+        yield Ailment(
+            each.fault.value,
+            Severity.WARNING,
+            each.line,
+            "remove that rule, or let it accept what goes to Envoy's ports",
         )
 
 
@@ -251,6 +275,8 @@ class _Live:
         if sockets is None:
             return
         for family, protocol, port in _targets(self._rulesets):
+            if self._unused(family):
+                continue
             there = [each for each in sockets if _takes(each, family, protocol, port)]
             where = f"{protocol_name(str(protocol))} port {port} ({family.title})"
             agent = port == AGENT_DNS_PORT
@@ -262,6 +288,15 @@ class _Live:
                     f"nothing listens on {where}, where the rules send captured traffic",
                     f"see whether {who} runs and is ready",
                 )
+            elif not any(map(self._reached, there)):
+                inbound = port == self._config.inbound_capture_port
+                yield Ailment(
+                    "no-listener",
+                    Severity.ERROR,
+                    f"{where} is listened on at {_listed(each.address for each in there)} only, and"
+                    f" captured traffic comes to {'the pod' if inbound else 'loopback'}'s address",
+                    f"let {who} listen on {_ANY_ADDRESS[family]}",
+                )
             elif strangers := [each.uid for each in there if not self._is_proxy(each.uid)]:
                 yield Ailment(
                     "foreign-listener",
@@ -270,6 +305,21 @@ class _Live:
                     f" {self._named_proxies()}: what it sends on would be captured again",
                     f"run {who} as that user, or give -u and -g as it runs",
                 )
+
+    def _unused(self, family: Family) -> bool:
+        """Whether native rules are for IPv6 as well, and the namespace has none of it."""
+        native, own = self._subject.native, self._subject.own
+        return bool(native) and family is Family.IPV6 and not any(":" in each for each in own)
+
+    def _reached(self, socket: Socket) -> bool:
+        """Whether captured traffic comes to the socket's address: an interface's, or loopback's.
+
+        That of an interface is where inbound connections are redirected to, outbound ones to
+        loopback.
+        """
+        inbound = socket.port == self._config.inbound_capture_port
+        loopback = is_loopback(socket.address, socket.family)
+        return socket.address in _ANY_ADDRESS.values() or loopback is not inbound
 
     def _is_proxy(self, uid: int) -> bool:
         """Whether the rules except what a socket of this user sends, by its group maybe."""
@@ -284,6 +334,13 @@ class _Live:
 
     def _as_the_proxy(self) -> Iterator[Ailment]:
         """Applications whose traffic passes for Envoy's."""
+        # Whatever takes what is captured is the proxy, by any name.
+        targets = tuple(_targets(self._rulesets))
+        proxies = {
+            each.inode
+            for each in self._evidence.sockets or ()
+            if any(_takes(each, *target) for target in targets)
+        }
         others = [
             each
             for each in self._evidence.processes or ()
@@ -292,6 +349,7 @@ class _Live:
                 _within(each.uid, self._config.proxy_uids)
                 or _within(each.gid, self._config.proxy_gids)
             )
+            and not proxies & sockets_of(each.pid)
         ]
         if others:
             names = _listed(

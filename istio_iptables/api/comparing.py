@@ -14,7 +14,7 @@ from istio_iptables.differences.rulesets import (
     diff_rulesets,
 )
 from istio_iptables.errors import CannotTell, KernelRefused
-from istio_iptables.istio.ownership import OWNERSHIP, find_owned
+from istio_iptables.istio.ownership import NATIVE_NAMES, OWNERSHIP, find_owned
 from istio_iptables.netfilter.edits import apply, edits
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import DesiredState
@@ -155,10 +155,6 @@ def _with_live(plan: Plan, namespace: str, backend: str) -> Differences:
     )
 
 
-#: The names of our native tables.
-_NATIVE = frozenset(f"inet {name}" for name in OWNERSHIP.native.tables)
-
-
 def planned_natively(plan: Plan) -> tuple[Table, ...]:
     """The native tables of *plan*."""
     from istio_iptables.istio.native import build_native  # most rules are iptables'
@@ -169,7 +165,7 @@ def planned_natively(plan: Plan) -> tuple[Table, ...]:
 
 def native_of_ours(tables: Iterable[Table]) -> tuple[Table, ...]:
     """The native tables of ours among *tables*."""
-    return tuple(each for each in tables if each.name in _NATIVE)
+    return tuple(each for each in tables if each.name in NATIVE_NAMES)
 
 
 def _tables(found: Iterable[Ruleset]) -> tuple[Table, ...]:
@@ -213,7 +209,7 @@ def _natively(plan: Plan, found: Sequence[Ruleset], name: str) -> Differences:
 def _native_elsewhere(chains: Iterable[NativeChain]) -> Iterator[Difference]:
     """Native rules of ours where those of iptables are wanted: one difference, or none."""
     tables = dict.fromkeys(f"{each.family} {each.table}" for each in chains)
-    ours = [name for name in tables if name in _NATIVE]
+    ours = [name for name in tables if name in NATIVE_NAMES]
     if ours:
         text = f"native nftables rules of ours, which take effect as well: {', '.join(ours)}"
         yield Difference(ChangeKind.EXTRA, None, "", "", text)
@@ -259,7 +255,7 @@ def _marks(plan: Plan) -> frozenset[int]:
 def holds_ours(rulesets: Iterable[Ruleset]) -> bool:
     """Whether a rule or chain of ours is in one of *rulesets*."""
     return any(
-        table.name in _NATIVE or find_owned(table)
+        table.name in NATIVE_NAMES or find_owned(table)
         for ruleset in rulesets
         for table in ruleset.tables
     )

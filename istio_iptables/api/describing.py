@@ -75,6 +75,10 @@ class Description:
         self.environment = dict(recovered.environment)
         #: The DNS servers that its file resolv.conf has to list.
         self.nameservers = recovered.nameservers
+        #: What the rules tell of how they came to be there, a line each.
+        self.signs = recovered.signs
+        #: The command line without the program's name.
+        self.settings = recovered.line
         #: What was described: ``this namespace (legacy)``, ...
         self.what = differences.what
         #: The rules as they were read.
@@ -97,25 +101,21 @@ class Description:
     @property
     def command(self) -> str:
         """The command line for a shell, its variables in front."""
-        return self._line("istio-iptables")
-
-    @property
-    def settings(self) -> str:
-        """The command line without the program's name."""
-        return self._line()
-
-    def _line(self, *program: str) -> str:
         from shlex import quote  # few commands need it
 
         variables = (f"{name}={quote(text)}" for name, text in self.environment.items())
-        return " ".join([*variables, *program, *map(quote, self.arguments)])
+        return " ".join([*variables, "istio-iptables", *map(quote, self.arguments)])
 
     @property
     def verdict(self) -> str:
         """In one sentence, whose rules these are; the command line follows it."""
         if not self.ours:
-            return f"no rules of ours are in {self.what}"
+            if all(each.foreign for each in self.rules):
+                return f"no rules of ours are in {self.what}"
+            return f"{self.what} has chains of our names, and no settings make their rules"
         count = len(self.unexplained)
+        if count > sum(bool(each.reason) for each in self.rules):
+            return f"{self.what} is nearest to this command line, with {count} differences:"
         but = f", but for {count} {'difference' if count == 1 else 'differences'}" if count else ""
         return f"{self.what} has the rules of this command line{but}:"
 
@@ -131,6 +131,7 @@ class Description:
         if marked:
             rules = "rule is" if marked == 1 else "rules are"
             lines.append(f"{marked} {rules} foreign and marked so above")
+        lines += (f"note: {sign}" for sign in self.signs)
         lines.append(self.verdict)
         if self.ours:
             if self.nameservers:
@@ -160,6 +161,7 @@ class Description:
             "arguments": list(self.arguments),
             "environment": self.environment,
             "nameservers": list(self.nameservers),
+            "notes": list(self.signs),
             "rules": [
                 {
                     "family": each.family.value if each.family else None,
@@ -255,11 +257,17 @@ def _described(rulesets: Iterable[Ruleset], recovered: Recovered) -> Iterator[De
         for chain in table.chains:
             ours = chain.name in owned.own_chains
             numbers = owned.shared.get(chain.name, {})
+            place = (family, table.name, chain.name)
+            targets = {
+                each[3].rpartition("-j ")[2].partition(" ")[0]
+                for each in reasons
+                if each[:3] == place
+            }
             for number, rule in enumerate(chain.rules):
-                place = (family, table.name, chain.name)
-                reason = reasons.get((*place, rule.text)) or reasons.get(
-                    (*place, canonical(rule, family).text), ""
-                )
+                reason = reasons.get((*place, rule.text), "")
+                if not reason and any(each in rule.text for each in targets):
+                    # Others may have very many rules.
+                    reason = reasons.get((*place, canonical(rule, family).text), "")
                 foreign = not (reason or ours or number in numbers)
                 text = f"-A {chain.name} {rule.text}".rstrip()
                 yield DescribedRule(*place, number + 1, text, reason, foreign, rule.counters)
@@ -282,8 +290,8 @@ def _unexplained(
     """What differs from the plan, if rules of ours make one, and then the other foreign rules."""
     told = set()
     for each in differences:
-        # Without rules of ours there is no plan that they could be missing from.
-        if ours or each.kind is not ChangeKind.MISSING:
+        # Without rules of ours there is no plan, from which all that has our names is extra.
+        if ours or each.kind is ChangeKind.EXTRA:
             told.add((each.family, each.table, each.chain, each.live_number))
             yield each
     for rule in rules:

@@ -11,6 +11,7 @@ from istio_iptables.api.comparing import diff_natively
 from istio_iptables.api.rules import is_native
 from istio_iptables.differences.rulesets import ChangeKind, diff_rulesets
 from istio_iptables.errors import UsageProblems
+from istio_iptables.istio.copies import copies, signs, without_copies
 from istio_iptables.istio.ownership import OWNERSHIP, find_owned
 from istio_iptables.istio.plan import build
 from istio_iptables.istio.recovery import SERVERS, read_settings
@@ -69,6 +70,16 @@ class Recovered(NamedTuple):
     ours: bool
     #: What of the rules the plan does not explain.
     differences: tuple[Difference, ...]
+    #: What the rules tell of how they came to be there, a line each.
+    signs: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """The words of the command line for a shell, the variables in front."""
+        from shlex import quote  # few commands need it
+
+        variables = (f"{name}={quote(text)}" for name, text in self.environment.items())
+        return " ".join([*variables, *map(quote, self.arguments)])
 
 
 class _Servers(Host):
@@ -88,11 +99,14 @@ def recover(rulesets: Sequence[Ruleset], routes: Iterable[PolicyRoute] = ()) -> 
     *routes* are the policy routes beside them; those in the comments of a dry run count too.
     """
     tables = dict(_commented(rulesets)) | {each.mark: each.table for each in routes}
-    readings = read_settings(rulesets, tables)
-    best = _search(readings, rulesets)
-    if readings and not is_native(rulesets) and best.leaves(rulesets):
+    times = copies(rulesets)
+    single = without_copies(rulesets, times) if times > 1 else rulesets
+    readings = read_settings(single, tables)
+    native = {"native_nftables": ("true",)} if is_native(single) else {}
+    best = _search(readings | native, single)
+    if readings and not native and best.leaves(single):
         # Rules in built-in chains that are ours only if the settings say so.
-        other = _search(read_settings(rulesets, tables, owned=False), rulesets)
+        other = _search(read_settings(single, tables, owned=False), single)
         best = min(best, other, key=lambda trial: (trial.cost, -trial.plan.state.rule_count))
     return Recovered(
         best.plan,
@@ -104,7 +118,8 @@ def recover(rulesets: Sequence[Ruleset], routes: Iterable[PolicyRoute] = ()) -> 
         },
         best.servers if "resolv_conf" in best.named else (),
         bool(readings),
-        best.differences,
+        best.differences if single is rulesets else _differences(best.plan, rulesets),
+        tuple(signs(rulesets)) if readings else (),
     )
 
 
@@ -156,7 +171,8 @@ def _search(readings: Readings, rulesets: Sequence[Ruleset]) -> _Trial:
     while better:
         better = False
         for name, texts in readings.items():
-            default = () if name == SERVERS else (setting(name).default,)
+            fixed = name in {SERVERS, "native_nftables"}
+            default = () if fixed else (setting(name).default,)
             for text in dict.fromkeys((*texts, *default)):
                 if not best.cost or not left:
                     return best
@@ -189,13 +205,16 @@ def _try(texts: dict[str, str], rulesets: Sequence[Ruleset]) -> _Trial:
         config, values = _configured(named, machine)
     state = build(config)
     plan = Plan(state, config, values)
-    if config.native_nftables:
-        differences = diff_natively(plan, rulesets)
-    else:
-        families = {each.family for each in rulesets}
-        wanted = tuple(each for each in state.rulesets if each.family in families)
-        differences = diff_rulesets(rulesets, wanted, find_owned)
-    return _Trial(texts, named, servers, plan, differences)
+    return _Trial(texts, named, servers, plan, _differences(plan, rulesets))
+
+
+def _differences(plan: Plan, rulesets: Sequence[Ruleset]) -> tuple[Difference, ...]:
+    """What *plan* leaves unexplained."""
+    if plan.config.native_nftables:
+        return diff_natively(plan, rulesets)
+    families = {each.family for each in rulesets}
+    wanted = tuple(each for each in plan.rulesets if each.family in families)
+    return diff_rulesets(rulesets, wanted, find_owned)
 
 
 def _configured(named: Mapping[str, str], machine: Host) -> tuple[Config, Mapping[str, Value]]:

@@ -15,6 +15,7 @@ from istio_iptables.api.matrix import matrix
 from istio_iptables.api.packets import usual_values
 from istio_iptables.api.rendering import effective_text
 from istio_iptables.api.rules import LIVE
+from istio_iptables.errors import CannotTell
 from istio_iptables.netfilter.fieldvalues import PROTOCOLS, address_text
 from istio_iptables.netfilter.packet import STATES, Surroundings
 from istio_iptables.pictures.page import element, listing, page, scrolling, section, table
@@ -55,13 +56,13 @@ def report(
     """
     described = describe(rules, family=family, name=name)
     settings = plan or described.plan
-    divided = matrix(settings, described.rulesets, name=name)
+    divided, refusal = _divide(settings, described, name)
     parts = {
         "findings": ("Findings", _findings(check(plan, rules, family=family, name=name))),
         "settings": ("Settings", [_settings(settings, recovered=plan is None)]),
         "picture": ("The chains", [_picture(described)]),
-        "traffic": ("Traffic", _traffic(divided.rows)),
-        "follow": ("Follow a packet", _form()),
+        "traffic": ("Traffic", _traffic(divided.rows) if divided else [element("p", refusal)]),
+        **({"follow": ("Follow a packet", _form())} if divided else {}),
         "rules": ("Rules", list(_rules(described))),
     }
     links = (element("a", heading, href=f"#{part}") for part, (heading, _) in parts.items())
@@ -74,9 +75,22 @@ def report(
     return page(
         f"Traffic capture of {described.what}",
         content,
-        script=files("istio_iptables.pictures").joinpath("follow.js").read_text("utf-8"),
-        data=json.dumps(_data(settings, described, divided), separators=(",", ":")),
+        **(_script(_data(settings, described, divided)) if divided else {}),
     )
+
+
+def _divide(settings: Plan, described: Description, name: str) -> tuple[Matrix | None, str]:
+    """All traffic in classes, or why it can't be divided; the rest of the page doesn't need it."""
+    try:
+        return matrix(settings, described.rulesets, name=name), ""
+    except CannotTell as error:
+        return None, "; ".join(error.lines)
+
+
+def _script(data: dict[str, Any]) -> dict[str, str]:
+    """The script of the page that follows a packet, and what it answers from."""
+    text = files("istio_iptables.pictures").joinpath("follow.js").read_text("utf-8")
+    return {"script": text, "data": json.dumps(data, separators=(",", ":"))}
 
 
 def _findings(found: Report) -> list[Element]:

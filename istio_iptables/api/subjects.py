@@ -5,17 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Capture, plan
-from istio_iptables.api.comparing import (
-    holds_ours,
-    native_of_ours,
-    planned_natively,
-    planned_rulesets,
-)
-from istio_iptables.api.recovering import recover
 from istio_iptables.api.rules import Live, is_native, rules_of
 from istio_iptables.api.unseen import chains_at_devices, unseen_chains
 from istio_iptables.errors import CannotTell, KernelRefused
-from istio_iptables.netfilter.nftlisting import families
 from istio_iptables.netfilter.packet import Surroundings
 from istio_iptables.netfilter.plan import DesiredState
 
@@ -80,6 +72,9 @@ class Subject(NamedTuple):
         own = self.plan.state
         if not is_native(self.rulesets):
             return own
+        from istio_iptables.api.comparing import planned_natively
+        from istio_iptables.netfilter.nftlisting import families
+
         return own._replace(rulesets=(*own.rulesets, *families(planned_natively(self.plan))))
 
 
@@ -99,7 +94,11 @@ def subject_of(
     """
     if rules is None:
         own = wanted or plan(Capture())
-        found: tuple[Ruleset, ...] | Live = planned_rulesets(own)
+        found: tuple[Ruleset, ...] | Live = own.rulesets
+        if own.config.native_nftables:
+            from istio_iptables.api.comparing import planned_rulesets
+
+            found = planned_rulesets(own)
         name = "the plan"
     else:
         own, found = None, rules_of(rules, family, name)
@@ -120,6 +119,8 @@ def subject_of(
 
 def _with_native(rulesets: tuple[Ruleset, ...], native: Iterable[Table]) -> tuple[Ruleset, ...]:
     """The rules of iptables, and beside them the native ones."""
+    from istio_iptables.netfilter.nftlisting import families
+
     there = {each.family: each for each in rulesets}
     return tuple(
         each._replace(tables=(*there[each.family].tables, *each.tables))
@@ -135,16 +136,21 @@ def _settings(
     """The plan that was given, or the one that the rules were made by."""
     if wanted is not None:
         return wanted, None
+    # With settings at hand nothing has to be recovered: 2 ms of imports.
+    from istio_iptables.api.recovering import recover
+
     recovered = recover(rulesets, routes)
     return recovered.plan, recovered
 
 
 def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
+    from istio_iptables.api.comparing import holds_ours, native_of_ours
     from istio_iptables.istio.ownership import OWNERSHIP
     from istio_iptables.kernel import live as kernel
     from istio_iptables.kernel import netlink, routes
     from istio_iptables.kernel.namespace import entered
     from istio_iptables.kernel.routing import Routing
+    from istio_iptables.netfilter.nftlisting import families
 
     namespace, backend = live.namespace or "", live.backend or ""
     if wanted is not None:
@@ -173,6 +179,8 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
         else wanted.config.native_nftables
     ):
         native = families(native_of_ours(state.native or ()))
+        if wanted is None and not live.native and not holds_ours(native):
+            native = ()
     own_plan, recovered = _settings(wanted, native or state.rulesets, there)
     warnings = list(state.warnings)
     if state.other_rulesets:

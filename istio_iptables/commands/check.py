@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from istio_iptables.commands.options import Example, SettingsCommand
 from istio_iptables.commands.sources import SOURCE_OPTIONS, read_asked
 from istio_iptables.errors import ExitStatus
 from istio_iptables.interrupts import Interrupted
+from istio_iptables.streams import OutputFailed
 from istio_iptables.text import paint, printable
 
 if TYPE_CHECKING:
@@ -52,10 +54,13 @@ def _look(asked: Asked) -> Report:
 
 
 def _print(report: Report, *, as_json: bool) -> None:
+    settings = report.settings
     if as_json:
         print_json(
             {
                 "what": report.what,
+                "arguments": list(settings.arguments) if settings else None,
+                "environment": settings.environment if settings else {},
                 "ok": not report.wrong and not report.unread,
                 "findings": [_as_json(each) for each in report.findings],
                 "not_checked": list(report.unread),
@@ -68,6 +73,8 @@ def _print(report: Report, *, as_json: bool) -> None:
     found = (
         "nothing is wrong" if not count else "1 thing is" if count == 1 else f"{count} things are"
     )
+    if settings:
+        sys.stdout.write(f"{printable(f'by the rules, the settings are {settings.line}')}\n")
     line = f"{report.what}: {found}" + (" wrong" if count else "")
     sys.stdout.write(f"{paint(printable(line), 'bold', sys.stdout)}\n")
     sys.stdout.flush()
@@ -95,7 +102,7 @@ def _watch(asked: Asked, report: Report, interval: float, *, as_json: bool) -> R
     """Look again and again until Ctrl-C, and print what has come and what is gone."""
     try:
         while True:
-            time.sleep(interval)
+            _wait(interval)
             before, report = report, _look(asked)
             come = [each for each in report.findings if each not in before.findings]
             gone = [each for each in before.findings if each not in report.findings]
@@ -118,6 +125,17 @@ def _watch(asked: Asked, report: Report, interval: float, *, as_json: bool) -> R
         if error.number != signal.SIGINT:
             raise
         return report
+
+
+def _wait(seconds: float) -> None:
+    """Wait, unless whoever reads has gone: with nothing new to write that would not be seen."""
+    reader = select.poll()
+    # Without events that are asked for, errors are told.
+    reader.register(sys.stdout, 0)
+    if reader.poll(seconds * 1000):
+        gone = OutputFailed("nobody reads the output any more")
+        gone.reader_gone = True
+        raise gone
 
 
 command = SettingsCommand(

@@ -24,6 +24,8 @@ from istio_iptables.text import paint, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from click.shell_completion import CompletionItem
+
     from istio_iptables.api.contrasting import Comparison, Divergence
     from istio_iptables.api.matrix import TrafficClass
 
@@ -43,6 +45,12 @@ class _Compare(SettingsCommand):
         rest = super().parse_args(ctx, [word for word in args if word in names])
         ctx.args = sides
         return rest
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Options, or a side's file, which the shell completes."""
+        from istio_iptables.commands import completion
+
+        return super().shell_complete(ctx, incomplete) or completion.files(incomplete)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
         """What follows the name."""
@@ -68,7 +76,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         raise UsageProblems(["A, B: stdin holds one file: give - once"])
     contexts = [_context(name, each) for name, each in zip("AB", words, strict=True)]
     # Somebody else's rules: the families of a plan must not depend on this machine.
-    elsewhere = any(each.params["rules"] is not None or _is_live(each) for each in contexts)
+    elsewhere = any(each.params["rules"] is not None or _is_elsewhere(each) for each in contexts)
     one, other = (
         _side(name, each, either_family=elsewhere)
         for name, each in zip("AB", contexts, strict=True)
@@ -82,8 +90,8 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     return ExitStatus.FAILED if found else ExitStatus.DONE
 
 
-def _is_live(ctx: click.Context) -> bool:
-    return bool(ctx.params["live"] or flags_given(ctx).get("network_namespace"))
+def _is_elsewhere(ctx: click.Context) -> bool:
+    return bool(flags_given(ctx).get("network_namespace"))
 
 
 def _words(name: str, side: str) -> list[str]:

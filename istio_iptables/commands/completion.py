@@ -12,7 +12,7 @@ from istio_iptables.settings.declarations import ValueKind
 if TYPE_CHECKING:
     from istio_iptables.settings.declarations import Setting
 
-__all__ = ["files", "values"]
+__all__ = ["files", "listed", "values"]
 
 #: Where iproute2 keeps the names of network namespaces.
 _NAMESPACES = "/run/netns"
@@ -29,8 +29,13 @@ def values(setting: Setting, incomplete: str) -> list[CompletionItem]:
     if setting.kind is ValueKind.PATH:
         return files(incomplete)
     if setting.kind in _CHOICES:
-        return _beginning(incomplete, setting.kind.value.split("|"))
+        return listed(setting.kind.value, incomplete)
     return []
+
+
+def listed(words: str, incomplete: str) -> list[CompletionItem]:
+    """Those of *words*, with ``|`` between them, that begin with *incomplete*."""
+    return _beginning(incomplete, words.split("|"))
 
 
 def files(incomplete: str) -> list[CompletionItem]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from istio_iptables.api.comparing import diff
-from istio_iptables.api.describing import describe
 from istio_iptables.api.rendering import render
 from istio_iptables.api.rules import Live
 from istio_iptables.commands.documents import JSON_OPTION, print_json
@@ -73,6 +72,8 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     described = None
     if found and not settings_given(ctx, options):
         # Nobody said what is meant to be there: what is there can say what it was meant to be.
+        from istio_iptables.api.describing import describe
+
         source = Live(plan.config.network_namespace, plan.config.backend)
         described = describe(source if rules is None else rules, name=found.what)
         if not described.ours or len(described.unexplained) >= len(found):

@@ -99,7 +99,9 @@ command = SettingsCommand(
             "connmark", "The connection's mark.  [default: 0 for a new one, else unknown]", "NUMBER"
         ),
         _option(
-            "ctstate", "NEW, ESTABLISHED, RELATED, INVALID or UNTRACKED.  [default: NEW]", "STATE"
+            "ctstate",
+            "The state of its connection.  [default: NEW]",
+            "NEW|ESTABLISHED|RELATED|INVALID|UNTRACKED",
         ),
         click.Option(
             ["-v", "--verbose", "near"],

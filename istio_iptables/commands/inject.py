@@ -9,7 +9,12 @@ import click
 from istio_iptables.commands.inputs import read_text
 from istio_iptables.commands.load import tell, warn
 from istio_iptables.commands.options import Example, SettingsCommand, split_extra
-from istio_iptables.commands.pod import INSTALLATION_OPTIONS, installation, require_yaml
+from istio_iptables.commands.pod import (
+    INSTALLATION_OPTIONS,
+    installation,
+    require_one_stdin,
+    require_yaml,
+)
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.text import write_exactly
 
@@ -52,23 +57,52 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     if problems:
         raise UsageProblems(problems)
     require_yaml("inject")
-    from istio_iptables.kubernetes.manifest import read_documents, workloads, write_documents
+    require_one_stdin(path, options)
+    from istio_iptables.kubernetes.manifest import NO_POD, workloads
+    from istio_iptables.kubernetes.yamledit import rewritten
+    from istio_iptables.kubernetes.yamlnodes import plain_value, read_nodes
 
     name = "stdin" if path == "-" else path
-    documents = read_documents(read_text(path, "manifest"), name)
-    found = installation(options)
     told: dict[str, list[str]] = {"info": [], "warning": []}
-    for each in workloads(documents, name, istioctl=True):
+    text = read_text(path, "manifest")
+    nodes = read_nodes(text, name, told["warning"])
+    documents = [plain_value(each) for each in nodes]
+    found = installation(options)
+    pods = 0
+    for document in documents:
         try:
-            _inject(each, found, options, told)
+            for each in workloads([document], name, istioctl=True):
+                pods += 1
+                problems += _problems(each, found, options, told)
         except UsageProblems as error:
             problems += error.lines
     if problems:
         raise UsageProblems(problems)
+    if not pods:
+        told["info"].append(f"{name}: {NO_POD}: nothing is injected")
     warn(told["warning"], strict=options["strict"])
     tell("info", told["info"])
-    write_exactly(write_documents(documents))
+    text, lost = rewritten(text, nodes, documents)
+    tell(
+        "info",
+        [
+            f"{name}: line {line}: what stands here is written anew, without its comments"
+            for line in lost
+        ],
+    )
+    write_exactly(text)
     return ExitStatus.DONE
+
+
+def _problems(
+    workload: Workload, found: Installation, options: Mapping[str, Any], told: dict[str, list[str]]
+) -> tuple[str, ...]:
+    """Inject *workload*; why Istio refuses it."""
+    try:
+        _inject(workload, found, options, told)
+    except UsageProblems as error:
+        return error.lines
+    return ()
 
 
 def _inject(

@@ -16,6 +16,7 @@ from istio_iptables.commands.options import Example, SettingsCommand, flags_give
 from istio_iptables.commands.pictures import format_option, picture_format, print_sequences
 from istio_iptables.commands.pod import POD_OPTIONS, read_pod
 from istio_iptables.errors import ExitStatus, UsageProblems
+from istio_iptables.istio.native import build_native
 from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.istio.plan import build
 from istio_iptables.kernel.host import Host
@@ -41,12 +42,9 @@ __all__ = ["command", "lab_config"]
 
 #: The lab has its own namespaces and its own DNS servers.
 _SETTINGS = tuple(
-    each
-    for each in CAPTURE_SETTINGS
-    if each.name
-    not in {"native_nftables", "nft_like_iptables", "nft_sets", "network_namespace", "resolv_conf"}
+    each for each in CAPTURE_SETTINGS if each.name not in {"network_namespace", "resolv_conf"}
 )
-_ALIASES = {"mode": "istio_inbound_interception_mode", "backend": "force_iptables_binary"}
+_NATIVE = "native"
 
 
 class _Pod(Host):
@@ -96,17 +94,18 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     _require_lab()
     picture = picture_format(options, ("html",))
     from istio_iptables.lab import report, runner, scenarios
-    from istio_iptables.lab.without import left_out
+    from istio_iptables.lab.without import left_out, natively
 
     own = {each.name for each in _SETTINGS}
     flags = {name: text for name, text in flags_given(ctx).items() if name in own}
-    for alias, name in _ALIASES.items():
-        if options[alias] is not None:
-            flags[name] = options[alias]
+    flags |= _aliases(options)
     problems = split_extra(ctx)
     given = read_pod(options)
     config, warnings = _configure(flags, problems, given)
-    plan = build(config)
+    plan, native = build(config), None
+    if config.native_nftables:
+        native = build_native(config, plan)
+        plan = natively(plan, native)
     scenario = scenarios.make(options["scenario"], config, options["envoy_uid"])
     if flags.get("ip_family") == Family.IPV4.value:
         paths = tuple(path for path in scenario.paths if path.family is Family.IPV4)
@@ -136,6 +135,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         OWNERSHIP,
         mode=config.mode.value,
         backend=config.backend,
+        native=native,
         left=left,
         only=options["path"],
         keep=keep if options["keep"] else None,
@@ -143,6 +143,18 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     if not options["keep"]:
         show(outcome)
     return ExitStatus.DONE if outcome.as_predicted else ExitStatus.FAILED
+
+
+def _aliases(options: Mapping[str, Any]) -> dict[str, str]:
+    """The flags that --mode and --backend stand for."""
+    found = {}
+    if options["mode"] is not None:
+        found["istio_inbound_interception_mode"] = options["mode"]
+    if options["backend"] is not None:
+        found["native_nftables"] = str(options["backend"] == _NATIVE).lower()
+        if options["backend"] != _NATIVE:
+            found["force_iptables_binary"] = options["backend"]
+    return found
 
 
 def _print(
@@ -259,11 +271,11 @@ command = SettingsCommand(
             show_default=True,
             help="Who is there and what is sent.",
         ),
-        click.Option(["--mode"], metavar="MODE", help="The same as -m: REDIRECT or TPROXY."),
+        click.Option(["--mode"], metavar="REDIRECT|TPROXY", help="The same as -m."),
         click.Option(
             ["--backend"],
-            metavar="BACKEND",
-            help="The same as --force-iptables-binary: legacy or nft.",
+            metavar="legacy|nft|native",
+            help="The same as --force-iptables-binary; native is --native-nftables.",
         ),
         click.Option(
             ["--envoy-uid"],

@@ -67,6 +67,19 @@ class _File(click.types.StringParamType):
         return completion.files(incomplete)
 
 
+class _Word(click.types.StringParamType):
+    """A word, mostly one of those that the metavar lists; whoever reads it refuses others."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The listed words that begin with *incomplete*."""
+        del ctx
+        from istio_iptables.commands import completion
+
+        return completion.listed(param.metavar or "", incomplete)
+
+
 def _show_help(ctx: click.Context, option: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click calls it so
     if asked:
         command = ctx.command
@@ -136,6 +149,8 @@ class SettingsCommand(click.Group):
         for option in self._own:
             if option.metavar == "FILE":
                 option.type = _File()
+            elif "|" in (option.metavar or ""):
+                option.type = _Word()
         options: list[click.Parameter] = [
             _SettingOption(setting) for setting in self.settings if setting.on_command_line
         ]

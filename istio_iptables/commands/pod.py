@@ -21,6 +21,7 @@ __all__ = [
     "installation",
     "read_pod",
     "read_ways",
+    "require_one_stdin",
     "require_yaml",
 ]
 
@@ -53,7 +54,11 @@ POD_OPTIONS = (
         help="A Kubernetes manifest with the pod whose istio-init has the flags: those that it has,"
         " or those that injection would give it. Flags beside it win; - is stdin.",
     ),
-    click.Option(["--pod-name"], metavar="NAME", help="Which of several pods in that file."),
+    click.Option(
+        ["--pod-name"],
+        metavar="NAME",
+        help="Which of several pods in that file: NAME, NAMESPACE/NAME, or KIND NAMESPACE/NAME.",
+    ),
     click.Option(
         ["--cni"],
         is_flag=True,
@@ -70,6 +75,12 @@ def require_yaml(option: str) -> None:
     except ImportError as error:
         message = f"{option}: needs PyYAML: pip install 'istio-iptables[kubernetes]'"
         raise UsageProblems([message]) from error
+
+
+def require_one_stdin(path: str, options: Mapping[str, Any]) -> None:
+    """Raise UsageProblems if more than one of a manifest's *path* and the options is ``-``."""
+    if [path, options["mesh_config"], *options["values"]].count("-") > 1:
+        raise UsageProblems(["stdin holds one file: give - once"])
 
 
 def installation(options: Mapping[str, Any]) -> Installation:
@@ -100,8 +111,7 @@ def read_ways(options: Mapping[str, Any], cni: Iterable[bool]) -> list[Given]:
     """What the pod of ``--pod`` says for each of *cni*: to Istio's CNI plugin, or to its istio-init."""
     path = options["pod"]
     require_yaml("--pod")
-    if [path, options["mesh_config"], *options["values"]].count("-") > 1:
-        raise UsageProblems(["--pod: stdin holds one file: give - once"])
+    require_one_stdin(path, options)
     from istio_iptables.commands.started import given_of
     from istio_iptables.kubernetes.pod import start_of
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from istio_iptables.api.comparing import planned_rulesets
 from istio_iptables.api.reporting import report
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.options import Example, SettingsCommand
@@ -27,7 +28,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     rules = asked.rules
     if rules is None:
         assert asked.plan is not None  # noqa: S101 - for mypy: one of them is there
-        rules = asked.plan.rulesets
+        rules = planned_rulesets(asked.plan)
     page = report(asked.plan, rules, family=asked.family, name=asked.name or "the plan")
     if options["output"] == "-":
         write_exactly(page)

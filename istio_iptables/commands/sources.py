@@ -105,10 +105,11 @@ def read_asked(
         live = True
     if path is None:
         require_namespace(ctx)
-    # Somebody else's rules: the family of the plan must not depend on this machine.
+    # Somebody else's rules, or there is no plan: its family must not depend on this machine.
+    unplanned = live and not settings_given(ctx, options)
     plan = read_inputs(
         ctx,
-        either_family=either_family or path is not None,
+        either_family=either_family or path is not None or unplanned,
         given=read_pod(options),
         purpose=Purpose(ways if path is None and not live else (), follow=False),
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from istio_iptables.netfilter.model import HEADER_OPTIONS, quote
-from istio_iptables.netfilter.nftrules import NftRule
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import TypeGuard
 
     from istio_iptables.netfilter.model import Option, Rule
+    from istio_iptables.netfilter.nftrules import NftRule
 
 __all__ = ["diff_rules", "option_text", "parts", "resemble"]
 
@@ -20,7 +21,7 @@ def parts(rule: Rule) -> dict[str, str]:
 
 
 def _parts(rule: Rule) -> Iterator[tuple[str, str]]:
-    if isinstance(rule, NftRule):
+    if _is_native(rule):
         for place, each in enumerate(rule.statements):
             # A condition by its field; of what is done, there is seldom more than one of a kind.
             does = each.target.name if each.target else each.text
@@ -46,6 +47,11 @@ def _parts(rule: Rule) -> Iterator[tuple[str, str]]:
         yield "-j", f"{'-g' if rule.target.goto else '-j'} {rule.target.name}"
         for option in rule.target.options:
             yield f"-j {option.name}", option_text(option)
+
+
+def _is_native(rule: Rule) -> TypeGuard[NftRule]:
+    """Whether it is a rule of nftables, whose module is loaded when there is one."""
+    return hasattr(rule, "statements")
 
 
 def option_text(option: Option) -> str:

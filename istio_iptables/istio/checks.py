@@ -18,7 +18,7 @@ from istio_iptables.netfilter.packet import Packet, Surroundings, is_loopback, l
 from istio_iptables.settings.config import uncaptured_ipv6
 from istio_iptables.settings.converters import MAX_ID
 from istio_iptables.settings.types import ALL, IdRange, Mode
-from istio_iptables.trace.hooks import trace
+from istio_iptables.trace.hooks import End, trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,6 +36,7 @@ __all__ = [
     "escape",
     "findings",
     "left_out_live",
+    "losses",
     "with_proxies_of",
 ]
 
@@ -54,6 +55,8 @@ class FindingKind(Enum):
 
     LOOP = "loop"
     ESCAPE = "escape"
+    #: What is captured is dropped on its way to Envoy.
+    LOSS = "loss"
 
 
 class Finding(NamedTuple):
@@ -89,6 +92,19 @@ def findings(
         probe = _Probe(ruleset, world, config)
         for finding in (*probe.loops(), *probe.escapes(applications)):
             found.setdefault((finding.fault, finding.family, finding.place), finding)
+    return tuple(found.values())
+
+
+def losses(
+    rulesets: Iterable[Ruleset], routes: tuple[PolicyRoute, ...], config: Config
+) -> tuple[Finding, ...]:
+    """What is captured and then dropped, by foreign rules behind ours; mostly nothing."""
+    world = Surroundings(None, routes)
+    found = {
+        (each.family, each.place, each.packet.in_interface): each
+        for ruleset in rulesets
+        for each in _Probe(ruleset, world, config).losses()
+    }
     return tuple(found.values())
 
 
@@ -253,6 +269,29 @@ class _Probe:
                 ports.append((address, port))
         return list(dict.fromkeys(networks))[:2] + list(dict.fromkeys(ports))[:2]
 
+    # What is captured and comes nowhere.
+
+    def losses(self) -> Iterator[Finding]:
+        """Packets that are redirected to Envoy, and dropped before they are there."""
+        family, ports = self._family, self._config.inbound_ports
+        out = Packet(family, _TCP, POD[family], None, 40000, uid=self._nobody, gid=self._nobody)
+        packets = [
+            (
+                out._replace(destination=destination, destination_port=port, out_interface="eth0"),
+                "what an application sends",
+            )
+            for destination, port in self._captured_destinations()
+        ]
+        if ports:
+            port = 8080 if ports is ALL else ports[0].first
+            arrives = Packet(family, _TCP, ELSEWHERE[family], POD[family], 40000, port)
+            packets.append((arrives._replace(in_interface="eth0"), "what arrives at the pod"))
+        for packet, what in packets:
+            for outcome in trace(self._ruleset, packet, self._world).outcomes:
+                if outcome.end is End.DROPPED and outcome.taken_by and not outcome.assumptions:
+                    line = f"{what} is captured, and dropped on its way to Envoy"
+                    yield self._finding(FindingKind.LOSS, outcome.steps[-1], packet, line)
+
     # Applications that pass for Envoy.
 
     def escapes(self, applications: tuple[tuple[int, int], ...]) -> Iterator[Finding]:
@@ -291,9 +330,8 @@ class _Probe:
     def _finding(self, fault: FindingKind, step: Step, packet: Packet, what: str) -> Finding:
         place = f"{step.table} {step.chain} {'policy' if step.number is None else step.number}"
         source, destination = packet.endpoints
-        example = (
-            f"{packet.protocol_name} {source} to {destination}, uid {packet.uid}, gid {packet.gid}"
-        )
+        owner = "" if packet.uid is None else f", uid {packet.uid}, gid {packet.gid}"
+        example = f"{packet.protocol_name} {source} to {destination}{owner}"
         line = f"{what}; decided by {place} ({step.text}), for example {example}"
         return Finding(fault, self._family, place, step.text, packet, line)
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.model import Chain, Rule, Table
 
-__all__ = ["OWNERSHIP", "find_owned", "has_foreign"]
+__all__ = ["NATIVE_NAMES", "OWNERSHIP", "find_owned", "has_foreign"]
 
 
 def find_owned(table: Table) -> Owned:
@@ -87,6 +87,9 @@ def _jumps(chain: Chain) -> dict[int, Position]:
 
 
 def _jumps_to_us(rule: Rule) -> bool:
+    if rule.verbatim and CHAIN_PREFIX not in rule.verbatim:
+        # Others may have very many, which need not be read.
+        return False
     return rule.target is not None and _is_own_chain(rule.target.name)
 
 
@@ -292,3 +295,6 @@ OWNERSHIP = Ownership(
         tuple(f"{NATIVE_TABLE}{table}" for table in _TABLES), _native_chains, _native_route_marks
     ),
 )
+
+#: The names of our native tables, as nft has them.
+NATIVE_NAMES = frozenset(f"inet {name}" for name in OWNERSHIP.native.tables)

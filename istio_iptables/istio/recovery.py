@@ -18,16 +18,17 @@ Where several settings make the same rules:
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections import Counter
-from functools import cache
-from itertools import chain, pairwise, product
+from functools import cache, partial
+from itertools import chain, dropwhile, pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.istio.native import PASS_IPV6
-from istio_iptables.istio.ownership import find_owned
+from istio_iptables.istio.ownership import NATIVE_NAMES, find_owned
 from istio_iptables.istio.plan import Common, template
-from istio_iptables.istio.rules import CHAIN_PREFIX, NATIVE_TABLE, OUTPUT, common_values, rules
+from istio_iptables.istio.rules import CHAIN_PREFIX, OUTPUT, common_values, rules
 from istio_iptables.istio.translated import translated
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.netfilter.model import HEADER_OPTIONS, Family, is_built_in
@@ -189,6 +190,17 @@ def _patterns(family: Family, *, native: bool) -> dict[_Key, list[_Pattern]]:
     return found
 
 
+@cache
+def _targets(table: str, chain: str, *, native: bool) -> frozenset[str]:
+    """The targets of the texts of one chain."""
+    start = f"-t {table} "
+    return frozenset(
+        text.partition(" -j ")[2].split()[0]
+        for text in all_texts(native=native)
+        if text.startswith(start) and text.split(" ", 4)[3] == chain
+    )
+
+
 def _varying(text: str) -> Iterator[tuple[str, str]]:
     """The options of *text* that make no condition for some value, each with the value's name."""
     words = text.split()
@@ -276,7 +288,11 @@ class _Evidence:
     def _read_chain(self, family: Family, table: str, name: str, found: Iterable[Rule]) -> None:
         patterns = _patterns(family, native=self._native)
         read: list[_Alternatives] = []
+        targets = _targets(table, name, native=self._native)
         for rule in found:
+            if not (self._native or any(each in rule.text for each in targets)):
+                # Others may have very many.
+                continue
             plain = rule if self._native else _plain(rule, family)
             shape, words = _shape(plain)
             readings = [
@@ -437,6 +453,8 @@ def read_settings(
 ) -> Readings:
     """What the rules tell about each setting; one that they tell nothing of is left out.
 
+    Of each the first text is one that the setting can have; the others are found out when tried.
+
     *tables* are the routing tables by the marks that lead to them. Without *owned*, rules of
     built-in chains are read that are ours only if the settings say so.
     """
@@ -468,13 +486,13 @@ def read_settings(
     return {
         name: usable
         for name, texts in readings.items()
-        if (usable := tuple(each for each in dict.fromkeys(texts) if _is_usable(name, each)))
+        if (usable := tuple(dropwhile(partial(_is_unusable, name), dict.fromkeys(texts))))
     }
 
 
-def _is_usable(name: str, text: str) -> bool:
-    """Whether a setting can have this text; others' rules may have other values."""
-    return name == SERVERS or not parse(declared(name).kind, text, _NO_NAMES)[1]
+def _is_unusable(name: str, text: str) -> bool:
+    """Whether a setting can't have this text; others' rules may have other values."""
+    return name != SERVERS and bool(parse(declared(name).kind, text, _NO_NAMES)[1])
 
 
 #: A list is tried without one of its items for so many items at most.
@@ -486,8 +504,15 @@ def _readings(sequences: Sequence[Sequence[str]], name: str) -> list[str]:
     if not _is_list(name):
         votes = Counter(chain(*sequences))
         texts = [value for value, _ in votes.most_common()]
-        return [str(int(text, 0)) for text in texts] if name == "tproxy_mark" else texts
+        return list(_decimal(texts)) if name == "tproxy_mark" else texts
     return [",".join(each) for each in _lists(sequences)]
+
+
+def _decimal(texts: Iterable[str]) -> Iterator[str]:
+    """The marks among *texts*, which rules have in hexadecimal, as settings have them."""
+    for text in texts:
+        with contextlib.suppress(ValueError):
+            yield str(int(text, 0))
 
 
 def _lists(sequences: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
@@ -499,7 +524,8 @@ def _lists(sequences: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     (likeliest, times), *_ = told.most_common()
     first = [likeliest, merged] if 2 * times > len(sequences) else [merged, likeliest]
     # An item that not every text tells may be there for others' rules.
-    agreed = sorted(range(len(merged)), key=lambda at: all(merged[at] in each for each in told))
+    everywhere = frozenset.intersection(*map(frozenset, told))
+    agreed = sorted(range(len(merged)), key=lambda at: merged[at] in everywhere)
     without = ((*merged[:at], *merged[at + 1 :]) for at in agreed[:_MOST_DISPUTED])
     return [*first, *told, *without]
 
@@ -533,7 +559,7 @@ def _modes(found: _Evidence) -> Readings:
 
 def _native_modes(found: _Evidence, tables: Iterable[Table]) -> Readings:
     """That the rules are native, and what only such rules may be."""
-    readings: Readings = {"native_nftables": ("true",)}
+    readings: Readings = {}
     texts = [rule.text for table in tables for chain in table.chains for rule in chain.rules]
     like = set(all_texts(native=True)) - set(all_texts())
     is_like = PASS_IPV6.text in texts or found.count(like) > 0
@@ -547,7 +573,7 @@ def _native_modes(found: _Evidence, tables: Iterable[Table]) -> Readings:
 def _native_of_ours(rulesets: Iterable[Ruleset]) -> list[Table]:
     """The native tables of ours, each once: they are both families'."""
     tables = {table.name: table for each in rulesets for table in each.tables}
-    return [each for name, each in tables.items() if name.startswith(f"inet {NATIVE_TABLE}")]
+    return [each for name, each in tables.items() if name in NATIVE_NAMES]
 
 
 def _groups(found: _Evidence) -> Readings:
@@ -615,7 +641,10 @@ def _with_loopback(text: str) -> str:
         return text
     for number, each in enumerate(networks):
         for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
-            if ip_address(address) in ip_network(each):
+            # What others put there may be none.
+            with contextlib.suppress(ValueError):
+                if ip_address(address) not in ip_network(each):
+                    continue
                 networks[number] = f"{address}/{each.partition('/')[2]}"
                 return ",".join(networks)
     return ",".join([*networks, "::1/128"])

@@ -6,6 +6,7 @@ that asks for a set is as many rules as the set has elements.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -81,16 +82,26 @@ def _table(table: Table, family: Family) -> Table:
             made
             for rule in chain.rules
             if isinstance(rule, NftRule)
-            for made in _rules(rule.statements, family)
+            for made in _made(rule, family)
         )
         chains.append(Chain(name, None if chain.base is None else "ACCEPT", rules))
     return Table(iptables_table(table.name.rpartition(" ")[2]), tuple(chains))
+
+
+def _made(rule: NftRule, family: Family) -> list[Rule]:
+    """What the rule is made from; nothing where it has a value that ours never have."""
+    with suppress(TypeError, ValueError):
+        return list(_rules(rule.statements, family))
+    return []
 
 
 def _rules(statements: tuple[Statement, ...], family: Family) -> Iterator[Rule]:
     """The rules of one family that the statements are made from: one, or one for each element."""
     conditions = [each for each in statements if each.target is None and not each.harmless]
     target = _target([each.target for each in statements if each.target is not None], family)
+    if sum(len(each.values) > 1 for each in conditions if each.field != "ct state") > 1:
+        # No rule of ours asks for two sets, whose elements would all be put together.
+        return
     others = _OF_FAMILY[Family.IPV6 if family is Family.IPV4 else Family.IPV4]
     if target is None or not all(map(_is_known, conditions)):
         return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from typing import NamedTuple
 
-__all__ = ["Process", "processes"]
+__all__ = ["Process", "processes", "sockets_of"]
 
 _HERE = "/proc/self/ns/net"
 
@@ -52,3 +54,17 @@ def _process(pid: int, here: int) -> Process | None:
     # Real, effective, saved, and the one for files, by which sockets are owned.
     uid, gid = (int(fields[name].split()[3]) for name in ("Uid", "Gid"))
     return Process(pid, fields["Name"], uid, gid, certain)
+
+
+def sockets_of(pid: int) -> set[int]:
+    """The numbers of the sockets that a process has open; none if that can't be read."""
+    folder = f"/proc/{pid}/fd"
+    found: set[int] = set()
+    try:
+        for each in os.listdir(folder):  # noqa: PTH208 - pathlib costs 5 ms
+            with contextlib.suppress(FileNotFoundError):
+                there = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"{folder}/{each}"))  # noqa: PTH115
+                found.update(map(int, there.groups()) if there else ())
+    except OSError:
+        return set()
+    return found

@@ -39,6 +39,8 @@ class Socket(NamedTuple):
     listening: bool
     #: Whether it has a connection that is up.
     connected: bool
+    #: Its number among /proc/PID/fd.
+    inode: int
 
 
 def sockets() -> tuple[Socket, ...] | None:
@@ -75,6 +77,7 @@ def _socket(words: list[str], protocol: int, family: Family) -> Socket:
         int(words[7]),
         words[3] == _OPEN[protocol],
         words[3] == _ESTABLISHED,
+        int(words[9]),
     )
 
 

@@ -44,6 +44,7 @@ __all__ = [
     "mode_of_cni",
     "ports_or_all",
     "problems",
+    "ranges",
     "ranges_or_all",
 ]
 
@@ -177,6 +178,7 @@ def _quantity(text: str) -> str:
 #: Why a list is refused; "" if it is not.
 interfaces = _items(_interface)
 ports_or_all = _items(_port, star=True)
+ranges = _items(_cidr)
 ranges_or_all = _items(_cidr, star=True)
 
 #: What the injector looks at; of the other annotations (includeOutboundPorts among them) nothing.
@@ -184,7 +186,7 @@ _CHECKS: dict[str, Callable[[str], str]] = {
     MODE: _mode,
     STATUS_PORT: _port,
     INCLUDE_OUTBOUND_RANGES: ranges_or_all,
-    EXCLUDE_OUTBOUND_RANGES: _items(_cidr),
+    EXCLUDE_OUTBOUND_RANGES: ranges,
     INCLUDE_INBOUND_PORTS: ports_or_all,
     EXCLUDE_INBOUND_PORTS: _items(_port),
     EXCLUDE_OUTBOUND_PORTS: _items(_port),

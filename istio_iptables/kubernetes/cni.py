@@ -51,7 +51,7 @@ class _Row(NamedTuple):
 _ROWS = (
     _Row("-m", (names.MODE,), "REDIRECT", names.mode_of_cni),
     _Row("-i", (names.INCLUDE_OUTBOUND_RANGES,), "*", names.ranges_or_all),
-    _Row("-x", (names.EXCLUDE_OUTBOUND_RANGES,), "", names.ranges_or_all),
+    _Row("-x", (names.EXCLUDE_OUTBOUND_RANGES,), "", names.ranges),
     _Row("-b", (names.INCLUDE_INBOUND_PORTS,), "*", names.ports_or_all),
     _Row("-d", (names.EXCLUDE_INBOUND_PORTS,), _STATUS_PORT, names.ports_or_all),
     _Row("-q", (names.INCLUDE_OUTBOUND_PORTS,), "", names.ports_or_all),

@@ -22,6 +22,7 @@ import yaml
 
 from istio_iptables.errors import UsageProblems
 from istio_iptables.kubernetes.manifest import as_text
+from istio_iptables.kubernetes.yamlnodes import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,10 +90,13 @@ def _find(expression: str, look: Callable[[str], Any]) -> Any:  # noqa: ANN401 -
     how, _, rest = expression.partition(" ")
     found = _first(rest if how in {"filled", "number"} else expression, look)
     if how == "number" and found is not _NOTHING:
-        text = as_text(found)
-        if not text.isascii() or not text.isdigit():
-            raise UsageProblems([f"{rest.rpartition(' or ')[2]}: {text} is no number"])
-        found = int(text)
+        # The template writes it without quotes: 010 is 8.
+        number = resolve(found) if isinstance(found, str) else found
+        if isinstance(number, float) and number.is_integer():
+            number = int(number)
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 1 << 31:
+            raise UsageProblems([f"{rest}: {as_text(found)} is no number"])
+        found = number
     return found if found or how not in {"filled", "number"} else _NOTHING
 
 

@@ -20,6 +20,7 @@ from istio_iptables.kubernetes.template import (
     Argument,
 )
 from istio_iptables.kubernetes.values import MESH, Found
+from istio_iptables.kubernetes.yamlnodes import between_quotes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "INIT_NAMES",
     "PROXY",
+    "PROXY_IMAGE",
     "InitContainer",
     "Injection",
     "Owner",
@@ -38,6 +40,8 @@ __all__ = [
 ]
 
 PROXY = "istio-proxy"
+#: The value with the name of its image.
+PROXY_IMAGE = "global.proxy.image"
 INIT_NAMES = ("istio-init", "istio-validation")
 _UID = "1337"
 #: Envoy's own ports, which no pod leaves out of what is excluded.
@@ -122,6 +126,15 @@ class Injection:
             except UsageProblems as error:
                 found += error.lines
         found += prometheus_problem(self.annotations, self.installation)
+        try:
+            self.annotations |= {
+                name: between_quotes(self.annotations[name], f"annotation {name}")
+                for name in names.TRAFFIC
+                if name in self.annotations
+            }
+            self.environment()
+        except UsageProblems as error:
+            found += error.lines
         if found:
             raise UsageProblems([f"{workload.title}: {line}" for line in found])
         #: What the template goes by: any text but "false" is a yes.
@@ -275,9 +288,13 @@ class Injection:
     def environment(self) -> tuple[tuple[str, Found], ...]:
         """The variables that both containers get from proxyMetadata."""
         metadata = self.installation.setting("defaultConfig.proxyMetadata").value
-        return tuple(
-            (name, self.installation.setting_of("defaultConfig.proxyMetadata", name))
+        found = {
+            name: self.installation.setting_of("defaultConfig.proxyMetadata", name)
             for name in sorted(metadata)
+        }
+        return tuple(
+            (name, each._replace(value=between_quotes(each.text, each.place)))
+            for name, each in found.items()
         )
 
     def image(self, path: str) -> str:
@@ -287,7 +304,10 @@ class Injection:
         if "/" in named:
             return named
         tag = value("global.tag").text
-        kind = self.annotations.get(names.IMAGE_TYPE, value("global.variant").text)
+        kind = value("global.variant").text
+        if path == PROXY_IMAGE:
+            kind = self.installation.setting("defaultConfig.image.imageType").text or kind
+        kind = self.annotations.get(names.IMAGE_TYPE, kind)
         if kind:
             for each in _IMAGE_TYPES:
                 if tag.endswith(f"-{each}"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from istio_iptables.errors import UsageProblems
 from istio_iptables.kubernetes.gojson import compact, go_json
-from istio_iptables.kubernetes.injection import PROXY, variables
+from istio_iptables.kubernetes.injection import PROXY, PROXY_IMAGE, variables
 from istio_iptables.kubernetes.manifest import as_text
 from istio_iptables.kubernetes.multus import with_network
 from istio_iptables.kubernetes.opentelemetry import resource_attributes
@@ -61,7 +61,7 @@ class Marks:
             "status port": lambda: injection.status_port if injection.status_port != "0" else None,
             "excluded inbound ports": lambda: injection.excluded_inbound_ports.text,
             "init container": self._init_container,
-            "proxy image": lambda: injection.image("global.proxy.image"),
+            "proxy image": lambda: injection.image(PROXY_IMAGE),
             "proxy config": lambda: f"{proxy_config(injection.installation)}\n",
             "resources": injection.resources,
             "variables of proxyMetadata": lambda: variables(injection.environment()),
@@ -121,12 +121,11 @@ class Marks:
                 for name in sorted(found)
                 if isinstance(found[name], dict)
             ]
-        if not isinstance(found, list) or not all(
-            isinstance(each, dict) and "name" in each for each in found
-        ):
+        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
             title = self._injection.pod.title
-            raise UsageProblems([f"{title}: annotation {annotation} is no list of named items"])
-        return found
+            raise UsageProblems([f"{title}: annotation {annotation} is no list of items"])
+        # The template names an item by its place, until it has a name itself.
+        return [{"name": str(place), **each} for place, each in enumerate(found)]
 
     def _json(self, annotation: str, nothing: Any) -> Any:  # noqa: ANN401 - of JSON
         try:

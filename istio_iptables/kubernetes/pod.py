@@ -14,7 +14,7 @@ from istio_iptables.kubernetes.injection import (
     reason_to_skip,
 )
 from istio_iptables.kubernetes.lint import lint, lint_injection, owner_in
-from istio_iptables.kubernetes.manifest import as_text, read_documents, workloads
+from istio_iptables.kubernetes.manifest import NO_POD, as_text, read_documents, workloads
 from istio_iptables.kubernetes.merging import find
 from istio_iptables.text import excerpt
 
@@ -58,8 +58,10 @@ def start_of(
     plugin gives the same pod. Raises UsageProblems where there is no such pod, or none
     that gets rules.
     """
-    workload = _chosen(list(workloads(read_documents(text, name), name)), name, wanted)
-    mistakes = lint(workload)
+    mistakes: list[str] = []
+    documents = read_documents(text, name, mistakes)
+    workload = _chosen(list(workloads(documents, name)), name, wanted)
+    mistakes += lint(workload)
     inits = [each for each in workload.containers("initContainers") if each["name"] in INIT_NAMES]
     if inits and not cni:
         arguments, environment, unknown = _given(inits[0], workload.title)
@@ -99,12 +101,16 @@ def _proxy(workload: Workload) -> Owner:
 
 
 def _chosen(found: list[Workload], name: str, wanted: str | None) -> Workload:
-    named = [each for each in found if wanted is None or each.name == wanted]
+    named = [
+        each
+        for each in found
+        if wanted is None or wanted in {each.name, each.full_name, each.title}
+    ]
     if len(named) == 1:
         return named[0]
     titles = ", ".join(each.title for each in found)
     if not found:
-        line = f"{name}: holds no Pod, nor what makes one (Deployment, Job, ...)"
+        line = f"{name}: {NO_POD}"
     elif wanted is None:
         line = f"{name}: holds several pods: give --pod-name with one of: {titles}"
     else:

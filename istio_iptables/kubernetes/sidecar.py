@@ -72,6 +72,7 @@ def inject(injection: Injection, revision: str, variables: Mapping[str, str] | N
     annotations[names.STATUS] = _status(added["spec"], revision)
     _order(injection, spec)
     pod.metadata.update(annotations=annotations, labels=labels)
+    pod.holder["metadata"] = pod.metadata
     pod.spec.update(spec)
     if empty := EMPTY_STATUS.get(pod.kind):
         pod.document["status"] = {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_iptables.errors import UsageProblems
 from istio_iptables.kubernetes.manifest import as_text, read_documents
+from istio_iptables.kubernetes.proxyconfig import MESH_FIELDS, camel_case, typed
 from istio_iptables.text import excerpt
 
 if TYPE_CHECKING:
@@ -86,9 +87,6 @@ MESH: dict[str, Any] = {
         "proxyMetadata": {},
     },
 }
-#: In the mesh configuration a mode may be the number that stands for it.
-_MODES = ("REDIRECT", "TPROXY", "NONE")
-_MAX_PORT = 65535
 #: ``helm get values`` without ``-o yaml`` begins with one of these, which YAML reads as a key.
 _HEADINGS = ("USER-SUPPLIED VALUES", "COMPUTED VALUES")
 
@@ -127,8 +125,11 @@ class Installation(NamedTuple):
         return Found(self.setting(path).value[key], self.places.get(label, f"default of {label}"))
 
     def _find(self, tree: Any, defaults: Any, what: str, path: str) -> Found:  # noqa: ANN401 - of YAML
-        for key in path.split("."):
-            tree = tree.get(key) if isinstance(tree, dict) else None
+        keys = path.split(".")
+        for number, key in enumerate(keys):
+            if not isinstance(tree, dict | None):
+                raise UsageProblems([f"{what} {'.'.join(keys[:number])}: is no mapping"])
+            tree = tree.get(key) if tree else None
             defaults = defaults.get(key) if isinstance(defaults, dict) else None
         label = f"{what} {path}"
         if isinstance(defaults, dict):
@@ -140,32 +141,47 @@ class Installation(NamedTuple):
         elif isinstance(tree, dict | list):
             raise UsageProblems([f"{label}: a mapping or a list can't be used"])
         place = self.places.get(label, f"default of {label}")
-        return Found(defaults if tree is None else tree, place)
+        if tree is None:
+            # A mapping or a list is there unless it was taken away.
+            tree = type(defaults)() if isinstance(defaults, dict | list) else defaults
+        return Found(tree, place)
 
     def with_proxy_config(self, text: str, place: str) -> Installation:
         """Its defaultConfig under that of a pod's annotation; raises UsageProblems for a bad one."""
         documents = read_documents(text, place) or [{}]
         if not isinstance(documents[0], dict):
             raise UsageProblems([f"{place}: {excerpt(text)} is no mapping"])
-        mine = documents[0]
+        mine, problems = typed(documents[0])
+        if problems:
+            raise UsageProblems([f"{place}: {each}" for each in problems])
         mesh = {**self.mesh, "defaultConfig": merged(self.mesh["defaultConfig"], mine)}
         places = {f"mesh defaultConfig.{path}": f"{place}, {path}" for path in _paths(mine)}
-        found = self._replace(mesh=_checked(mesh, place), places={**self.places, **places})
-        port = found.setting("defaultConfig.statusPort").value
-        if not isinstance(port, int) or not 1 <= port <= _MAX_PORT:
-            raise UsageProblems([f"{place}: statusPort {excerpt(as_text(port))} is no port"])
-        return found
+        return self._replace(mesh=_checked(mesh, place), places={**self.places, **places})
 
 
 def merged(below: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """*below* with what *over* gives; mappings are merged, and null gives nothing."""
+    return _laid(below, _filled(over))
+
+
+def _laid(below: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """*below* with *over* on it, nulls too."""
     found = dict(below)
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(found.get(key), dict):
-            found[key] = merged(found[key], value)
-        elif value is not None:
-            found[key] = value
+        under = found.get(key)
+        if isinstance(value, dict) and isinstance(under, dict):
+            value = _laid(under, value)  # noqa: PLW2901 - what is laid
+        found[key] = value
     return found
+
+
+def _filled(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """*tree* without its nulls."""
+    return {
+        key: _filled(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if value is not None
+    }
 
 
 def _paths(tree: Mapping[str, Any], before: str = "") -> Iterable[str]:
@@ -187,21 +203,24 @@ def read_installation(
     """
     given: dict[str, Any] = {}
     for name, text in values:
-        given = merged(given, _mapping(name, text))
+        given = _laid(given, _mapping(name, text))
     for text in sets:
-        given = merged(given, _set(text))
+        given = _laid(given, _set(text))
     for heading in _HEADINGS:
         given.pop(heading, None)
     own = _mesh(*mesh) if mesh else given.get("meshConfig") or {}
     if not isinstance(own, dict):
         raise UsageProblems(["value meshConfig: is no mapping"])
+    # The proxies' own part is looked for under the one name alone.
+    own = {camel_case(key): value for key, value in own.items() if key != "default_config"}
     places = {f"value {path}": f"value {path}" for path in _paths(given)}
     places |= {f"mesh {path}": f"mesh {path}" for path in _paths(own)}
     # With `helm get values --all` the chart's own defaults are here.
     chart = given.get("_internal_defaults_do_not_set")
-    everything = merged(merged(CHART, chart if isinstance(chart, dict) else {}), given)
+    # As with Helm, null takes away what is beneath.
+    everything = _filled(_laid(_laid(CHART, chart if isinstance(chart, dict) else {}), given))
     for key in ("global", "pilot", "gateways", "sidecarInjectorWebhook"):
-        if not isinstance(everything[key], dict):
+        if not isinstance(everything.get(key, {}), dict):
             raise UsageProblems([f"value {key}: is no mapping"])
     return Installation(everything, _checked(merged(MESH, own), "mesh"), places)
 
@@ -227,28 +246,12 @@ def _mesh(name: str, text: str) -> dict[str, Any]:
 
 def _checked(mesh: dict[str, Any], label: str) -> dict[str, Any]:
     """*mesh* with its ports as numbers and its mode as a name."""
-    problems = []
     proxy = mesh["defaultConfig"]
     if not isinstance(proxy, dict) or not isinstance(proxy["proxyMetadata"], dict):
         raise UsageProblems([f"{label}: defaultConfig or its proxyMetadata is no mapping"])
-    mesh = {**mesh, "defaultConfig": (proxy := dict(proxy))}
-    for owner, key in (
-        (mesh, "proxyListenPort"),
-        (mesh, "proxyInboundListenPort"),
-        (proxy, "statusPort"),
-    ):
-        text = as_text(owner[key])
-        if text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_PORT)):
-            owner[key] = int(text)
-        else:
-            problems.append(f"{label}: {key} {excerpt(text)} is no port")
-    mode = proxy["interceptionMode"]
-    if mode not in _MODES and mode not in range(len(_MODES)):
-        problems.append(
-            f"{label}: interceptionMode {excerpt(as_text(mode))} is not REDIRECT, TPROXY or NONE"
-        )
-    elif mode not in _MODES:
-        proxy["interceptionMode"] = _MODES[mode]
+    proxy, refused = typed(proxy)
+    mesh, more = typed({**mesh, "defaultConfig": proxy}, MESH_FIELDS)
+    problems = [f"{label}: {each}" for each in (*more, *refused)]
     problems += [
         f"{label}: proxyMetadata.{name}: {as_text(text)} is no text: put it in quotes"
         for name, text in proxy["proxyMetadata"].items()
@@ -279,5 +282,5 @@ def _set(text: str) -> dict[str, Any]:
             tree = int(plain)
         for key in reversed(_DOT.split(path)):
             tree = {key.replace("\\.", "."): tree}
-        found = merged(found, tree)
+        found = _laid(found, tree)
     return found

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PathResult", "compare", "place_text"]
 
-#: Tables whose counters tell connections: only a connection's first packet is asked about.
-_COUNTS_CONNECTIONS = "nat"
-
 
 class PathResult(NamedTuple):
     """One path: what was expected, what came, and one line for each difference."""
@@ -100,8 +97,7 @@ def _rules(path: TrafficPath, expected: Prediction, counts: Counts) -> list[str]
     for place in dict.fromkeys([*wanted, *sorted(counts.rules, key=_in_order)]):
         was, predicted = counts.rules[place], wanted[place] * path.request.times
         # Elsewhere replies are counted too, and the prediction is about first packets.
-        exact = place.table == _COUNTS_CONNECTIONS
-        differs = was != predicted if exact else was < predicted
+        differs = was != predicted if place.counts_connections else was < predicted
         if differs:
             lines.append(f"{place.node}: {place_text(place)} counted {was}, predicted {predicted}")
     return lines

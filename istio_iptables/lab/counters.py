@@ -10,6 +10,7 @@ from istio_iptables.kernel.programs import run
 from istio_iptables.lab.predict import RuleAddress
 from istio_iptables.lab.sandbox import on_network
 from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.nftlisting import read_listing
 from istio_iptables.netfilter.savefile import parse
 
 if TYPE_CHECKING:
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
 
     from istio_iptables.lab.envoy import Envoy
     from istio_iptables.lab.without import Left
+    from istio_iptables.netfilter.model import Table
 
-__all__ = ["Counts", "Watch"]
+__all__ = ["NATIVE", "Counts", "Watch"]
+
+#: The name of native nftables rules, where others are in the backend of another name.
+NATIVE = "native"
 
 
 class Counts(NamedTuple):
@@ -48,11 +53,10 @@ class Watch:
     def counts(self, family: Family) -> Counts:
         """The counters now, for rules of one family."""
         rules: Counter[RuleAddress] = Counter()
-        tool = "iptables" if family is Family.IPV4 else "ip6tables"
         for node, network in self._captured.items():
             with on_network(network):
-                text = run([f"{tool}-{self._backend}-save", "-c"])
-            for table in parse(text, family).tables:
+                tables = self._tables(family)
+            for table in tables:
                 for chain in table.chains:
                     # Rules keep the numbers that they have in the whole plan.
                     numbers = (
@@ -71,3 +75,10 @@ class Watch:
             }
         )
         return Counts(rules, listeners)
+
+    def _tables(self, family: Family) -> tuple[Table, ...]:
+        """The tables of this network namespace that packets of a family meet."""
+        if self._backend == NATIVE:
+            return read_listing(run(["nft", "list", "ruleset"]).splitlines())
+        tool = "iptables" if family is Family.IPV4 else "ip6tables"
+        return parse(run([f"{tool}-{self._backend}-save", "-c"]), family).tables

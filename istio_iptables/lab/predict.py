@@ -29,6 +29,8 @@ __all__ = ["Leg", "Prediction", "RuleAddress", "predict"]
 #: The longest way of the lab has seven: app, Envoy, gateway, and so on. More is a circle.
 _MAX_LEGS = 12
 
+#: From where Envoy's inbound listener connects to the application, in each family.
+_PASSED_ON = ("127.0.0.6", "::6")
 #: Stands for the port that the kernel will choose.
 _ANY_PORT = 40000
 
@@ -42,6 +44,11 @@ class RuleAddress(NamedTuple):
     chain: str
     #: Counted from 1.
     number: int
+
+    @property
+    def counts_connections(self) -> bool:
+        """Whether only a connection's first packet is asked about: nat's, of iptables or native."""
+        return self.table == "nat" or self.table.endswith("-nat")
 
 
 class Leg(NamedTuple):
@@ -189,7 +196,7 @@ def _onward(node: Node, listener: Listener, start: _Start, source: str) -> _Star
             )
     bound, mark = "", 0
     if listener.source is SourceAddress.BOUND:
-        bound = "::6" if ":" in address else "127.0.0.6"
+        bound = _PASSED_ON[":" in address]
     elif listener.source is SourceAddress.CLIENT:
         bound, mark = source, listener.mark
     assert node.proxy is not None  # noqa: S101 - it has a listener
@@ -221,6 +228,14 @@ class _Wires:
 
     def carry(self, start: _Start, protocol: int) -> _Arrival:
         """Where the connection arrives, through the rules of both ends."""
+        arrival = self._carry(start, protocol)
+        if start.source == _PASSED_ON[1] and not self._plan.addresses:
+            # Native rules capture IPv6 that is off; the address goes with rules for IPv6.
+            problem = f"{start.source} is no address of {start.node.name}: nothing comes back to it"
+            return arrival._replace(node=None, problem=problem)
+        return arrival
+
+    def _carry(self, start: _Start, protocol: int) -> _Arrival:
         node = start.node
         interface, chosen = node.way_to(start.address)
         source = start.source or chosen
@@ -274,7 +289,7 @@ class _Wires:
         outcome, places, _ = self._through(node, answer)
         if outcome is None or _zone(outcome) == zone:
             return ()
-        return tuple(place for place in places if place.table == "nat")
+        return tuple(place for place in places if place.counts_connections)
 
     def _received(
         self, sender: Node, packet: Packet, source: str, places: tuple[RuleAddress, ...]

@@ -15,14 +15,14 @@ from istio_iptables.kernel.install import InstallOptions, install
 from istio_iptables.kernel.usernamespace import require_mapped
 from istio_iptables.lab import clients, envoy
 from istio_iptables.lab.compare import PathResult, compare
-from istio_iptables.lab.counters import Watch
+from istio_iptables.lab.counters import NATIVE, Watch
 from istio_iptables.lab.envoy import Envoy
 from istio_iptables.lab.network import connect
 from istio_iptables.lab.predict import predict
 from istio_iptables.lab.processes import ROOT, call, start
 from istio_iptables.lab.sandbox import in_sandbox, make_network, on_network
 from istio_iptables.lab.servers import serve
-from istio_iptables.lab.without import without
+from istio_iptables.lab.without import without, without_natively
 from istio_iptables.netfilter.plan import DesiredState
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from istio_iptables.lab.processes import Identity, Process
     from istio_iptables.lab.scenarios import Scenario, TrafficPath
     from istio_iptables.lab.without import Left
+    from istio_iptables.netfilter.native import NativePlan
     from istio_iptables.netfilter.ownership import Ownership
 
 __all__ = ["Installer", "LabOutcome", "Up", "run"]
@@ -41,8 +42,11 @@ __all__ = ["Installer", "LabOutcome", "Up", "run"]
 Installer = Callable[[DesiredState, str], None]
 
 
-def _install(ownership: Ownership, plan: DesiredState, backend: str) -> None:
-    install(plan, ownership, lambda _line: None, InstallOptions(backend=backend))
+def _install(
+    ownership: Ownership, native: NativePlan | None, plan: DesiredState, backend: str
+) -> None:
+    where = InstallOptions(backend="" if native else backend)
+    install(plan, ownership, lambda _line: None, where, native=native)
 
 
 class LabOutcome(NamedTuple):
@@ -77,6 +81,7 @@ def run(  # noqa: PLR0913 - the lab's parts
     *,
     mode: str,
     backend: str = "",
+    native: NativePlan | None = None,
     left: Left = frozenset(),
     only: Sequence[str] = (),
     installer: Installer | None = None,
@@ -84,6 +89,7 @@ def run(  # noqa: PLR0913 - the lab's parts
 ) -> LabOutcome:
     """Run *scenario* with the rules of *plan*, and hold what happens to what *plan* says.
 
+    With *native* these are native ones, which *plan* has in the place of its rules (``natively``).
     The rules *left* out are not installed, to show what they are there for. With *only*, paths
     of other names are not taken. *installer* puts the rules in place instead of our own, called
     in the network namespace that they are for. *keep* is called while everything is still up. Raises
@@ -96,8 +102,9 @@ def run(  # noqa: PLR0913 - the lab's parts
     require_mapped((each.uid for each in people), (each.gid for each in people))
 
     def work(process: int) -> LabOutcome:
-        lab = _Lab(scenario, binary, ownership, installer or partial(_install, ownership))
-        name = lab.build(without(plan, left), backend, left)
+        rules = None if native is None else without_natively(native, left)
+        lab = _Lab(scenario, binary, ownership, installer or partial(_install, ownership, rules))
+        name = lab.build(without(plan, left), NATIVE if native else backend, left)
         results = [lab.walk(path, plan) for path in scenario.paths if not only or path.name in only]
         seconds = time.monotonic() - begun
         outcome = LabOutcome(scenario.name, mode, name, tuple(results), seconds)
@@ -169,7 +176,8 @@ class _Lab:
         name = backend
         for network in captured.values():
             with on_network(network):
-                name = detect(backend, self._ownership).backend.name
+                if backend != NATIVE:
+                    name = detect(backend, self._ownership).backend.name
                 self._installer(plan, backend)
         return name
 

@@ -26,6 +26,7 @@ pre { background: var(--box); border: 1px solid var(--line); border-radius: 5px;
   overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; }
 caption { text-align: left; color: var(--faint); padding: 0.3rem 0; }
+table + table { margin-top: 1rem; }
 th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.6rem;
   border-bottom: 1px solid var(--line); }
 td code { overflow-wrap: anywhere; }
@@ -40,7 +41,8 @@ input, select, button { font: inherit; color: var(--ink); background: var(--pape
   border: 1px solid var(--faint); border-radius: 4px; padding: 0.3rem 0.5rem; }
 .error { color: var(--bad); font-weight: bold; } .warning { color: var(--warn); font-weight: bold; }
 .foreign { color: var(--bad); } .faint { color: var(--faint); }
-@media (max-width: 45rem) { table.wide, .wide tbody, .wide tr, .wide td { display: block; }
+@media (max-width: 45rem) { table.wide, .wide caption, .wide tbody, .wide tr, .wide td {
+    display: block; }
   .wide thead { display: none; } .wide td { border: 0; padding: 0.1rem 0; }
   .wide td[data-head]::before { content: attr(data-head) ": "; color: var(--faint); }
   .wide tr { border-bottom: 1px solid var(--line); padding: 0.4rem 0; } }

@@ -27,6 +27,8 @@ Box: TypeAlias = "dict[str, Values]"
 _MARKS = ("mark", "connmark")
 _NUMBERS = ("protocol", "source_port", "destination_port", "uid", "gid")
 _LAST_ID = 2**32 - 2
+#: How many splits are remembered, at a fifth of a kilobyte each.
+_MOST_SPLITS = 500_000
 
 
 @lru_cache(maxsize=4)
@@ -92,6 +94,9 @@ class Memory:
                 values,
                 wanted,
             )
+            if len(self._splits) >= _MOST_SPLITS:
+                # Forgetting costs time; rules without end would cost the machine its memory.
+                self._splits.clear()
             self._splits[key] = known
         return known[0], known[1]
 

@@ -414,6 +414,8 @@ class _Journeys:
             return way._replace(next_interface=None, by_mark=False)
         home = self._world.is_routed_home(packet)
         was = self._world.is_routed_home(packet._replace(mark=way.routed_mark))
+        # A chain behind this one may change the mark once more.
+        way = way._replace(routed_mark=packet.mark)
         if home and not way.bound_to:
             return way._replace(next_interface=_LO, by_mark=True)
         if home is not False or was is not False:

@@ -132,13 +132,15 @@ def _done(
         target = mapped[0] if mapped else None
     if target is None:
         return None if each.harmless else _unknown(each, rule, packet)
-    if target.name == "CONTINUE":
-        return None
-    if each.field == "family" and not _is_of_family(each, situation):
-        # Unlike a condition it lets the rule go on.
+    other_family = each.field == "family" and not _is_of_family(each, situation)
+    if target.name == "CONTINUE" or other_family:
+        # What is for the other family lets the rule go on, unlike a condition.
         return None
     if target.name == "SET-FIELD":
         return Effect(Next.CONTINUE, _set_field(target, packet), verdict=target.name)
+    if target.option("--zone") and packet.settled and packet.state == "UNTRACKED":
+        # Unlike iptables it has the packet tracked again.
+        return Effect(Next.UNKNOWN, packet, _UNKNOWN, verdict="ct zone")
     done = target_effect(target, situation, chains)
     if target.name == "TPROXY":
         # It marks nothing, and other statements follow.

@@ -125,7 +125,7 @@ class Way(NamedTuple):
     kept: Translation | None = None
     journey: int = 1
     misses: tuple[Miss, ...] = ()
-    #: The mark by which the packet was routed when it was sent.
+    #: The mark by which the packet was routed last.
     routed_mark: int | None = 0
     #: The interface that the sender's socket is bound to; "" if none.
     bound_to: str = ""

@@ -162,6 +162,7 @@ def chains(folder: Path) -> Iterator[list[Step]]:
     yield [Step("compare", (PROGRAM, "compare", *sides), status=1)]
     saved = _printed(folder / "documented.save", DOCUMENTED)
     yield [Step("diff", (PROGRAM, "diff", *DOCUMENTED, "--against", saved), 5.0)]
+    yield from _looks(saved)
     yield [Step("install", (PROGRAM, *DOCUMENTED), 3.9)]
     for backend, again, clean in (("legacy", 3.5, 3.9), ("nft", 4.5, 6.5)):
         yield [_restore(folder, backend, DOCUMENTED, "")]
@@ -184,6 +185,20 @@ def _life(
         Step(f"{name} {backend}{size}", command, target)
         for (name, command), target in zip(commands.items(), targets, strict=True)
     ]
+
+
+def _looks(saved: str) -> Iterator[list[Step]]:
+    """What describe and check say of the documented rules, beside explain: at most 1.5 times as long."""
+    for command, status in (("explain", 0), ("describe", 0), ("check", 0)):
+        yield [Step(f"{command} --rules", (PROGRAM, command, "--rules", saved), 7.5, status=status)]
+    for backend in BACKENDS:
+        install = (PROGRAM, *DOCUMENTED, "--force-iptables-binary", backend)
+        looks = [
+            Step(f"{command} --live, {backend}", (PROGRAM, command, "--live"), status=status)
+            # Nobody listens there.
+            for command, status in (("explain", 0), ("describe", 0), ("check", 1))
+        ]
+        yield [Step(f"to look at, {backend}", install), *looks]
 
 
 def _questions(folder: Path) -> Iterator[list[Step]]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CONTEXT = click.Context(root)
 NAMES = root.list_commands(CONTEXT)
+#: Words of a list that are in capitals, as metavars without a list are.
+_UPPER = {"REDIRECT", "NEW"}
 PROGRAM = str(Path(sys.executable).parent / "istio-iptables")
 
 
@@ -100,6 +102,9 @@ def _completed(words: list[str]) -> list[str]:
         ("istio-iptables diff --agai", ["--against"]),
         ("istio-iptables lab --scenario pl", ["plain-client"]),
         ("istio-iptables -p ", []),
+        ("istio-iptables matrix --format m", ["markdown"]),
+        ("istio-iptables lab --mode T", ["TPROXY"]),
+        ("istio-iptables explain --ctstate E", ["ESTABLISHED"]),
     ],
 )
 def test_completion(line: str, offered: list[str]) -> None:
@@ -107,7 +112,22 @@ def test_completion(line: str, offered: list[str]) -> None:
     assert _completed(line.split(" ")) == offered
 
 
-@pytest.mark.parametrize("option", ["--resolv-conf", "--pod", "--values"])
+@pytest.mark.parametrize("name", ["", *NAMES])
+def test_values_of_a_list_complete(name: str) -> None:
+    """Those of every option whose help lists them, and file names."""
+    command = root.get_command(CONTEXT, name) if name else root
+    assert command is not None
+    context = click.Context(command, resilient_parsing=True)
+    for option in command.params:
+        words = option.make_metavar(context).strip("[]").split("|")
+        offered = [(each.type, each.value) for each in option.shell_complete(context, "")]
+        if isinstance(option.type, click.Choice) or words[0].islower() or words[0] in _UPPER:
+            assert offered == [("plain", word) for word in words], option.name
+        elif words in (["FILE"], ["PATH"]) and option.name != "network_namespace":
+            assert offered == [("file", "")], option.name
+
+
+@pytest.mark.parametrize("option", ["--resolv-conf", "--pod", "--values", "compare"])
 def test_files_are_the_shells(option: str) -> None:
     """The shell is told to complete the name of a file."""
     environment = {"_ISTIO_IPTABLES_COMPLETE": "zsh_complete", "COMP_CWORD": "2"}

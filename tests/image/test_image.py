@@ -11,7 +11,8 @@ import pytest
 from istio_iptables.lab.sandbox import in_sandbox, make_network, on_network
 from istio_iptables.netfilter.nftlisting import read_listing
 from tests.image.images import BASE, CAPABILITIES, Container, Ran, Store, inside
-from tests.lab.labs import BACKENDS, Inputs, run
+from tests.lab.labs import Inputs, run
+from tests.namespaces import ALL_BACKENDS, BACKENDS
 from tests.program import run as run_here
 
 if TYPE_CHECKING:
@@ -171,14 +172,16 @@ class TestInAPod:
         assert "Traceback" not in done.err
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_traffic_passes(root: Path, backend: str) -> None:
     """Run as the pod's init container, the image makes all of the lab's traffic pass."""
     container = Container(root, capabilities=CAPABILITIES)
 
     def install(_plan: DesiredState, backend: str) -> None:
         words = ["pilot-agent", "istio-iptables", *ARTICLE]
-        done = inside(container, words, {"FORCE_IPTABLES_BINARY": backend})
+        native = {"NATIVE_NFTABLES": "true"}
+        asked = native if backend == "native" else {"FORCE_IPTABLES_BINARY": backend}
+        done = inside(container, words, asked)
         assert done.status == 0, done.err
 
     outcome = run(Inputs(backend=backend), ARTICLE_FLAGS, installer=install)

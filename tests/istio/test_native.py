@@ -15,8 +15,6 @@ from tests.program import run
 from tests.strategies import configs
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from istio_iptables.settings.config import Config
 
 NATIVE = ["--native-nftables", "--dry-run"]
@@ -129,12 +127,16 @@ TCP_ALONE = "drop invalid packets of TCP alone"
     ],
 )
 def test_what_is_otherwise_is_told(arguments: list[str], told: list[str]) -> None:
-    """Where it applies, and of native rules alone."""
-    native, others = run([*NATIVE, "-u", "5", *arguments]), run(["-n", "-u", "5", *arguments])
-    assert others.warnings == []
-    assert len(native.warnings) == len(told)
-    for line, fragment in zip(native.warnings, told, strict=True):
-        assert fragment in line
+    """Where it applies, by a dry run and by explain, and of native rules alone."""
+    words = ["-u", "5", *arguments]
+    assert run(["-n", *words]).warnings == []
+    for command in (NATIVE, ["explain", "--native-nftables"]):
+        native = run([*command, *words])
+        assert native.status == 0
+        assert len(native.warnings) == len(told)
+        for line, fragment in zip(native.warnings, told, strict=True):
+            assert fragment in line
+        assert run([*command, *words, "--strict"]).status == (2 if told else 0)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from istio_iptables.istio.recovery import all_texts
 from istio_iptables.istio.rules import rules
 from istio_iptables.netfilter import formats
 from istio_iptables.netfilter.documents import rulesets
-from istio_iptables.netfilter.model import Chain, Family, Rule, Ruleset
+from istio_iptables.netfilter.model import Chain, Family, Rule, Ruleset, each_table
 from istio_iptables.netfilter.native import text as native_text
 from istio_iptables.netfilter.nftlisting import families, planned_tables
 from istio_iptables.netfilter.savefile import parse_rule
@@ -149,6 +149,44 @@ def test_native_rules_that_are_gone_one_by_one(case: Case) -> None:
         touched = "".join(listed[:number] + listed[number + 1 :])
         found = recover(rulesets(touched, None))
         assert len(left(found)) <= 1, (listed[number], found.arguments)
+
+
+@pytest.mark.parametrize("times", [2, 3])
+@pytest.mark.parametrize("name", ["documented", "native-documented"])
+def test_rules_that_are_there_several_times(name: str, times: int) -> None:
+    """The settings are those of one copy; the others are unexplained, and it is said."""
+    (case,) = (each for each in CASES if each.name == name)
+    once = rulesets(case.expected, None)
+    found = tuple(
+        each._replace(
+            tables=tuple(
+                table._replace(
+                    chains=tuple(
+                        chain._replace(rules=chain.rules * times) for chain in table.chains
+                    )
+                )
+                for table in each.tables
+            )
+        )
+        for each in once
+    )
+    recovered = recover(found)
+    assert recovered.arguments == recover(once).arguments
+    assert len(left(recovered)) == (times - 1) * sum(
+        table.rule_count for _, table in each_table(once)
+    )
+    (sign,) = recovered.signs
+    assert sign.startswith(f"every rule of ours is there {times} times: ")
+    assert not recover(once).signs
+
+
+def test_rules_of_an_older_istio() -> None:
+    """Its jump for TCP alone is told as what it is."""
+    (case,) = (each for each in CASES if each.name == "documented")
+    older = case.expected.replace("-A OUTPUT -j", "-A OUTPUT -p tcp -j")
+    recovered = recover(rulesets(older, None))
+    assert len(left(recovered)) == 1
+    assert "Istio 1.24 and older" in recovered.signs[0]
 
 
 FOREIGN = [

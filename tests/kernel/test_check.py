@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +21,6 @@ from tests.namespaces import BACKENDS, enter_network, mount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.program import Result
 
@@ -38,15 +39,20 @@ def _pod(box: None, tmp_path: Path) -> None:  # noqa: ARG001 - made in it
 
 
 @contextlib.contextmanager
-def listening(*ports: int, uid: int = PROXY) -> Iterator[None]:
+def listening(
+    *ports: int,
+    uid: int = PROXY,
+    address: str = "0.0.0.0",  # noqa: S104 - in the test's namespace
+) -> Iterator[None]:
     """Sockets of this user that take connections."""
     with contextlib.ExitStack() as stack:
         os.seteuid(uid)
         try:
             for port in ports:
                 there = stack.enter_context(socket.socket())
-                there.bind(("127.0.0.1", port))
+                there.bind((address, port))
                 there.listen()
+                there.set_inheritable(True)
         finally:
             os.seteuid(0)
         yield
@@ -83,6 +89,7 @@ def test_rules_that_are_not_there() -> None:
     assert [line.split(";")[0] for line in findings] == [
         "error: no rules of ours are in the live rules (legacy): nothing is captured"
     ]
+    assert run("check").out.endswith("this namespace (legacy): 1 thing is wrong\n")
     install("legacy", *FLAGS)
     command("iptables-legacy", "-t", "nat", "-D", "ISTIO_INBOUND", "2")
     command("iptables-legacy", "-t", "nat", "-I", "OUTPUT", "-p", "tcp", "-j", "ACCEPT")
@@ -127,6 +134,52 @@ def test_somebody_else_listens() -> None:
     assert "user 1337" in found["evidence"]
 
 
+def test_a_listener_at_an_address_that_is_not_come_to() -> None:
+    """Inbound connections come to the pod's address, outbound ones to loopback."""
+    install("legacy", *FLAGS)
+    for address, port, where in (("127.0.0.1", 15006, "the pod"), ("10.0.0.1", 15001, "loopback")):
+        with listening(15001, 15006, address=address):
+            found = kinds()["no-listener"]
+        assert f"tcp port {port} (IPv4) is listened on at {address} only" in found["evidence"]
+        assert f"comes to {where}'s address" in found["evidence"]
+
+
+def test_native_rules_in_a_pod_without_ipv6() -> None:
+    """They name no family, and Envoy listens for IPv4 alone: nothing is wrong."""
+    flags = ("--native-nftables", "--ip-family", "ipv4")
+    assert run(*FLAGS, *flags).status == 0
+    with listening(15001, 15006):
+        assert run("check").status == 0
+        assert check(*flags)[0] == 0
+    lines = [line for line in check(*flags)[1] if "nothing listens" in line]
+    assert [line.split(" on ")[1].split(",")[0] for line in lines] == [
+        "tcp port 15001 (IPv4)",
+        "tcp port 15006 (IPv4)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "what"),
+    [
+        (("OUTPUT", "-p", "tcp"), "what an application sends"),
+        (("INPUT", "-p", "tcp", "--dport", "15006"), "what arrives at the pod"),
+    ],
+)
+def test_what_is_captured_and_then_dropped(rule: tuple[str, ...], what: str) -> None:
+    """A foreign rule behind ours; one that meets nothing of ours is no finding."""
+    install("legacy", *FLAGS)
+    command("iptables-legacy", "-A", "OUTPUT", "-p", "tcp", "--dport", "25", "-j", "DROP")
+    with listening(15001, 15006):
+        assert check()[0] == 0
+        command("iptables-legacy", "-I", *rule, "-j", "DROP")
+        found = kinds()["loss"]
+    assert found["severity"] == "warning"
+    assert (
+        f"{what} is captured, and dropped on its way to Envoy; decided by filter {rule[0]} 1"
+        in found["evidence"]
+    )
+
+
 def test_tproxys_envoy_is_known_by_its_group() -> None:
     """It runs as user 0 with the proxy's group."""
     install("legacy", *FLAGS, "-m", "TPROXY")
@@ -157,6 +210,18 @@ def test_an_application_as_the_proxys_user() -> None:
         application.kill()
     assert f"sleep (process {application.pid})" in found["evidence"]
     assert "user 1337 and group 5" in found["evidence"]
+
+
+def test_a_proxy_of_another_name() -> None:
+    """Who takes what is captured is the proxy, whatever its program is called."""
+    install("legacy", *FLAGS)
+    # An open socket is inherited, so that this test's process need not be the proxy.
+    with listening(15001, 15006), contextlib.ExitStack() as stack:
+        words = ("setpriv", "--reuid", str(PROXY), "--regid", str(PROXY), "--clear-groups")
+        proxy = stack.enter_context(subprocess.Popen((*words, "sleep", "60"), close_fds=False))
+        stack.callback(proxy.kill)
+        _wait(lambda: f"Uid:\t{PROXY}" in Path(f"/proc/{proxy.pid}/status").read_text())
+        assert "application-as-proxy" not in kinds()
 
 
 def test_ipv6_that_escapes() -> None:
@@ -337,6 +402,22 @@ def test_watch_tells_what_changes() -> None:
     assert (watching.returncode, out, err) == (0, "", "")
 
 
+def test_watch_ends_with_its_reader() -> None:
+    """Also where nothing changes, so that nothing is written."""
+    install("legacy", *FLAGS)
+    words = (CLI, "check", "--live", *FLAGS, "--watch")
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=PATH
+    ) as watching:
+        assert watching.stdout is not None
+        while "wrong" not in watching.stdout.readline():
+            pass
+        watching.stdout.close()
+        assert watching.wait(timeout=30) == 1
+        assert watching.stderr is not None
+        assert not watching.stderr.read()
+
+
 def test_rules_of_a_file(tmp_path: Path) -> None:
     """Without a machine around them there are the rules alone."""
     saved = tmp_path / "saved"
@@ -351,3 +432,101 @@ def test_rules_of_a_file(tmp_path: Path) -> None:
     assert done.status == 1
     assert done.out.startswith("error: missing: IPv4 nat ISTIO_OUTPUT rule 4: ")
     assert "would be sent back" in done.out
+
+
+def alone(*arguments: str) -> tuple[int, dict[str, list[str]], str]:
+    """The exit status without any flag, the evidence by kind, and the settings that were read off."""
+    done = run("check", *arguments)
+    document = json.loads(run("check", *arguments, "--json").out)
+    found: dict[str, list[str]] = {}
+    for each in document["findings"]:
+        found.setdefault(each["kind"], []).append(each["evidence"])
+    *_, settings, _ = ["", *done.out.splitlines()]
+    if document["arguments"] is not None:
+        assert settings == f"by the rules, the settings are {shlex.join(document['arguments'])}"
+    return done.status, found, settings.removeprefix("by the rules, the settings are ")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_good_pod_needs_no_flags(backend: str) -> None:
+    """Its settings are read off the rules, and these are as they make them."""
+    install(backend, *FLAGS, "--ip-family", "ipv4")
+    with listening(15001, 15006):
+        status, found, settings = alone()
+    assert (status, set(found)) == (0, {"dns"})
+    assert settings == "-i '*' -b '*' -d 15090,15021,15020 --ip-family ipv4"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_broken_install_needs_no_flags(backend: str) -> None:
+    """What is missing, moved and foreign is told by the settings that the other rules tell."""
+    install(backend, *FLAGS, "--ip-family", "ipv4")
+    tool = f"iptables-{backend}"
+    command(tool, "-t", "nat", "-D", "ISTIO_OUTPUT", "4")
+    command(tool, "-t", "nat", "-D", "ISTIO_INBOUND", "1")
+    command(
+        *(tool, "-t", "nat", "-A", "ISTIO_INBOUND", "-p", "tcp", "--dport", "15008"),
+        *("-j", "RETURN"),
+    )
+    command(tool, "-t", "nat", "-I", "OUTPUT", "-p", "udp", "-j", "ACCEPT")
+    with listening(15001, 15006):
+        status, found, settings = alone()
+    assert (status, set(found)) == (
+        1,
+        {"missing-rule", "moved-rule", "foreign-rule", "loop", "dns"},
+    )
+    assert found["missing-rule"] == [
+        "missing: IPv4 nat ISTIO_OUTPUT rule 4: -A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN"
+    ]
+    assert "-A ISTIO_INBOUND -p tcp -m tcp --dport 15008 -j RETURN" in found["moved-rule"][0]
+    assert settings == "-i '*' -b '*' -d 15090,15021,15020 --ip-family ipv4"
+
+
+def test_rules_that_were_installed_twice() -> None:
+    """The settings are those of one copy, the other is extra, and that is said."""
+    install("legacy", *FLAGS, "--ip-family", "ipv4")
+    saved = subprocess.run(
+        ["iptables-legacy-save", "-t", "nat"], capture_output=True, check=True
+    ).stdout
+    restored = b"".join(
+        line for line in saved.splitlines(keepends=True) if not line.startswith(b":ISTIO")
+    )
+    subprocess.run(["iptables-legacy-restore", "-n"], input=restored, check=True)
+    with listening(15001, 15006):
+        status, found, settings = alone()
+    assert (status, set(found)) == (1, {"extra-rule", "origin", "dns"})
+    assert found["origin"][0].startswith("every rule of ours is there 2 times")
+    assert settings == "-i '*' -b '*' -d 15090,15021,15020 --ip-family ipv4"
+
+
+def test_native_rules_need_no_flags() -> None:
+    """They are found and compared; that packets are not followed through them is said."""
+    assert run("--native-nftables", *FLAGS, "--ip-family", "dual").status == 0
+    with listening(15001, 15006):
+        status, found, settings = alone()
+    assert (status, set(found)) == (1, {"no-listener", "not-followed", "dns"})
+    assert settings == "-i '*' -b '*' -d 15090,15021,15020 --ip-family dual --native-nftables"
+    command("nft", "delete", "chain", "inet", "istio-proxy-nat", "prerouting")
+    status, found, settings = alone()
+    assert found["missing-rule"][0].startswith("missing: inet istio-proxy-nat prerouting")
+    assert settings == "-i '*' -b '*' -d 15090,15021,15020 --ip-family dual --native-nftables"
+
+
+def test_nothing_is_there() -> None:
+    """That is one finding, about the backend that was looked at; no settings can be told."""
+    status, found, settings = alone()
+    assert (status, set(found)) == (1, {"nothing-installed"})
+    assert found["nothing-installed"][0].startswith(
+        "no rules of ours are in the live rules (legacy)"
+    )
+    assert "settings" not in settings
+
+
+def test_a_route_that_is_gone_needs_no_flags() -> None:
+    """The settings tell that there has to be one."""
+    install("nft", *FLAGS, "-m", "TPROXY", "--ip-family", "ipv4")
+    command("ip", "rule", "del", "fwmark", "1337")
+    status, found, settings = alone()
+    assert status == 1
+    assert found["missing"] == ["missing: IPv4: ip -4 rule add fwmark 0x539 lookup 133"]
+    assert settings == "-i '*' -m TPROXY -b '*' -d 15090,15021,15020 --ip-family ipv4"

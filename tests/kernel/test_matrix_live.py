@@ -44,6 +44,15 @@ def test_installed_rules_are_divided_like_those_of_the_flags(backend: str) -> No
     )
 
 
+def test_the_families_of_a_plan_are_those_of_this_namespace() -> None:
+    """A pod without IPv6 has no rules of it missing."""
+    done = inside(
+        "ip address add 10.0.0.1/32 dev lo; istio-iptables -i '*' -b '*' 2>/dev/null\n"
+        "istio-iptables compare \"-i '*' -b '*'\" --live"
+    )
+    assert done.stdout == "A and B have the same rules; the same for every packet (IPv4 and IPv6)\n"
+
+
 def test_the_route_of_tproxy_is_seen() -> None:
     """Where it is missing, packets fare otherwise, though the rules are the same."""
     flags = "-i '' -b 80 -m TPROXY --ip-family ipv4"

@@ -138,6 +138,10 @@ def test_what_the_plugin_makes(
         (injected({"sidecar.istio.io/inject": "false"}), "sidecar.istio.io/inject is false"),
         (pod(hostNetwork=True), "is not injected: it has host networking"),
         (injected({f"{TRAFFIC}excludeOutboundPorts": "*"}), "'*' is not accepted here"),
+        (
+            injected({f"{TRAFFIC}excludeOutboundIPRanges": "*"}),
+            "istio-cni refuses it: annotation traffic.sidecar.istio.io/excludeOutboundIPRanges: item 1",
+        ),
         (injected(env=7), "env of istio-proxy is no list"),
     ],
 )

@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from istio_iptables.kubernetes.annotations import problems
-from istio_iptables.kubernetes.manifest import read_documents, write_documents
+from istio_iptables.kubernetes.proxyconfig import typed
 from istio_iptables.kubernetes.quantity import canonical
 from tests.program import run
 
@@ -133,6 +131,91 @@ def test_again_is_the_same(tmp_path: Path) -> None:
     assert injected(tmp_path, once) == once
 
 
+KEPT = """\
+# A skipped pod, and what has none
+apiVersion: v1
+kind: Pod
+metadata: # nothing
+spec: {hostNetwork: on,  containers: [ ]}
+--- # second
+{"apiVersion": "v1", "kind": "ConfigMap",
+   "data": {"a": 'b', "c": 010}}
+---
+apiVersion: apps/v1
+kind: Deployment
+spec:
+  template:   # no metadata
+    spec:
+      hostNetwork: true
+---
+
+apiVersion: v1
+kind: List
+items:
+- kind: Service # a service
+  apiVersion: v1
+# the pod
+- kind: Pod
+  apiVersion: v1
+  metadata:
+    name: "p"   # its name
+  spec:
+    # what runs
+    containers:
+    - name: 'app'
+      command: &words [sh, -c, "on"]
+      args: *words
+    # volumes of its own
+    volumes:
+    - name: data
+      emptyDir: {}
+...
+"""
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_the_text_is_kept(tmp_path: Path, newline: str) -> None:
+    """Each line of a manifest is there afterwards; of what has no pod to inject, each byte."""
+    path = tmp_path / "kept.yaml"
+    text = KEPT.replace("\n", newline)
+    path.write_bytes(text.encode())
+    result = run(["inject", "-f", str(path)])
+    assert result.status == 0, result.err
+    skipped = text.partition("kind: List")[0]
+    assert result.out.startswith(skipped)
+    left = iter(result.out.splitlines(keepends=True))
+    for line in text.splitlines(keepends=True):
+        assert line in left, line
+    assert set(result.out.splitlines(keepends=True)) & {"\n", "\r\n"} == {newline}
+    (*_, found) = yaml.safe_load_all(result.out)
+    service, pod = found["items"]
+    assert service == {"kind": "Service", "apiVersion": "v1"}
+    assert pod["spec"]["containers"][0]["args"] == ["sh", "-c", "on"]
+    assert pod["spec"]["containers"][1]["name"] == "istio-proxy"
+    assert [each["name"] for each in pod["spec"]["volumes"]][-1] == "data"
+
+
+def test_lost_comments_and_double_keys_are_told(tmp_path: Path) -> None:
+    """Where a document can't be changed in its place; the last of two keys counts."""
+    path = tmp_path / "double.yaml"
+    path.write_text(
+        "kind: Pod\napiVersion: v1\nmetadata: {name: a}\n# here\nmetadata: {name: b}\n"
+        "spec: {containers: []}\n",
+        encoding="utf-8",
+    )
+    result = run(["inject", "-f", str(path)])
+    assert yaml.safe_load(result.out)["metadata"]["name"] == "b"
+    told = "line 5: metadata is there twice: the last one counts here, and Kubernetes may refuse it"
+    assert result.warnings == [f"{path}: {told}"]
+    assert (
+        f"info: {path}: line 1: what stands here is written anew, without its comments"
+        in result.err
+    )
+    assert run(["inject", "--strict", "-f", str(path)]).status == 2
+    result = run(["--pod", str(path), "--dry-run"])
+    assert "line 5: metadata is there twice" in result.warnings[0]
+
+
 def test_a_refused_pod_leaves_nothing_on_stdout(tmp_path: Path) -> None:
     """Every reason of every pod; a skipped one is a warning."""
     path = tmp_path / "pods.yaml"
@@ -140,6 +223,21 @@ def test_a_refused_pod_leaves_nothing_on_stdout(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump_all([bad, bad]), encoding="utf-8")
     result = run(["inject", "-f", str(path)])
     assert (result.status, result.out, len(result.errors)) == (2, "", 4)
+    # Of what is no pod at all too, wherever it stands.
+    broken = {**bad, "spec": None}
+    path.write_text(yaml.safe_dump_all([broken, {"kind": "Service"}, bad, "x"]), encoding="utf-8")
+    result = run(["inject", "-f", str(path)])
+    assert (result.status, result.out, len(result.errors)) == (2, "", 4)
+    path.write_text("# nothing\n--- {kind: Service}\n", encoding="utf-8")
+    result = run(["inject", "-f", str(path)])
+    assert (result.status, result.out) == (0, path.read_text(encoding="utf-8"))
+    assert result.err == (
+        f"istio-iptables: info: {path}: holds no Pod, nor what makes one (Deployment, Job, ...): nothing"
+        " is injected\n"
+    )
+    assert run(["inject", "-f", "-", "--values", "-"]).errors == [
+        "stdin holds one file: give - once"
+    ]
     path.write_text(yaml.safe_dump(pod(hostNetwork=True)), encoding="utf-8")
     result = run(["inject", "-f", str(path)])
     assert yaml.safe_load(result.out) == pod(hostNetwork=True)
@@ -180,6 +278,146 @@ def test_what_the_injector_takes(name: str, good: list[str], bad: list[str]) -> 
 
 
 @pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("concurrency", [(0, 0), ("2", 2), (3.0, 3)], ["two", True, 2**31, 1.5, [1]]),
+        ("interceptionMode", [("NONE", "NONE"), (1, "TPROXY")], ["tproxy", 3, -1, True]),
+        (
+            "drainDuration",
+            [("45s", "45s"), ("1m30s", "90s"), ("1000ms", "1s"), ("0.5m", "30s")],
+            [5, "0s", "1500ms", "5", "1d", "-5s", ""],
+        ),
+        (
+            "terminationDrainDuration",
+            [("1.5s", "1.500s"), ("-1us", "-0.000001s"), ("0", "0s"), ("1h0m.5s", "3600.500s")],
+            [5, "s", "1 s", "1s2", "."],
+        ),
+        (
+            "discoveryAddress",
+            [(each, each) for each in ("a-b.c:1", "10.0.0.1:65535", "[fd00::1]:80", "a.:1")],
+            ["a", "a:0", "a:65536", "a:b", "fd00::1:80", "-a:1", "a.1:1", "[a:1", "", 1, "a..b:1"],
+        ),
+        ("statusPort", [("1234", 1234)], [0, 65536, "x"]),
+        ("configPath", [("/x", "/x")], ["", 1]),
+        ("holdApplicationUntilProxyStarts", [(False, False)], ["true", 1]),
+        ("image", [({"imageType": "debug"}, {"imageType": "debug"})], ["debug"]),
+        ("extraStatTags", [(["a"], ["a"])], ["a"]),
+        ("status_port", [(1, 1)], [0]),
+        ("elephant", [("x", "x"), (None, None)], []),
+    ],
+)
+def test_fields_of_proxy_config(field: str, good: list[tuple[Any, Any]], bad: list[Any]) -> None:
+    """What Protobuf's JSON reads of each, as it is told to istio-proxy, and what Istio refuses."""
+    for value, wanted in good:
+        found, problems = typed({field: value})
+        assert ([*found.values()], problems) == ([wanted], [])
+    assert [value for value in bad if len(typed({field: value})[1]) != 1] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [("80\n", "80 "), ("80\\x2c81", "80,81"), ('80" # x', "80"), ('8"0', None), ("8\x01", None)],
+)
+def test_what_stands_between_quotes(tmp_path: Path, text: str, read: str | None) -> None:
+    """Istio's template writes it as it is, and YAML reads it: what ends the quotes is refused."""
+    metadata = {"proxy.istio.io/config": yaml.safe_dump({"proxyMetadata": {"A": text}})}
+    for asked in ({f"{TRAFFIC}includeOutboundPorts": text}, metadata):
+        if read is None:
+            path = tmp_path / "pod.yaml"
+            path.write_text(yaml.safe_dump(pod(asked)), encoding="utf-8")
+            result = run(["inject", "-f", str(path)])
+            assert (result.status, result.out, len(result.errors)) == (2, "", 1)
+            assert "can't stand between the double quotes of Istio's template" in result.err
+            continue
+        (init,) = injected(tmp_path, pod(asked))["spec"]["initContainers"]
+        values = [*init["args"], *(each["value"] for each in init.get("env", []))]
+        assert read in values
+
+
+def test_what_is_written_without_quotes(tmp_path: Path) -> None:
+    """A number is YAML's; an item without a name is called by its place."""
+    asked = {
+        "readiness.status.sidecar.istio.io/periodSeconds": "010",
+        "sidecar.istio.io/userVolume": '[{"emptyDir":{}}]',
+        "proxy.istio.io/config": "image: {imageType: debug}",
+    }
+    found = injected(tmp_path, pod(asked))["spec"]
+    proxy = found["containers"][1]
+    assert proxy["readinessProbe"]["periodSeconds"] == 8
+    assert proxy["image"].endswith("-debug")
+    assert not found["initContainers"][0]["image"].endswith("-debug")
+    assert found["volumes"][-1] == {"name": "0", "emptyDir": {}}
+    asked = {"readiness.status.sidecar.istio.io/periodSeconds": "4294967295"}
+    path = tmp_path / "pod.yaml"
+    path.write_text(yaml.safe_dump(pod(asked)), encoding="utf-8")
+    assert run(["inject", "-f", str(path)]).status == 2
+
+
+@pytest.mark.parametrize(
+    ("mesh", "told"),
+    [
+        ("proxyListenPort: 99999", "mesh: proxyListenPort '99999' is no port"),
+        ("proxy_listen_port: 0", "mesh: proxyListenPort '0' is no port"),
+        ("proxyInboundListenPort: x", "mesh: proxyInboundListenPort 'x' is no whole number"),
+        ("defaultConfig: [1]", "mesh: defaultConfig or its proxyMetadata is no mapping"),
+        ("defaultConfig: {concurrency: x}", "mesh: concurrency 'x' is no whole"),
+        ("inboundTrafficPolicy: x", "mesh inboundTrafficPolicy: is no mapping"),
+        ("proxy_listen_port: 15101\ndefault_config: {statusPort: 0}", ""),
+    ],
+)
+def test_the_mesh_configuration(tmp_path: Path, mesh: str, told: str) -> None:
+    """What Istio refuses in it; a name with underlines is one too, but for that of the proxies' part."""
+    path = tmp_path / "mesh.yaml"
+    path.write_text(mesh, encoding="utf-8")
+    manifest = tmp_path / "pod.yaml"
+    manifest.write_text(yaml.safe_dump(pod()), encoding="utf-8")
+    result = run(["inject", "-f", str(manifest), "--mesh-config", str(path)])
+    if told:
+        assert (result.status, result.out) == (2, "")
+        assert result.errors[0].startswith(told)
+    else:
+        assert "- -p\n    - '15101'\n" in result.out
+
+
+@pytest.mark.parametrize("values", ["global: {proxy: [1]}", "pilot: {cni: true}", "global: 7"])
+def test_values_that_hide_what_is_in_them(tmp_path: Path, values: str) -> None:
+    """What should be a mapping and is none is refused, and not taken for nothing."""
+    path = tmp_path / "values.yaml"
+    path.write_text(values, encoding="utf-8")
+    manifest = tmp_path / "pod.yaml"
+    manifest.write_text(yaml.safe_dump(pod()), encoding="utf-8")
+    result = run(["inject", "-f", str(manifest), "--values", str(path)])
+    assert (result.status, result.out) == (2, "")
+    assert result.errors[0].endswith(": is no mapping")
+
+
+def test_null_takes_a_value_away(tmp_path: Path) -> None:
+    """As with Helm, of resources too; a later file may give it again."""
+    limits = {"global": {"proxy": {"resources": {"limits": {"cpu": None}, "requests": None}}}}
+    again = {"global": {"proxy": {"resources": {"limits": {"cpu": "3"}}}}}
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(yaml.safe_dump(limits), encoding="utf-8")
+    second.write_text(yaml.safe_dump(again), encoding="utf-8")
+    words = ["--values", str(first)]
+    for more, wanted in (
+        ([], {"memory": "1Gi"}),
+        (["--values", str(second)], {"memory": "1Gi", "cpu": "3"}),
+    ):
+        (init,) = injected(tmp_path, pod(), *words, *more)["spec"]["initContainers"]
+        assert init["resources"] == {"limits": wanted}
+    words = ["--set", "global.proxy=null"]
+    (init,) = injected(tmp_path, pod(), *words)["spec"]["initContainers"]
+    assert init["resources"] == {}
+
+
+def test_what_the_plugin_reads_is_all_there(tmp_path: Path) -> None:
+    """An empty list of excluded ports too, which the plugin takes for another one than none."""
+    words = ["--set", "pilot.cni.enabled=true,global.proxy.statusPort=0"]
+    annotations = injected(tmp_path, pod(), *words)["metadata"]["annotations"]
+    assert annotations[f"{TRAFFIC}excludeInboundPorts"] == ""
+
+
+@pytest.mark.parametrize(
     ("text", "wanted"),
     [
         ("2000m", "2"),
@@ -196,59 +434,6 @@ def test_what_the_injector_takes(name: str, good: list[str], bad: list[str]) -> 
 def test_quantities(text: str, wanted: str | None) -> None:
     """In the one spelling of Kubernetes."""
     assert canonical(text) == wanted
-
-
-def test_yaml_is_read_as_kubernetes_does() -> None:
-    """YAML 1.1 words for yes and no; no times, and no numbers with colons."""
-    text = "[yes, off, y, 2024-01-01, 1:30, 010, 0x1f, 1_000, 1e3, 1.5, ~, 'yes', .5]"
-    assert read_documents(text, "x") == [
-        [True, False, True, "2024-01-01", "1:30", 8, 31, 1000, 1000.0, 1.5, None, "yes", 0.5]
-    ]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a: &a [*a]",
-        "[" * 2000,
-        "{a: !!python/name:os.system }",
-        "a: b: c",
-        "\ta: 1",
-        "? [1]\n: 2",
-        "a: !!set {b}",
-        "a: *b",
-        "&a [1,1,1,1,1,1,1,1,1,1]\n---\n" + "a: &b [1,1]\nc: [*x]",
-        "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
-        + "\n".join(
-            f"k{n}: &k{n} [{','.join([f'*k{n - 1}' if n else '*a'] * 10)}]" for n in range(8)
-        ),
-    ],
-)
-def test_texts_that_are_no_manifest(tmp_path: Path, text: str) -> None:
-    """Loops, depth, bombs, other tags: one line and no traceback."""
-    path = tmp_path / "x.yaml"
-    path.write_text(text, encoding="utf-8")
-    result = run(["inject", "-f", str(path)])
-    assert (result.status, result.out, len(result.err.splitlines())) == (2, "", 1)
-
-
-SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-)
-TREES = st.recursive(
-    SCALARS | st.text(),
-    lambda each: st.lists(each) | st.dictionaries(st.text(), each),
-    max_leaves=8,
-)
-
-
-@given(TREES.filter(lambda tree: tree is not None))
-@example(
-    ["y", "1e3", "1:30", "2024-01-01", "010", "0x1F", "", "~", "<<", "=", ".5", "off", "-.inf"]
-)
-def test_what_is_written_is_read_again(tree: Any) -> None:
-    """No text becomes a number or a boolean on its way through ``inject``."""
-    assert read_documents(write_documents([tree]), "x") == [tree]
 
 
 def test_an_init_container_of_the_pods_own(tmp_path: Path) -> None:

@@ -38,78 +38,10 @@ def write(folder: Path, *documents: Any, name: str = "pod.yaml") -> str:
     return str(path)
 
 
-PORTS = st.lists(st.sampled_from(("80", "443", "15020", "0")), max_size=3).map(",".join)
-RANGES = st.lists(st.sampled_from(("10.0.0.0/8", "10.96.0.1/24", "fd00::/8")), max_size=2).map(
-    ",".join
-)
-ANNOTATIONS = st.fixed_dictionaries(
-    {},
-    optional={
-        f"{TRAFFIC}includeInboundPorts": PORTS | st.just("*"),
-        f"{TRAFFIC}excludeInboundPorts": PORTS,
-        f"{TRAFFIC}excludeOutboundPorts": PORTS,
-        f"{TRAFFIC}includeOutboundIPRanges": RANGES | st.just("*"),
-        f"{TRAFFIC}excludeOutboundIPRanges": RANGES,
-        f"{TRAFFIC}excludeInterfaces": st.sampled_from(("", "eth1", "eth1,net1")),
-        f"{TRAFFIC}kubevirtInterfaces": st.sampled_from(("", "net1")),
-        "istio.io/reroute-virtual-interfaces": st.sampled_from(("", "k0,k1")),
-        "sidecar.istio.io/interceptionMode": st.sampled_from(("REDIRECT", "TPROXY")),
-        "status.sidecar.istio.io/port": st.sampled_from(("0", "123", "15020")),
-        "proxy.istio.io/config": st.sampled_from(
-            (
-                'proxyMetadata:\n  ISTIO_META_DNS_CAPTURE: "true"\n  PROXY_GID: "4321"\n',
-                "interceptionMode: TPROXY\n",
-            )
-        ),
-    },
-)
-VALUES = st.fixed_dictionaries(
-    {},
-    optional={
-        "includeIPRanges": RANGES,
-        "excludeOutboundPorts": PORTS,
-        "includeInboundPorts": PORTS,
-        "statusPort": st.sampled_from((0, 123)),
-    },
-)
 OWN_PROXY = {
     "name": "istio-proxy",
     "securityContext": {"runAsUser": 1234, "runAsGroup": 4321},
 }
-
-
-@given(
-    annotations=ANNOTATIONS,
-    values=VALUES,
-    words=st.sampled_from(((), ("--native-sidecars",))),
-    proxies=st.sampled_from(((), (OWN_PROXY,))),
-)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
-def test_raw_injected_and_arguments_are_one(
-    tmp_path: Path,
-    annotations: dict[str, str],
-    values: dict[str, Any],
-    words: tuple[str, ...],
-    proxies: tuple[dict[str, Any], ...],
-) -> None:
-    """The rules of the raw pod, of the injected one, and of its container's words are the same."""
-    raw = pod(annotations)
-    raw["spec"]["containers"] += proxies
-    path = write(tmp_path, raw)
-    helm = write(tmp_path, {"global": {"proxy": values}}, name="values.yaml")
-    injected = run(["inject", "-f", path, "--values", helm, *words])
-    assert injected.status == 0, injected.err
-    (init,) = (
-        each
-        for each in yaml.safe_load(injected.out)["spec"]["initContainers"]
-        if each["name"] == "istio-init"
-    )
-    environment = {each["name"]: each["value"] for each in init.get("env", ())}
-    wanted = run([*init["args"], *DRY], environment)
-    assert wanted.status == 0
-    assert run(["--pod", path, "--values", helm, *DRY])[:2] == wanted[:2]
-    (tmp_path / "injected.yaml").write_text(injected.out, encoding="utf-8")
-    assert run(["--pod", str(tmp_path / "injected.yaml"), *DRY])[:2] == wanted[:2]
 
 
 def test_where_each_value_is_from(tmp_path: Path) -> None:
@@ -237,7 +169,7 @@ SEVERAL = (pod(), {**pod(), "metadata": {"name": "q"}}, {"kind": "Service", "api
         ([pod({f"{TRAFFIC}includeInboundPorts": "80,x"})], [], "item 2: 'x' is no port"),
         ([pod({f"{TRAFFIC}includeOutboundPorts": "x"})], [], "includeOutboundPorts)"),
         ([pod({"inject.istio.io/templates": "mine"})], [], "template 'mine' is not known here"),
-        ([pod(containers=7)], [], "containers is no list of containers with names"),
+        ([pod(containers=7)], [], "containers is no list of containers"),
         ([{**pod(), "spec": "x"}], [], "Pod: spec is no mapping"),
         ([{**pod(), "metadata": {"annotations": [1]}}], [], "annotations is no mapping of texts"),
         ([given_container(command=["sh", "-c", "true"])], [], "starts 'sh' and not istio-iptables"),
@@ -266,11 +198,25 @@ def test_refusals(tmp_path: Path, documents: list[Any], words: list[str], line: 
     assert len(result.errors) == len(result.err.splitlines())
 
 
+@pytest.mark.parametrize("wanted", ["web", "a/web", "Pod a/web", "Pod without a name"])
+def test_one_of_several(tmp_path: Path, wanted: str) -> None:
+    """By its name, or as a message calls it."""
+    documents = [pod(), pod(), pod()]
+    for document, namespace, port in zip(documents, ("a", "b", ""), ("1", "2", "3"), strict=True):
+        document["metadata"] = {"name": "web", "namespace": namespace} if namespace else {}
+        document["metadata"]["annotations"] = {f"{TRAFFIC}excludeOutboundPorts": port}
+    result = run(["--pod", write(tmp_path, *documents), "--pod-name", wanted, *DRY])
+    if wanted == "web":
+        assert "holds several 'web', but: Pod a/web, Pod b/web, Pod without a name" in result.err
+    else:
+        assert f"--dport {1 if '/' in wanted else 3} -j RETURN" in result.out
+
+
 def test_refusals_of_the_line_itself(tmp_path: Path) -> None:
     """What is for a manifest needs one, and stdin is one file."""
     assert run(["--set", "a=b", *DRY]).errors == ["--set: is for a manifest: give --pod"]
     result = run(["--pod", "-", "--values", "-", *DRY])
-    assert result.errors == ["--pod: stdin holds one file: give - once"]
+    assert result.errors == ["stdin holds one file: give - once"]
     (tmp_path / "x").write_text("a: [\n", encoding="utf-8")
     result = run(["--pod", str(tmp_path / "x"), *DRY])
     assert result.status == 2

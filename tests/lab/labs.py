@@ -6,10 +6,12 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.commands.lab import lab_config
+from istio_iptables.istio.native import build_native
 from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.istio.plan import build
 from istio_iptables.lab import runner, scenarios
-from istio_iptables.lab.without import left_out
+from istio_iptables.lab.without import left_out, natively
+from tests.namespaces import ALL_BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +21,8 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Family
     from istio_iptables.netfilter.plan import DesiredState
 
-__all__ = ["BACKENDS", "MODES", "Inputs", "places", "plan_of", "ran", "result", "run"]
+__all__ = ["ALL_BACKENDS", "MODES", "Inputs", "places", "plan_of", "ran", "result", "run"]
 
-BACKENDS = ("legacy", "nft")
 MODES = ("REDIRECT", "TPROXY")
 
 
@@ -45,17 +46,22 @@ def run(  # noqa: PLR0913 - what differs between labs
 ) -> LabOutcome:
     """A run of the lab; *left* names the rules to leave out, of the plan that it is given."""
     own = {"istio_inbound_interception_mode": asked.mode, **(flags or {})}
+    own |= {"native_nftables": str(asked.backend == "native").lower()}
     config, warnings = lab_config(own, {})
     # The lab's machine has IPv6, which a plan for IPv4 alone leaves uncaptured.
     assert config.ipv6 or all("captures IPv6" in each for each in warnings)
     assert not (config.ipv6 and warnings)
-    plan = build(config)
+    plan, native = build(config), None
+    if config.native_nftables:
+        native = build_native(config, plan)
+        plan = natively(plan, native)
     return runner.run(
         scenarios.make(asked.scenario, config, asked.envoy_uid),
         plan,
         OWNERSHIP,
         mode=asked.mode,
         backend=asked.backend,
+        native=native,
         left=left_out(plan, left(plan) if left else ()),
         only=only,
         installer=installer,

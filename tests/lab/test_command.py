@@ -88,6 +88,21 @@ def test_json() -> None:
 
 
 @pytest.mark.kernel
+def test_native() -> None:
+    """Native rules, treated as iptables' in sets too, are named as nft has them."""
+    words = ("lab", "--json", "--path", "app-server", "--backend", "native", "--nft-sets")
+    done = program(*words, "--nft-like-iptables", "-b", "80,8080,9000", "--mode", "TPROXY")
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert (report["mode"], report["backend"], report["as_predicted"]) == ("TPROXY", "native", True)
+    met = report["paths"][0]["legs"][0]["path"]
+    (capture,) = (rule for rule in met if rule["chain"] == "istio-redirect")
+    assert capture["table"] == "inet istio-proxy-nat"
+    assert capture["text"] == "meta l4proto tcp counter redirect to :15001"
+    assert capture["reason"].startswith("Captured outbound connections go to Envoy's")
+
+
+@pytest.mark.kernel
 def test_a_pod_of_a_manifest(tmp_path: Path) -> None:
     """Its settings, with a flag over them, and none of the lab's own."""
     manifest = tmp_path / "pod.yaml"
@@ -149,6 +164,10 @@ def test_own_ports() -> None:
         (
             ["--without", "all"],
             "--without: 'all': the plan has no such rule (write TABLE CHAIN NUMBER)",
+        ),
+        (
+            ["--backend", "native", "--without", "nat ISTIO_OUTPUT 3"],
+            "--without: 'nat ISTIO_OUTPUT 3': the plan has no such rule",
         ),
         (["--mode", "tproxy"], "--istio-inbound-interception-mode (-m): 'tproxy'"),
         (["--dry-run"], "--dry-run: this is an option of istio-iptables itself, not of lab"),

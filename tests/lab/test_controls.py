@@ -6,7 +6,8 @@ import pytest
 
 from istio_iptables.lab.bootstrap import MAX_CONNECTIONS
 from istio_iptables.netfilter.model import Family
-from tests.lab.labs import BACKENDS, MODES, Inputs, places, result, run
+from tests.lab.labs import MODES, Inputs, places, result, run
+from tests.namespaces import BACKENDS
 
 pytestmark = pytest.mark.kernel
 
@@ -56,6 +57,38 @@ def test_without_the_pass_through_address_inbound_is_captured_again(backend: str
         again = result(outcome, "client-app", family)
         assert again.differences
         assert again.counts.listeners["pod", "inbound"] >= 2
+
+
+def test_without_a_native_rule() -> None:
+    """The same with native rules, where the table has two words."""
+    outcome = run(
+        Inputs(backend="native"),
+        left=lambda plan: [
+            place
+            for ending in ("ip saddr 127.0.0.6 counter return", "ip6 saddr ::6 counter return")
+            for place in places(plan, ending)
+        ],
+        only=["client-app"],
+    )
+    for family in Family:
+        again = result(outcome, "client-app", family)
+        number = 3 + (family is Family.IPV6)
+        missed = f"pod: inet istio-proxy-nat istio-output {number} counted 0, predicted 1"
+        assert missed in again.differences
+        assert again.counts.listeners["pod", "inbound"] >= 2
+
+
+def test_native_rules_break_ipv6_that_is_off() -> None:
+    """Envoy takes it and answers from an address that is not there; --nft-like-iptables lets it be."""
+    flags = {"dual_stack": "false", "redirect_dns": "false"}
+    for like, server in (("false", ""), ("true", "app")):
+        outcome = run(
+            Inputs(backend="native"), {**flags, "nft_like_iptables": like}, only=["client-app"]
+        )
+        assert outcome.as_predicted
+        assert result(outcome, "client-app", Family.IPV4).seen[0].server == "app"
+        (seen,) = result(outcome, "client-app", Family.IPV6).seen
+        assert (seen.server, bool(seen.problem)) == (server, not server)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from istio_iptables.netfilter.model import Family
-from tests.lab.labs import BACKENDS, MODES, Inputs, ran, result
+from tests.lab.labs import ALL_BACKENDS, MODES, Inputs, ran, result
 
 pytestmark = pytest.mark.kernel
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", Family, ids=lambda family: family.value)
 class TestGateways:

@@ -8,7 +8,7 @@ import pytest
 
 from istio_iptables.lab.scenarios import PARALLEL
 from istio_iptables.netfilter.model import Family
-from tests.lab.labs import BACKENDS, MODES, Inputs, ran, result, run
+from tests.lab.labs import ALL_BACKENDS, MODES, Inputs, ran, result, run
 
 pytestmark = pytest.mark.kernel
 
@@ -59,7 +59,7 @@ FACTS = {
 
 @pytest.mark.parametrize("family", Family, ids=lambda family: family.value)
 @pytest.mark.parametrize("name", FACTS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize("mode", MODES)
 def test_path(mode: str, backend: str, name: str, family: Family) -> None:
     """The path goes as the plan predicts, and as it has to in this mode."""
@@ -75,7 +75,7 @@ def test_path(mode: str, backend: str, name: str, family: Family) -> None:
     assert taken == {name: getattr(fact, name) for name in taken}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize("mode", MODES)
 def test_the_whole_lab(mode: str, backend: str) -> None:
     """All paths are taken, in the backend that was asked for."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import pytest
 
 from istio_iptables import Capture, explain, plan
 from istio_iptables.api.reporting import report
 from istio_iptables.commands.root import run as run_command
-from istio_iptables.errors import IstioIptablesError
+from istio_iptables.errors import CannotTell, IstioIptablesError
 from tests.pictures.conftest import script
 
 if TYPE_CHECKING:
@@ -82,6 +82,29 @@ def test_the_page_needs_nothing_else() -> None:
     assert all(each.startswith("#") for each in found)
 
 
+def test_native_rules_have_a_page(tmp_path: Path) -> None:
+    """The page of native nftables rules has all parts too."""
+    target = tmp_path / "page.html"
+    run_command(["report", "-i", "*", "--native-nftables", "-o", str(target)])
+    page = target.read_text()
+    assert "inet istio-proxy-nat istio-output 9" in page
+    assert 'id="packet"' in page
+
+
+def test_a_page_without_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where traffic can't be divided the page says why, and has the rest."""
+    reason = "too many packets"
+
+    def refuse(*_: object, **__: object) -> Never:
+        raise CannotTell(reason)
+
+    monkeypatch.setattr("istio_iptables.api.reporting.matrix", refuse)
+    page = _report(_plan())
+    assert reason in page
+    assert 'id="packet"' not in page
+    assert "ISTIO_IN_REDIRECT" in page
+
+
 @pytest.mark.parametrize("what", ["istio_local_exclude_ports", "istio_service_exclude_cidr"])
 def test_many_rules_stay_small(what: str) -> None:
     """Thousands of rules make no page that nobody can open; it says what it leaves out."""
@@ -131,6 +154,9 @@ def test_a_browser_shows_it(browser: Chrome, tmp_path: Path, width: int, scheme:
     assert (dark == "rgb(13, 17, 23)") is (scheme == "dark")
     wide = browser.execute_script("return document.documentElement.scrollWidth")
     assert wide <= width
+    # A table's heading is as wide as the table, and not one word a line.
+    half = "return [...document.querySelectorAll('caption')].map(each => each.offsetWidth)"
+    assert all(each > width / 2 for each in browser.execute_script(half))
     loaded = browser.execute_script("return performance.getEntriesByType('resource').length")
     assert loaded == 0
     browser.execute_script(script("axe.min.js") + "; window.axe = axe;")

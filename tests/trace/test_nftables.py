@@ -11,6 +11,7 @@ import pytest
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.nftlisting import families, read_listing
 from istio_iptables.netfilter.packet import Packet, Surroundings
+from istio_iptables.netfilter.plan import PolicyRoute
 from istio_iptables.trace.hooks import End, Outcome, Trace, trace
 
 TCP = Packet(
@@ -361,6 +362,9 @@ def test_the_mark_of_a_connection_before_its_zone() -> None:
     found = ways("ct zone set 2\nct mark 0x1 drop", TCP._replace(connmark=1), base=early).outcomes
     assert {each.end for each in found} == {End.DROPPED, End.SENT}
     assert way("notrack\nct state untracked drop", base=early).end is End.DROPPED
+    # A zone behind notrack has the packet tracked again, in which state nobody knows.
+    found = ways("notrack\nct zone set 3", base=early).outcomes
+    assert {each.end for each in found} == {End.UNKNOWN, End.SENT}
 
 
 def test_why_a_rule_did_not_match() -> None:
@@ -390,3 +394,15 @@ def test_why_a_rule_did_not_match() -> None:
         ('ct helper "x"', "it can't be known from here"),
         ("meta skuid 7", "it is 1000"),
     ]
+
+
+def test_a_mark_that_changes_twice_routes_by_the_last() -> None:
+    """Each chain of the type route has the packet routed anew: here to this machine, and out again."""
+    listing = "".join(
+        f"table inet t{priority} {{\nchain x {{\ntype route hook output priority {priority};\n"
+        f"meta mark set {mark}\n}}\n}}\n"
+        for priority, mark in ((0, "0x37"), (50, "0x33"))
+    )
+    world = POD._replace(routes=(PolicyRoute(Family.IPV4, 0x37, 155),))
+    (outcome,) = through(listing, UDP, world).outcomes
+    assert (outcome.end, outcome.by_mark) == (End.SENT, False)
