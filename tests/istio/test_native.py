@@ -15,6 +15,8 @@ from tests.program import run
 from tests.strategies import configs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from istio_iptables.settings.config import Config
 
 NATIVE = ["--native-nftables", "--dry-run"]
