@@ -15,6 +15,8 @@ from tests.program import run
 from tests.strategies import configs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from istio_iptables.settings.config import Config
 
 NATIVE = ["--native-nftables", "--dry-run"]
@@ -176,3 +178,14 @@ def test_a_name_that_nft_can_not_take_is_refused() -> None:
     assert (done.status, done.out) == (2, "")
     (line,) = done.errors
     assert "'abcdefghijklmn*' is too long for nft" in line
+
+
+def test_packets_are_divided_by_native_rules_too(tmp_path: Path) -> None:
+    """Those of a listing, of a plan, and of a plan without settings beside it."""
+    path = tmp_path / "listed"
+    settings = ["--native-nftables", "-i", "*", "--ip-family", "dual"]
+    path.write_text(run(["-n", *settings]).out, encoding="utf-8")
+    listed, planned = (run(["matrix", *words]) for words in (["--rules", str(path)], settings))
+    assert (listed.status, planned.status) == (0, 0)
+    assert listed.out == planned.out
+    assert "captured outbound on port 15001" in listed.out
