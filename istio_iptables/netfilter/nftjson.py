@@ -26,6 +26,8 @@ def listing_of(text: str) -> list[str]:
         raise SaveFileError(error.lineno, f"is no JSON: {error.msg}") from error
     except RecursionError as error:
         raise SaveFileError(1, "is no JSON of nft: too deep") from error
+    except ValueError as error:
+        raise SaveFileError(1, "is no JSON of nft: a number has too many digits") from error
     objects = document.get("nftables") if isinstance(document, dict) else None
     if not isinstance(objects, list):
         raise SaveFileError(1, 'is JSON, and none of nft: there is no list "nftables"')

@@ -542,6 +542,7 @@ def test_flags_of_a_table_of_json(flags: str | list[str], right: bool) -> None: 
         '{"nftables": [{"rule": {"family": "inet", "table": "f", "chain": "a"}}]}',
         '{"nftables": [{"table": {"family": "x y", "name": "f"}}]}',
         "[" * 100000,
+        f'{{"nftables": [{{"x": {"1" * 5000}}}]}}',
     ],
 )
 def test_other_json_is_refused(document: str) -> None:
