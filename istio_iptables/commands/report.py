@@ -39,9 +39,9 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
 
 def _write(path: Path, page: str) -> None:
     """Put the page where *path* is: whole, or not at all."""
-    # Through a link to what it leads to; what is no file (a pipe, a device) is written to as it is.
-    path = path.resolve()
     try:
+        # Through a link to what it leads to; what is no file (a pipe, a device) is written to as it is.
+        path = path.resolve()
         if path.exists() and not path.is_file():
             path.write_text(page, "utf-8")
             return
@@ -57,8 +57,9 @@ def _write(path: Path, page: str) -> None:
             with suppress(FileNotFoundError):
                 Path(name).unlink()
             raise
-    except OSError as error:
-        message = f"--output: {path}: {error.strerror or error}"
+    except (OSError, RuntimeError) as error:
+        # A RuntimeError tells of links that lead to each other.
+        message = f"--output: {path}: {getattr(error, 'strerror', None) or error}"
         raise OutputFailed(message) from error
 
 

@@ -130,6 +130,11 @@ def test_a_page_is_written_whole_or_not_at_all(
         run_command(["report", "-i", "*", "-o", str(tmp_path / "none" / "page.html")])
     with pytest.raises(IstioIptablesError, match=r"^--output \(-o\): is missing$"):
         run_command(["report", "-i", "*"])
+    link = tmp_path / "link"
+    link.symlink_to(link)
+    with pytest.raises(IstioIptablesError, match=r"^--output: .*/link: .*(Symlink|symbolic)"):
+        run_command(["report", "-i", "*", "-o", str(link)])
+    link.unlink()
     run_command(["report", "-i", "*", "-o", str(target)])
     assert target.read_text().startswith("<!DOCTYPE html>")
     assert target.stat().st_mode & 0o777 == 0o640
