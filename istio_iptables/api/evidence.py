@@ -38,7 +38,6 @@ def gather(
     namespace: str,
     rulesets: tuple[Ruleset, ...],
     missing: tuple[Ruleset, ...] = (),
-    resolv_conf: str = "",
 ) -> Evidence:
     """What is there now in *namespace* ("" is the current one), which has *rulesets*.
 
@@ -53,7 +52,7 @@ def gather(
         signs = node.signs(rulesets)
         extensions = modules.lacking(missing)
         legacy = any(legacy_tables(family, ()) for family in Family)
-    path = resolv_conf or setting("resolv_conf").default
+    path = setting("resolv_conf").default
     servers: tuple[str, ...] | None
     try:
         servers = Host().nameservers(path)
@@ -74,5 +73,5 @@ def gather(
         signs,
         legacy,
         extensions or (),
-        tuple(what for what, missing in unread.items() if missing),
+        tuple(what for what, is_unread in unread.items() if is_unread),
     )
