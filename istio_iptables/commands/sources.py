@@ -46,7 +46,7 @@ SOURCE_OPTIONS = (
     click.Option(
         ["--rules"],
         metavar="FILE",
-        help="The rules of this file of iptables-save's text; - is stdin.",
+        help="The rules of this file, as iptables-save or nft prints them; - is stdin.",
     ),
     click.Option(
         ["--family"],
