@@ -33,8 +33,11 @@ def listing_of(text: str) -> list[str]:
         raise SaveFileError(1, 'is JSON, and none of nft: there is no list "nftables"')
     try:
         return list(_listing(objects))
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise SaveFileError(1, f"is no JSON of nft: {error!r}") from error
+    except KeyError as error:
+        # A field, or the table or chain of a rule.
+        raise SaveFileError(1, f"is no JSON of nft: {error} is missing") from error
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise SaveFileError(1, "is no JSON of nft: an object is not as nft prints it") from error
 
 
 _TABLE_FLAGS = frozenset({"dormant", "owner", "persist"})
