@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from istio_iptables.api.comparing import planned_rulesets
 from istio_iptables.api.reporting import report
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.options import Example, SettingsCommand
@@ -25,11 +24,7 @@ __all__ = ["command"]
 @click.pass_context
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
     asked = read_asked(ctx, options)
-    rules = asked.rules
-    if rules is None:
-        assert asked.plan is not None  # noqa: S101 - for mypy: one of them is there
-        rules = planned_rulesets(asked.plan)
-    page = report(asked.plan, rules, family=asked.family, name=asked.name or "the plan")
+    page = report(asked.plan, asked.there, family=asked.family, name=asked.name or "the plan")
     if options["output"] == "-":
         write_exactly(page)
     else:

@@ -68,6 +68,16 @@ class Asked(NamedTuple):
     name: str
     strict: bool
 
+    @property
+    def there(self) -> Source:
+        """The rules themselves: those of the plan where no others are named."""
+        if self.rules is not None:
+            return self.rules
+        from istio_iptables.api.comparing import planned_rulesets
+
+        assert self.plan is not None  # noqa: S101 - for mypy: one of them is there
+        return planned_rulesets(self.plan)
+
 
 def settings_given(ctx: click.Context, options: Mapping[str, Any], *, environ: bool = True) -> bool:
     """Whether any setting that decides about rules is given: by a flag, a manifest or a variable.
