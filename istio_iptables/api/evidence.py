@@ -11,6 +11,7 @@ from istio_iptables.kernel.namespace import entered
 from istio_iptables.kernel.processes import Process, processes
 from istio_iptables.kernel.tablenames import legacy_tables
 from istio_iptables.netfilter.model import Family, Ruleset
+from istio_iptables.settings.config import resolv_conf_of
 from istio_iptables.settings.declarations import setting
 
 __all__ = ["Evidence", "gather"]
@@ -52,7 +53,7 @@ def gather(
         signs = node.signs(rulesets)
         extensions = modules.lacking(missing)
         legacy = any(legacy_tables(family, ()) for family in Family)
-    path = setting("resolv_conf").default
+    path = resolv_conf_of(namespace) or setting("resolv_conf").default
     servers: tuple[str, ...] | None
     try:
         servers = Host().nameservers(path)
