@@ -242,6 +242,8 @@ def test_routes_count() -> None:
     ("sides", "error"),
     [
         ((), "compare takes two sides, not 0"),
+        (("--", "-i '*'"), "compare takes two sides, not 1"),
+        (("", "-i '*'"), "A: is empty"),
         (("-i", "*", "-b", "*"), "compare takes two sides, not 4"),
         (("-i 'x", "--live"), "A: No closing quotation"),
         (("-i '*'", "-q"), "B: --istio-outbound-ports (-q): the value is missing"),

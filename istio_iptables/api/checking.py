@@ -112,7 +112,6 @@ def check(
     *name* are as in ``diff``. Raises CannotTell for rules that can't be read.
     """
     subject = subject_of(plan, rules, family=family, name=name, follow=False)
-    live = subject.state is not None
     missing: tuple[Ruleset, ...] = ()
     if not holds_ours(_all_rules(subject)):
         missing = () if subject.plan.config.native_nftables else subject.plan.rulesets
@@ -134,7 +133,7 @@ def check(
     order = list(Severity)
     found.sort(key=lambda each: order.index(each.severity))
     recovered = subject.recovered if subject.recovered and subject.recovered.ours else None
-    return Report(what if live else name, tuple(dict.fromkeys(found)), unread, recovered)
+    return Report(what, tuple(dict.fromkeys(found)), unread, recovered)
 
 
 def _all_rules(subject: Subject) -> tuple[Ruleset, ...]:

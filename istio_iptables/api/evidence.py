@@ -11,6 +11,7 @@ from istio_iptables.kernel.namespace import entered
 from istio_iptables.kernel.processes import Process, processes
 from istio_iptables.kernel.tablenames import legacy_tables
 from istio_iptables.netfilter.model import Family, Ruleset
+from istio_iptables.settings.config import resolv_conf_of
 from istio_iptables.settings.declarations import setting
 
 __all__ = ["Evidence", "gather"]
@@ -38,7 +39,6 @@ def gather(
     namespace: str,
     rulesets: tuple[Ruleset, ...],
     missing: tuple[Ruleset, ...] = (),
-    resolv_conf: str = "",
 ) -> Evidence:
     """What is there now in *namespace* ("" is the current one), which has *rulesets*.
 
@@ -53,7 +53,7 @@ def gather(
         signs = node.signs(rulesets)
         extensions = modules.lacking(missing)
         legacy = any(legacy_tables(family, ()) for family in Family)
-    path = resolv_conf or setting("resolv_conf").default
+    path = resolv_conf_of(namespace) or setting("resolv_conf").default
     servers: tuple[str, ...] | None
     try:
         servers = Host().nameservers(path)
@@ -74,5 +74,5 @@ def gather(
         signs,
         legacy,
         extensions or (),
-        tuple(what for what, missing in unread.items() if missing),
+        tuple(what for what, is_unread in unread.items() if is_unread),
     )

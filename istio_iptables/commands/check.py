@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from istio_iptables.api.checking import Severity, check
-from istio_iptables.api.comparing import planned_rulesets
 from istio_iptables.commands.documents import JSON_OPTION, print_json
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.load import tell
@@ -46,11 +45,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
 
 
 def _look(asked: Asked) -> Report:
-    rules = asked.rules
-    if rules is None:
-        assert asked.plan is not None  # noqa: S101 - for mypy: one of them is there
-        rules = planned_rulesets(asked.plan)
-    return check(asked.plan, rules, family=asked.family, name=asked.name or "the plan")
+    return check(asked.plan, asked.there, family=asked.family, name=asked.name or "the plan")
 
 
 def _print(report: Report, *, as_json: bool) -> None:

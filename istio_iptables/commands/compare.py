@@ -41,7 +41,7 @@ class _Compare(SettingsCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Options of this command are options; any other word is a side."""
         names = {name for each in self.params for name in each.opts}
-        sides = [word for word in args if word not in names]
+        sides = [word for word in args if word not in names and word != "--"]
         rest = super().parse_args(ctx, [word for word in args if word in names])
         ctx.args = sides
         return rest
@@ -96,6 +96,8 @@ def _is_elsewhere(ctx: click.Context) -> bool:
 
 def _words(name: str, side: str) -> list[str]:
     """The options that a side means: its own words, or those for what its file holds."""
+    if not side.strip():
+        raise UsageProblems([f"{name}: is empty"])
     if side == "-":
         return ["--rules", "-"]
     if side.startswith("-"):

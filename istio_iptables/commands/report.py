@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from istio_iptables.api.comparing import planned_rulesets
 from istio_iptables.api.reporting import report
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.options import Example, SettingsCommand
@@ -25,11 +24,7 @@ __all__ = ["command"]
 @click.pass_context
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
     asked = read_asked(ctx, options)
-    rules = asked.rules
-    if rules is None:
-        assert asked.plan is not None  # noqa: S101 - for mypy: one of them is there
-        rules = planned_rulesets(asked.plan)
-    page = report(asked.plan, rules, family=asked.family, name=asked.name or "the plan")
+    page = report(asked.plan, asked.there, family=asked.family, name=asked.name or "the plan")
     if options["output"] == "-":
         write_exactly(page)
     else:
@@ -39,9 +34,9 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
 
 def _write(path: Path, page: str) -> None:
     """Put the page where *path* is: whole, or not at all."""
-    # Through a link to what it leads to; what is no file (a pipe, a device) is written to as it is.
-    path = path.resolve()
     try:
+        # Through a link to what it leads to; what is no file (a pipe, a device) is written to as it is.
+        path = path.resolve()
         if path.exists() and not path.is_file():
             path.write_text(page, "utf-8")
             return
@@ -57,8 +52,9 @@ def _write(path: Path, page: str) -> None:
             with suppress(FileNotFoundError):
                 Path(name).unlink()
             raise
-    except OSError as error:
-        message = f"--output: {path}: {error.strerror or error}"
+    except (OSError, RuntimeError) as error:
+        # A RuntimeError tells of links that lead to each other.
+        message = f"--output: {path}: {getattr(error, 'strerror', None) or error}"
         raise OutputFailed(message) from error
 
 

@@ -46,7 +46,7 @@ SOURCE_OPTIONS = (
     click.Option(
         ["--rules"],
         metavar="FILE",
-        help="The rules of this file of iptables-save's text; - is stdin.",
+        help="The rules of this file, as iptables-save or nft prints them; - is stdin.",
     ),
     click.Option(
         ["--family"],
@@ -67,6 +67,16 @@ class Asked(NamedTuple):
     #: What messages call a text.
     name: str
     strict: bool
+
+    @property
+    def there(self) -> Source:
+        """The rules themselves: those of the plan where no others are named."""
+        if self.rules is not None:
+            return self.rules
+        from istio_iptables.api.comparing import planned_rulesets
+
+        assert self.plan is not None  # noqa: S101 - for mypy: one of them is there
+        return planned_rulesets(self.plan)
 
 
 def settings_given(ctx: click.Context, options: Mapping[str, Any], *, environ: bool = True) -> bool:

@@ -71,7 +71,8 @@ class Node:
 def plain_value(node: Node) -> Any:  # noqa: ANN401 - of YAML
     """The value of *node*, which shares nothing with another."""
     if node.pairs is None:
-        return node.value
+        # Only as a key it merges.
+        return "<<" if node.value is _Merge else node.value
     if node.key_column < 0:
         return [plain_value(each) for _, each in node.pairs]
     found: dict[Any, Any] = {}
@@ -190,8 +191,10 @@ class _Reader:
                 raise _mistake(event, "<< is given no mapping to merge")
             if key.value in seen and key.value is not _Merge and self._doubles is not None:
                 line = event.start_mark.line + 1
+                # An alias has no text of its own.
+                written = str(getattr(event, "value", key.value))
                 self._doubles.append(
-                    f"{self._name}: line {line}: {clip(str(event.value))} is there twice: the last"
+                    f"{self._name}: line {line}: {clip(written)} is there twice: the last"
                     " one counts here, and Kubernetes may refuse it"
                 )
             seen.add(key.value)

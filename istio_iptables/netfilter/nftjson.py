@@ -26,13 +26,18 @@ def listing_of(text: str) -> list[str]:
         raise SaveFileError(error.lineno, f"is no JSON: {error.msg}") from error
     except RecursionError as error:
         raise SaveFileError(1, "is no JSON of nft: too deep") from error
+    except ValueError as error:
+        raise SaveFileError(1, "is no JSON of nft: a number has too many digits") from error
     objects = document.get("nftables") if isinstance(document, dict) else None
     if not isinstance(objects, list):
         raise SaveFileError(1, 'is JSON, and none of nft: there is no list "nftables"')
     try:
         return list(_listing(objects))
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise SaveFileError(1, f"is no JSON of nft: {error!r}") from error
+    except KeyError as error:
+        # A field, or the table or chain of a rule.
+        raise SaveFileError(1, f"is no JSON of nft: {error} is missing") from error
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise SaveFileError(1, "is no JSON of nft: an object is not as nft prints it") from error
 
 
 _TABLE_FLAGS = frozenset({"dormant", "owner", "persist"})

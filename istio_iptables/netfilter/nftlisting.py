@@ -39,8 +39,6 @@ _BASE = re.compile(
     r'(?:devices? .+ )?priority ([^;]+);(?: policy (\w+);)?(?: comment "[^"]*")?'
 )
 _PRIORITY = re.compile(r"([a-z]+)?(?: ?([+-]) ?)?(\d{1,10})?")
-#: More lines than any set of nft has braces over.
-_LONGEST = 1 << 24
 
 
 def priority(text: str) -> int | None:
@@ -101,8 +99,9 @@ class _Reader:
         self._block = ""
         self._objects: dict[str, str] = {}
         self._chains: dict[str, _Chain] = {}
-        #: Lines of a text that goes on: a brace is open.
+        #: Lines of a text that goes on, and how many of its braces are open.
         self._open: list[str] = []
+        self._braces = 0
 
     def take(self, number: int, line: str) -> None:
         """Read one line."""
@@ -110,24 +109,21 @@ class _Reader:
         text = _without_comment(line).strip()
         if not text:
             return
-        if self._open:
-            self._open.append(text)
-            text = " ".join(self._open)
         if not self._table:
             self._top(text)
         elif not self._block:
             self._in_table(text)
         elif text == "}" and not self._open:
             self._block = ""
-        elif _depth(text) > 0:
-            # The elements of a set go on in the next line.
-            if not self._open:
-                self._open.append(text)
-            if len(text) > _LONGEST:
-                raise SaveFileError(number, "a brace is not closed")
         else:
-            self._open = []
-            self._in_block(text)
+            self._open.append(text)
+            self._braces += _depth(text)
+            if self._braces > 0:
+                # The elements of a set go on in the next line.
+                return
+            whole = " ".join(self._open)
+            self._open, self._braces = [], 0
+            self._in_block(whole)
 
     def tables(self) -> tuple[Table, ...]:
         """The tables, all lines taken."""

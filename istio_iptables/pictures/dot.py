@@ -22,8 +22,9 @@ _START = (
 _WAY = 'color="#0a58ca", penwidth=2.5'
 
 
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _quoted(*lines: str) -> str:
+    escaped = (line.replace("\\", "\\\\").replace('"', '\\"') for line in lines)
+    return '"' + "\\n".join(escaped) + '"'
 
 
 def flow_text(flows: Iterable[Flow]) -> str:
@@ -79,8 +80,10 @@ def sequence_text(sequences: Iterable[Sequence]) -> str:
     lines = [*_START]
     for number, each in enumerate(sequences):
         names = {actor: f"a{number}_{place}" for place, actor in enumerate(each.actors)}
-        label = "\\n".join((each.title, *each.remarks)).replace('"', '\\"')
-        lines += (f"  subgraph cluster_{number} {{", f'    label="{label}"')
+        lines += (
+            f"  subgraph cluster_{number} {{",
+            f"    label={_quoted(each.title, *each.remarks)}",
+        )
         lines += (f"    {name} [label={_quoted(actor)}]" for actor, name in names.items())
         lines.append("  }")
         for place, hop in enumerate(each.hops, 1):

@@ -63,6 +63,13 @@ function fits(group, packet) {
   );
 }
 
+/* The address that is sent from to loopback or to the pod itself; null for what leaves the pod. */
+function sourceAtHome(to, pod) {
+  const isFour = to.family === "ipv4";
+  if (isFour ? to.number >> 24n === 127n : to.number === 1n) return address(isFour ? "127.0.0.1" : "::1");
+  return to.number === address(pod).number ? to : null;
+}
+
 /* What was typed, or a sentence that says what is wrong with it. */
 function read() {
   const typed = Object.fromEntries([...new FormData(form)].map(([name, text]) => [name, text.trim()]));
@@ -70,7 +77,8 @@ function read() {
   if (to === null) return `${typed.destination || "nothing"} is no address to send to`;
   const usual = data.usual[to.family];
   if (usual === undefined) return `there are no rules for ${to.family === "ipv4" ? "IPv4" : "IPv6"} here`;
-  const from = address(typed.source || usual[typed.direction]);
+  const own = typed.direction === "out" ? sourceAtHome(to, usual.out) : null;
+  const from = typed.source || own === null ? address(typed.source || usual[typed.direction]) : own;
   if (from === null || from.family !== to.family) return `${typed.source} is no address of the same family`;
   const packet = {
     family: to.family,
@@ -92,7 +100,8 @@ function read() {
     if (!(number <= most)) return `${text} is no ${name.replace("_", " ")}: a number up to ${most}`;
     packet[name] = number;
   }
-  packet[typed.direction === "in" ? "in_interface" : "out_interface"] = typed.interface || "eth0";
+  packet[typed.direction === "in" ? "in_interface" : "out_interface"] =
+    typed.interface || (own === null ? "eth0" : "lo");
   return packet;
 }
 

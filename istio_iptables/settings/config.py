@@ -22,6 +22,7 @@ __all__ = [
     "Config",
     "Host",
     "configure",
+    "resolv_conf_of",
     "typed_fields",
     "uncaptured_ipv6",
 ]
@@ -297,6 +298,12 @@ def uncaptured_ipv6(addresses: Iterable[str], flag: str) -> list[str]:
     ]
 
 
+def resolv_conf_of(namespace: str) -> str:
+    """The resolv.conf of the process that names *namespace*; "" where none does."""
+    process = namespace and pattern(_NAMESPACE_OF_PROCESS).fullmatch(namespace)
+    return f"{process[1]}/root/etc/resolv.conf" if process else ""
+
+
 def _complete_dns(
     fields: dict[str, object], values: Mapping[str, Value], machine: Host, warnings: list[str]
 ) -> None:
@@ -306,10 +313,8 @@ def _complete_dns(
     fields["dns_servers_file"] = ""
     if redirect and not everything and not fields["cleanup_only"]:
         path = str(fields["resolv_conf"])
-        namespace = str(fields["network_namespace"])
-        process = namespace and pattern(_NAMESPACE_OF_PROCESS).fullmatch(namespace)
-        if process and not values["resolv_conf"].given:
-            path = f"{process[1]}/root/etc/resolv.conf"
+        if not values["resolv_conf"].given:
+            path = resolv_conf_of(str(fields["network_namespace"])) or path
         fields["dns_servers_file"] = path
         servers = machine.nameservers(path)
         if not servers:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     _R = TypeVar("_R")
 
-__all__ = ["MAX_CLASSES", "NotAPartition", "check_partition", "divide", "value_of"]
+__all__ = ["MAX_CLASSES", "NotAPartition", "check_partition", "choose", "divide", "start_boxes"]
 
 #: Rules that ask for many things at once, one by one, divide packets without end.
 MAX_CLASSES = 20000
@@ -90,7 +90,7 @@ def choose(
     """
     found: dict[str, int | str] = {}
     for field, values in box.items():
-        value = value_of(values, (*prefer.get(field, ()), *_hosts(field, values)))
+        value = _value_of(values, (*prefer.get(field, ()), *_hosts(field, values)))
         if value is None:
             return None
         found[field] = value
@@ -103,7 +103,7 @@ def choose(
             one = found[field]
             if isinstance(values, Intervals) and isinstance(one, int):
                 rest = values.split(Intervals((one, one + 1)))[1]
-                other = value_of(rest, _hosts(field, rest))
+                other = _value_of(rest, _hosts(field, rest))
                 if other is not None:
                     found[field] = other
                     break
@@ -121,7 +121,7 @@ def _hosts(field: str, values: Values) -> Iterable[int]:
     return ()
 
 
-def value_of(values: Values, prefer: Iterable[int | str]) -> int | str | None:
+def _value_of(values: Values, prefer: Iterable[int | str]) -> int | str | None:
     """One of *values*, the first of *prefer* that is one if there is such; None if none can be."""
     for each in prefer:
         if each in values:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.webhook.review import Answer
 
-__all__ = ["Log", "Metrics"]
+__all__ = ["Log", "Metrics", "Prometheus"]
 
 _LONGEST_REASON = 2000
 

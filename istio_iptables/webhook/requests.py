@@ -182,7 +182,9 @@ class Reviews(Health):
             finally:
                 self._large.release()
         else:
-            message = f"{_LARGE_BODIES} reviews of more than {_LARGE_BODY} are on their way already"
+            message = (
+                f"{_LARGE_BODIES} reviews of more than {_LARGE_BODY} bytes are on their way already"
+            )
             self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, message)
 
     def _review(self, length: int) -> None:
@@ -237,4 +239,7 @@ class Reviews(Health):
         if lengths or not (length.isascii() and length.isdigit()):
             yield HTTPStatus.BAD_REQUEST, "Content-Length is no number"
         if len(length.lstrip("0")) > len(str(_LARGEST_BODY)) or int(length) > _LARGEST_BODY:
-            yield HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {_LARGEST_BODY}"
+            yield (
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the body is larger than {_LARGEST_BODY} bytes",
+            )

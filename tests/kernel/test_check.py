@@ -249,6 +249,24 @@ def test_dns_servers_that_are_not_captured(tmp_path: Path) -> None:
         assert "asks the DNS server 8.8.8.8" in kinds(*flags)["dns-server"]["evidence"]
 
 
+def test_dns_servers_of_another_process(tmp_path: Path) -> None:
+    """The resolv.conf of a process whose namespace is asked about is its own."""
+    (tmp_path / "own").write_text("nameserver 10.96.0.77\n", encoding="ascii")
+    script = "mount --bind $0 /etc/resolv.conf && ip link set lo up && echo && exec sleep 60"
+    words = ("unshare", "-n", "-m", "sh", "-c", script, str(tmp_path / "own"))
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as pod:
+        assert pod.stdout
+        assert pod.stdout.readline()
+        namespace = f"/proc/{pod.pid}/ns/net"
+        flags = ("--redirect-dns", "--ip-family", "ipv4", "--network-namespace", namespace)
+        done = run(*FLAGS, *flags)
+        found = kinds(*flags)
+        pod.kill()
+    assert done.status == 0
+    assert "no-listener" in found
+    assert "dns-server" not in found
+
+
 @pytest.fixture
 def _server(box: None) -> None:  # noqa: ARG001 - made in it
     """Another machine, 10.1.0.2, at the other end of eth0."""

@@ -46,6 +46,16 @@ def test_a_key_twice_and_merged_keys() -> None:
     ]
 
 
+def test_an_alias_as_a_key_and_a_merge_that_is_none() -> None:
+    """A key that an alias stands for is told by what it is; ``<<`` is a text where it is no key."""
+    doubles: list[str] = []
+    text = "a: &x k\nb: {*x : 1, k: 2, *x : 3}\nc: [<<, {d: <<}]\n"
+    assert read_documents(text, "x", doubles) == [
+        {"a": "k", "b": {"k": 3}, "c": ["<<", {"d": "<<"}]}
+    ]
+    assert [each.partition(" is there")[0] for each in doubles] == ["x: line 2: k"] * 2
+
+
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "\n".join(
     f"k{n}: &k{n} [{','.join([f'*k{n - 1}' if n else '*a'] * 10)}]" for n in range(8)
 )

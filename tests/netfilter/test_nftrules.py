@@ -542,9 +542,11 @@ def test_flags_of_a_table_of_json(flags: str | list[str], right: bool) -> None: 
         '{"nftables": [{"rule": {"family": "inet", "table": "f", "chain": "a"}}]}',
         '{"nftables": [{"table": {"family": "x y", "name": "f"}}]}',
         "[" * 100000,
+        f'{{"nftables": [{{"x": {"1" * 5000}}}]}}',
     ],
 )
 def test_other_json_is_refused(document: str) -> None:
-    """In one line."""
-    with pytest.raises(SaveFileError):
+    """In one line, and in words."""
+    with pytest.raises(SaveFileError) as caught:
         read_listing(listing_of(document))
+    assert "Error(" not in str(caught.value)

@@ -60,7 +60,7 @@ def _chart(text: str) -> tuple[Flow, ...]:
 
 def _sequences() -> tuple[Sequence, ...]:
     return (
-        Sequence('app "to" itself; <b>', (Hop("app", "app", "10.0.0.1 -> 10.0.0.1:80"),)),
+        Sequence('app "to" itself; <b> \\', (Hop("app", "app", "10.0.0.1 -> 10.0.0.1:80"),)),
         Sequence(
             "client to app",
             (

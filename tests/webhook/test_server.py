@@ -178,7 +178,7 @@ def test_bad_requests(webhook: Running, sent: bytes, status: str) -> None:
 def test_a_body_that_is_too_large_hears_of_it(webhook: Running) -> None:
     """Although not all of it is read."""
     found = webhook.ask(b" " * (20 << 20))
-    assert (found.status, found.body) == (413, b"the body is larger than 6291456\n")
+    assert (found.status, found.body) == (413, b"the body is larger than 6291456 bytes\n")
 
 
 def test_expect_100_continue(webhook: Running) -> None:
