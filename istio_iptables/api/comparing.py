@@ -33,6 +33,7 @@ __all__ = [
     "diff_natively",
     "foreign_first",
     "holds_ours",
+    "native_elsewhere",
     "native_of_ours",
     "planned_natively",
     "planned_rulesets",
@@ -135,7 +136,7 @@ def _with_live(plan: Plan, namespace: str, backend: str) -> Differences:
     if native:
         found += _elsewhere(state.rulesets, state.backend)
     else:
-        found += _native_elsewhere(state.native_chains)
+        found += native_elsewhere(state.native_chains)
     warnings = list(state.warnings)
     unread = [each for each in state.unreadable if each.split()[1] in _BEFORE]
     if unread:
@@ -206,7 +207,7 @@ def _natively(plan: Plan, found: Sequence[Ruleset], name: str) -> Differences:
     return Differences(differences, name, tuple(Family), missing=missing)
 
 
-def _native_elsewhere(chains: Iterable[NativeChain]) -> Iterator[Difference]:
+def native_elsewhere(chains: Iterable[NativeChain]) -> Iterator[Difference]:
     """Native rules of ours where those of iptables are wanted: one difference, or none."""
     tables = dict.fromkeys(f"{each.family} {each.table}" for each in chains)
     ours = [name for name in tables if name in NATIVE_NAMES]

@@ -144,7 +144,7 @@ def _settings(
 
 
 def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
-    from istio_iptables.api.comparing import holds_ours, native_of_ours
+    from istio_iptables.api.comparing import holds_ours, native_elsewhere, native_of_ours
     from istio_iptables.istio.ownership import OWNERSHIP
     from istio_iptables.kernel import live as kernel
     from istio_iptables.kernel import netlink, routes
@@ -181,6 +181,10 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
         native = families(native_of_ours(state.native or ()))
         if wanted is None and not live.native and not holds_ours(native):
             native = ()
+            # What becomes of a packet is then told with a condition; that no rules are there is not.
+            if state.native is None and not follow and any(native_elsewhere(state.native_chains)):
+                message = "native nftables rules of ours are there, and 'nft list ruleset' fails"
+                raise CannotTell(message)
     own_plan, recovered = _settings(wanted, native or state.rulesets, there)
     warnings = list(state.warnings)
     if state.other_rulesets:

@@ -87,6 +87,7 @@ def _ready_for_each(flags: Flags, extra: list[str], given: Given) -> Callable[[]
         extra = [*extra, "--json: says what was done: for a dry run, give --format json"]
     elif fields["dry_run"]:
         extra = [*extra, "--network-namespace: a dry run prints for one: give one of them"]
+    extra = [*extra, *_nameless(flags)]
     if extra:
         raise UsageProblems(extra)
 
@@ -98,12 +99,20 @@ def _ready_for_each(flags: Flags, extra: list[str], given: Given) -> Callable[[]
     return lambda: in_each(namespaces, act, as_json=bool(fields["json"]))
 
 
+def _nameless(flags: Flags) -> list[str]:
+    """A problem if one of several namespaces has no name, as that of a variable that is not set."""
+    if len(flags.namespaces) > 1 and "" in flags.namespaces:
+        return ["--network-namespace: one of several is empty, which is the current one: name it"]
+    return []
+
+
 def clean_ready(flags: Flags, extra: list[str]) -> Callable[[], ExitStatus]:
     """What removes our rules as *flags* say, from one namespace or from many, once it is called."""
     if len(flags.namespaces) <= 1 and "json" not in flags.texts:
         return lambda: clean_up(flags.texts, extra)
     from istio_iptables.commands.each import in_each
 
+    extra = [*extra, *_nameless(flags)]
     if extra:
         raise UsageProblems(extra)
 

@@ -13,7 +13,7 @@ from istio_iptables.kernel.nftlist import native_tables
 from istio_iptables.netfilter.model import TABLES, Family, Ruleset, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from istio_iptables.kernel.backend import UnusableTable
     from istio_iptables.netfilter.ownership import Ownership
@@ -111,9 +111,10 @@ def _warnings(faults: Iterable[UnusableTable]) -> Iterator[str]:
 
 def _native(*, native: bool) -> tuple[tuple[NativeChain, ...], tuple[Table, ...] | None]:
     """The chains that iptables does not show, and the tables they are in, if nft lists them."""
-    chains = _native_chains()
-    if not (chains or native):
+    candidates = list(_not_shown())
+    if not (candidates or native):
         return (), ()
+    chains = _native_chains(candidates)
     try:
         return chains, native_tables()
     except KernelRefused:
@@ -122,9 +123,10 @@ def _native(*, native: bool) -> tuple[tuple[NativeChain, ...], tuple[Table, ...]
         return chains, None
 
 
-def _native_chains() -> tuple[NativeChain, ...]:
-    """The base chains that do something and that iptables does not show, in the kernel's order."""
-    candidates = list(_not_shown())
+def _native_chains(
+    candidates: Sequence[tuple[nftables.Chain, nftables.Base]],
+) -> tuple[NativeChain, ...]:
+    """Those of the base chains that iptables does not show that do something."""
     if not candidates:
         return ()
     idle = {(table.family, table.name) for table in nftables.tables() if table.dormant}

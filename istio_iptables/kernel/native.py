@@ -51,6 +51,13 @@ class NativeChange(NamedTuple):
     def prepare(self) -> Step:
         """The change as a step, its transaction tried; raises KernelRefused if nft won't take it."""
         made = text(self.wanted, "restore")
+        for each in nftables.tables(nftables.INET):
+            if each.name in self.wanted.names and each.owner is not None:
+                message = (
+                    f"can't change the nftables table inet {each.name}: it is owned by another"
+                    f" process (netlink port {each.owner}), which alone may change it"
+                )
+                raise KernelRefused(message)
         try:
             run(["nft", "-c", "-f", "-"], made)
         except ProgramFailed as error:

@@ -21,6 +21,7 @@ from istio_iptables.kubernetes.template import (
 )
 from istio_iptables.kubernetes.values import MESH, Found
 from istio_iptables.kubernetes.yamlnodes import between_quotes
+from istio_iptables.text import excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -348,7 +349,7 @@ def _with_port(ports: str, port: str) -> str:
 def _template_problems(annotations: Mapping[str, str]) -> list[str]:
     asked = annotations.get(names.TEMPLATES, "sidecar").split(",")
     return [
-        f"annotation {names.TEMPLATES}: template {each.strip()!r} is not known here"
+        f"annotation {names.TEMPLATES}: template {excerpt(each.strip())} is not known here"
         for each in asked
         if each.strip() not in _TEMPLATES
     ]

@@ -267,6 +267,8 @@ _COMMA = re.compile(r"(?<!\\),")
 _DOT = re.compile(r"(?<!\\)\.")
 _CONSTANTS: dict[str, Any] = {"true": True, "false": False, "null": None}
 _NUMBER = re.compile(r"-?[1-9][0-9]{0,17}|0")
+#: As in Helm.
+_DEEPEST = 30
 
 
 def _set(text: str) -> dict[str, Any]:
@@ -280,7 +282,10 @@ def _set(text: str) -> dict[str, Any]:
         tree: Any = _CONSTANTS.get(plain, plain)
         if _NUMBER.fullmatch(plain):
             tree = int(plain)
-        for key in reversed(_DOT.split(path)):
+        keys = _DOT.split(path)
+        if len(keys) > _DEEPEST:
+            raise UsageProblems([f"--set: {excerpt(each)} is nested too deep"])
+        for key in reversed(keys):
             tree = {key.replace("\\.", "."): tree}
         found = _laid(found, tree)
     return found

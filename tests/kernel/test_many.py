@@ -79,6 +79,18 @@ def test_settings_that_can_be_used_nowhere() -> None:
     assert (done.status, done.out) == (2, "")
 
 
+@pytest.mark.parametrize("words", [DOCUMENTED, ("clean",)])
+def test_one_without_a_name(words: tuple[str, ...]) -> None:
+    """Of a variable that is not set: the process's own namespace is not taken for it."""
+    assert run("-i", "10.0.0.0/8", "--ip-family", "ipv4").status == 0
+    done = run(*words, *in_all("one", ""))
+    assert (done.status, done.out) == (2, "")
+    (line,) = done.errors
+    assert line.startswith("--network-namespace: one of several is empty")
+    assert run("diff", "-i", "10.0.0.0/8", "--ip-family", "ipv4").status == 0
+    assert rules("one", "legacy") == 0
+
+
 def test_the_api_returns_a_list() -> None:
     """In order, with the exception of what failed."""
     documented = plan(Capture(istio_service_cidr="*", ip_family="ipv4"))

@@ -181,3 +181,26 @@ def test_without_nft_nothing_is_told() -> None:
     result = run(*DIFF, *DUAL)
     assert (result.status, result.out) == (2, "")
     assert result.errors[0].startswith("can't run nft")
+
+
+@pytest.mark.parametrize("words", ["check", "describe"])
+def test_without_nft_the_rules_are_not_called_absent(words: str) -> None:
+    """The kernel says that they are there; what they are can't be told."""
+    native(*DUAL)
+    without_nft()
+    result = run(words)
+    assert (result.status, result.out) == (2, "")
+    assert result.errors == [
+        "native nftables rules of ours are there, and 'nft list ruleset' fails"
+    ]
+
+
+@pytest.mark.parametrize("words", ["check", "describe"])
+def test_a_dormant_table_is_seen(words: str) -> None:
+    """The kernel asks none of its chains, and its rules are there all the same."""
+    native(*DUAL)
+    command("nft", "add table inet istio-proxy-nat { flags dormant; }")
+    result = run(words)
+    assert result.status == 1
+    assert "no rules of ours" not in result.out
+    assert "inet istio-proxy-nat: flags: dormant" in result.out

@@ -237,6 +237,22 @@ def test_a_table_that_another_process_owns() -> None:
         assert "is owned by another process" in result.warnings[0]
 
 
+def test_a_native_table_that_another_process_owns() -> None:
+    """The same of our own tables, which nft alone would refuse in its own words."""
+    with subprocess.Popen(["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as owner:
+        assert owner.stdin is not None
+        owner.stdin.write(b"add table inet istio-proxy-nat { flags owner; chain output { }; }\n")
+        owner.stdin.flush()
+        deadline = time.monotonic() + 10
+        while "output" not in command("nft", "list", "ruleset"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for arguments in (("--native-nftables", *DUAL, "--reconcile"), ("clean",)):
+            result = run(*arguments)
+            assert result.status == 1
+            assert ["is owned by another process" in line for line in result.errors] == [True]
+
+
 #: Native rules that iptables-nft-save 1.8.9 prints without a part of them.
 UNSHOWN = {
     'iifname { "a", "b" } accept': (False, True),

@@ -169,6 +169,8 @@ SEVERAL = (pod(), {**pod(), "metadata": {"name": "q"}}, {"kind": "Service", "api
         ([pod({f"{TRAFFIC}includeInboundPorts": "80,x"})], [], "item 2: 'x' is no port"),
         ([pod({f"{TRAFFIC}includeOutboundPorts": "x"})], [], "includeOutboundPorts)"),
         ([pod({"inject.istio.io/templates": "mine"})], [], "template 'mine' is not known here"),
+        ([pod({"inject.istio.io/templates": "m" * 500})], [], f"template '{'m' * 120}'... is not"),
+        ([pod()], ["--set", "a." * 3000 + "b=c"], "is nested too deep"),
         ([pod(containers=7)], [], "containers is no list of containers"),
         ([{**pod(), "spec": "x"}], [], "Pod: spec is no mapping"),
         ([{**pod(), "metadata": {"annotations": [1]}}], [], "annotations is no mapping of texts"),
