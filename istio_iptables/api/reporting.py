@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_iptables.api.capture import CAPTURE_NAMES
 from istio_iptables.api.checking import check
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from istio_iptables.api.rules import Source
     from istio_iptables.netfilter.model import Family
 
-__all__ = ["report"]
+__all__ = ["Page", "report"]
 
 #: How much of the page the answers about packets may be, in characters, and how many rules are listed.
 _MOST_DATA = 250_000
@@ -42,13 +42,21 @@ _FROM = {Origin.FLAG: "command line", Origin.KEYWORD: "keyword"}
 _WAYS = {"out": "What a process in the pod sends", "in": "What arrives at the pod"}
 
 
+class Page(NamedTuple):
+    """A page about rules, and what is to be said beside it."""
+
+    html: str
+    #: One line for everything that was not seen or is not in force; they stand in the page too.
+    warnings: tuple[str, ...]
+
+
 def report(
     plan: Plan | None = None,
     rules: Source = LIVE,
     *,
     family: Family | None = None,
     name: str = "the text",
-) -> str:
+) -> Page:
     """A page of HTML about *rules* that needs no other file, and no network.
 
     *plan*, *rules*, *family* and *name* are as for ``check``. Raises CannotTell for rules that
@@ -56,9 +64,12 @@ def report(
     """
     described = describe(rules, family=family, name=name)
     settings = plan or described.plan
-    divided, refusal = _divide(settings, described, name)
+    divided, refusal = _divide(plan, rules, family, name)
+    unseen = divided.warnings if divided else ()
+    warnings = tuple(dict.fromkeys((*described.warnings, *unseen)))
+    checked = check(plan, rules, family=family, name=name)
     parts = {
-        "findings": ("Findings", _findings(check(plan, rules, family=family, name=name))),
+        "findings": ("Findings", [*_findings(checked), *map(_warning, warnings)]),
         "settings": ("Settings", [_settings(settings, recovered=plan is None)]),
         "picture": ("The chains", [_picture(described)]),
         "traffic": ("Traffic", _traffic(divided.rows) if divided else [element("p", refusal)]),
@@ -72,17 +83,20 @@ def report(
         element("nav", *links, aria_label="Parts of this page"),
         *(section(part, heading, *body) for part, (heading, body) in parts.items()),
     ]
-    return page(
+    html = page(
         f"Traffic capture of {described.what}",
         content,
         **(_script(_data(settings, described, divided)) if divided else {}),
     )
+    return Page(html, warnings)
 
 
-def _divide(settings: Plan, described: Description, name: str) -> tuple[Matrix | None, str]:
+def _divide(
+    plan: Plan | None, rules: Source, family: Family | None, name: str
+) -> tuple[Matrix | None, str]:
     """All traffic in classes, or why it can't be divided; the rest of the page doesn't need it."""
     try:
-        return matrix(settings, described.rulesets, name=name), ""
+        return matrix(plan, rules, family=family, name=name), ""
     except CannotTell as error:
         return None, "; ".join(error.lines)
 
@@ -109,10 +123,12 @@ def _findings(found: Report) -> list[Element]:
         shown.append(element("p", "Nothing is wrong."))
     if found.unread:
         unread = "; ".join(found.unread)
-        shown.append(
-            element("p", f"Not checked, since it can't be read: {unread}", class_="warning")
-        )
+        shown.append(_warning(f"Not checked, since it can't be read: {unread}"))
     return shown
+
+
+def _warning(text: str) -> Element:
+    return element("p", text, class_="warning")
 
 
 def _settings(plan: Plan, *, recovered: bool) -> Element:
@@ -223,18 +239,20 @@ def _data(plan: Plan, described: Description, divided: Matrix) -> dict[str, Any]
         for ruleset in described.rulesets
     }
     data: dict[str, Any] = {"protocols": PROTOCOLS, "usual": usual, "classes": [], "ways": []}
-    room = _MOST_DATA
+    room, longest = _MOST_DATA, 0
     ways: dict[str, int] = {}
     for each in classes:
         made = _class(each)
         room -= len(json.dumps(made))
         if room < 0:
             break
-        way = _way(plan, described, each)
-        if way not in ways and room > len(way):
+        # Each is asked of explain, as long as there is room for the answer.
+        way = _way(plan, described, each) if room > longest else ""
+        longest = max(longest, len(way))
+        if way and way not in ways:
             room -= len(way)
             ways[way] = len(ways)
-        if way in ways:
+        if way:
             made["way"] = ways[way]
         data["classes"].append(made)
     data["ways"] = list(ways)
@@ -260,7 +278,7 @@ def _class(each: TrafficClass) -> dict[str, Any]:
 
 
 def _way(plan: Plan, described: Description, each: TrafficClass) -> str:
-    """What ``explain`` says of the example of a class."""
+    """What ``explain`` says of the example of a class; "" where the rules alone don't tell it."""
     words = iter(each.words)
     asked: dict[str, Any] = {}
     for word in words:
@@ -268,4 +286,6 @@ def _way(plan: Plan, described: Description, each: TrafficClass) -> str:
             asked["incoming"] = word == "--in"
         else:
             asked[word.removeprefix("--")] = next(words)
-    return explain(plan, described.rulesets, family=each.family, **asked).text()
+    found = explain(plan, described.rulesets, family=each.family, **asked)
+    # Live rules have routes and chains beside them, of which these rulesets know nothing.
+    return found.text() if found.verdict == each.verdict else ""

@@ -12,6 +12,7 @@ import click
 
 from istio_iptables.api.reporting import report
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
+from istio_iptables.commands.load import warn
 from istio_iptables.commands.options import Example, SettingsCommand
 from istio_iptables.commands.sources import SOURCE_OPTIONS, read_asked
 from istio_iptables.errors import ExitStatus
@@ -25,10 +26,11 @@ __all__ = ["command"]
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
     asked = read_asked(ctx, options)
     page = report(asked.plan, asked.there, family=asked.family, name=asked.name or "the plan")
+    warn(page.warnings, strict=asked.strict)
     if options["output"] == "-":
-        write_exactly(page)
+        write_exactly(page.html)
     else:
-        _write(Path(options["output"]), page)
+        _write(Path(options["output"]), page.html)
     return ExitStatus.DONE
 
 

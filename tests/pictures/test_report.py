@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from html import escape
 from typing import TYPE_CHECKING, Any, Never
 
 import pytest
@@ -13,6 +14,7 @@ from istio_iptables.api.reporting import report
 from istio_iptables.commands.root import run as run_command
 from istio_iptables.errors import CannotTell, IstioIptablesError
 from tests.pictures.conftest import script
+from tests.program import run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +33,14 @@ _HOSTILE = """*nat
 -A ISTIO_OUTPUT -d 127.0.0.1/32 -j RETURN
 COMMIT
 """
+#: A chain of others that is not followed.
+_AT_A_DEVICE = """table netdev other {
+	chain first {
+		type filter hook ingress device "eth0" priority filter; policy accept;
+		tcp dport 80 drop
+	}
+}
+"""
 
 
 def _plan(**settings: Any) -> Plan:
@@ -44,7 +54,7 @@ def _plan(**settings: Any) -> Plan:
 
 
 def _report(made: Plan) -> str:
-    return report(made, made.rulesets, name="the plan")
+    return report(made, made.rulesets, name="the plan").html
 
 
 def _open(browser: Chrome, page: str, folder: Path, width: int = 1280) -> None:
@@ -89,6 +99,23 @@ def test_native_rules_have_a_page(tmp_path: Path) -> None:
     page = target.read_text()
     assert "inet istio-proxy-nat istio-output 9" in page
     assert 'id="packet"' in page
+
+
+def test_what_was_not_seen_is_said(tmp_path: Path) -> None:
+    """In the page, on stderr, and with --strict it is a refusal that writes nothing."""
+    saved = tmp_path / "saved"
+    native = run(["-n", "--native-nftables", "-i", "*", "--ip-family", "dual"]).out
+    saved.write_text(native + _AT_A_DEVICE)
+    target = tmp_path / "page.html"
+    words = ["report", "--rules", str(saved), "-o", str(target)]
+    done = run(words)
+    assert done.status == 0
+    assert done.warnings
+    page = target.read_text()
+    assert all(escape(each, quote=False) in page for each in done.warnings)
+    target.unlink()
+    assert run([*words, "--strict"]).status == 2
+    assert not target.exists()
 
 
 def test_a_page_without_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +180,7 @@ def test_a_browser_shows_it(browser: Chrome, tmp_path: Path, width: int, scheme:
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     made = _plan()
-    page = report(made, _HOSTILE, name="odd rules") if width == 390 else _report(made)
+    page = report(made, _HOSTILE, name="odd rules").html if width == 390 else _report(made)
     _open(browser, page, tmp_path)
     dark = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (dark == "rgb(13, 17, 23)") is (scheme == "dark")
