@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
 
 import pytest
 
+from tests.kernel.shell import inside
 from tests.namespaces import why_not
 
 pytestmark = [
@@ -16,8 +15,6 @@ pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
 
-PROGRAM = f"{sys.executable} -m istio_iptables"
-START = "ip link set lo up; ip address add 10.0.0.1/32 dev lo; ip address add fd00::1/128 dev lo\n"
 #: Three connections of the application to a port where nobody listens.
 TRAFFIC = """
 python3 - <<'END'
@@ -27,17 +24,6 @@ for _ in range(3):
         one.connect_ex(("10.0.0.1", 9))
 END
 """
-
-
-def inside(script: str) -> subprocess.CompletedProcess[str]:
-    """What a shell does in a network namespace of its own."""
-    return subprocess.run(
-        ["unshare", "--net", "sh", "-c", START + script.replace("istio-iptables", PROGRAM)],
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        timeout=120,
-    )
 
 
 @pytest.mark.parametrize("backend", ["legacy", "nft"])

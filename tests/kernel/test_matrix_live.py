@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
+from tests.kernel.shell import inside
 from tests.namespaces import why_not
 
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
-
-PROGRAM = f"{sys.executable} -m istio_iptables"
-START = "ip link set lo up; ip address add 10.0.0.1/32 dev lo; ip address add fd00::1/128 dev lo\n"
-
-
-def inside(script: str) -> subprocess.CompletedProcess[str]:
-    """What a shell does in a network namespace of its own."""
-    return subprocess.run(
-        ["unshare", "--net", "sh", "-c", START + script.replace("istio-iptables", PROGRAM)],
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        timeout=120,
-    )
 
 
 @pytest.mark.parametrize("backend", ["legacy", "nft"])
@@ -54,7 +39,7 @@ def test_the_families_of_a_plan_are_those_of_this_namespace() -> None:
 
 
 def test_the_route_of_tproxy_is_seen() -> None:
-    """Where it is missing, packets fare otherwise, though the rules are the same."""
+    """Where it is missing, packets are treated differently, though the rules are the same."""
     flags = "-i '' -b 80 -m TPROXY --ip-family ipv4"
     done = inside(
         f"istio-iptables {flags} 2>/dev/null\n"
@@ -64,7 +49,7 @@ def test_the_route_of_tproxy_is_seen() -> None:
     before, missing, *_ = done.stdout.splitlines()
     assert before == "A and B have the same rules; the same for every packet (IPv4 and IPv6)"
     assert missing == "missing: IPv4: ip -4 rule add fwmark 0x539 lookup 133"
-    assert "traffic that fares otherwise" in done.stdout
+    assert "traffic treated differently" in done.stdout
 
 
 def test_a_rule_that_was_deleted_and_what_it_did() -> None:

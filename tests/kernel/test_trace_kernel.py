@@ -278,6 +278,17 @@ def kind_of(packet: Packet, outcome: Outcome) -> list[str]:
     ]
 
 
+def assert_every_kind(compared: Counter[str], pairs: int) -> None:
+    """That enough was compared, and every kind of packet and end was among it."""
+    assert compared["pairs"] >= min(pairs, 300)
+    for kind in ("in", "out", "IPv4", "IPv6", "tcp", "udp", "icmp", "ipv6-icmp", "forwarded"):
+        assert compared[kind], kind
+    for kind in ("ESTABLISHED", "INVALID", "RELATED"):
+        assert compared[kind], kind
+    for kind in ("REDIRECT 15001", "REDIRECT 15006", "TPROXY 15006", "REDIRECT 15053", "dropped"):
+        assert compared[kind], kind
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_packet_goes_the_kernels_way(
     backend: str, record_property: Callable[[str, object], None]
@@ -323,10 +334,4 @@ def test_every_packet_goes_the_kernels_way(
         compare()
     record_property("compared", dict(compared))
     print(backend, dict(compared))
-    assert compared["pairs"] >= min(PAIRS, 300)
-    for kind in ("in", "out", "IPv4", "IPv6", "tcp", "udp", "icmp", "ipv6-icmp", "forwarded"):
-        assert compared[kind], kind
-    for kind in ("ESTABLISHED", "INVALID", "RELATED"):
-        assert compared[kind], kind
-    for kind in ("REDIRECT 15001", "REDIRECT 15006", "TPROXY 15006", "REDIRECT 15053", "dropped"):
-        assert compared[kind], kind
+    assert_every_kind(compared, PAIRS)

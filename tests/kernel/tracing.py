@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_iptables.netfilter.model import Family, Ruleset
 from istio_iptables.netfilter.nftlisting import families, read_listing
 from istio_iptables.netfilter.savefile import parse, render
+from tests.kernel.podprocess import PodProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import TracebackType
 
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.netfilter.plan import DesiredState, PolicyRoute
@@ -87,43 +83,11 @@ class Said(NamedTuple):
     paths: list[list[Position] | None]
 
 
-class Kernel:
+class Kernel(PodProcess):
     """A pod's network namespace for as long as the block lasts."""
 
-    #: All addresses of each interface, in the kernel's order.
-    addresses: dict[str, tuple[str, ...]]
-
     def __init__(self, backend: str) -> None:
-        self._backend = backend
-
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [
-                *("unshare", "--net", sys.executable, "-S", "-E"),
-                str(Path(__file__).with_name("traced.py")),
-                self._backend,
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-        )
-        assert self._process.stdout is not None
-        self.addresses = {
-            name: tuple(each) for name, each in json.loads(self._process.stdout.readline()).items()
-        }
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait(10)
+        super().__init__("traced.py", backend)
 
     def send(self, plan: DesiredState, packets: Iterable[Packet]) -> Said:
         """Load the plan's rules in place of all others, send the packets, one after the other."""
@@ -153,13 +117,8 @@ class Kernel:
             "routes": [" ".join(command[1:]) for route in routes for command in route.commands],
             "packets": [{**each._asdict(), "family": each.family.value} for each in packets],
         }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        assert not answer["error"], (answer["error"], rules)
-        return answer
+        self._request(request)
+        return self._answer(rules)
 
 
 def _said(rulesets: dict[Family, Ruleset], packets: Iterable[Packet], told: Iterable[Any]) -> Said:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_iptables.istio.native import build_native
 from istio_iptables.istio.plan import build
 from istio_iptables.netfilter.formats import restore
 from istio_iptables.netfilter.model import Family, Ruleset
 from istio_iptables.netfilter.native import NativePlan, text
+from tests.kernel.podprocess import PodProcess
 from tests.namespaces import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import TracebackType
 
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.netfilter.plan import DesiredState
@@ -63,39 +59,11 @@ def native_rules(config: Config) -> Rules:
     return Rules([(["nft", "-f", "-"], text(plan, "restore"))], _routes(state))
 
 
-class Pod:
+class Pod(PodProcess):
     """A pod's network namespace for as long as the block lasts."""
 
-    #: All addresses of each interface, in the kernel's order.
-    addresses: dict[str, tuple[str, ...]]
-
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [
-                *("unshare", "--net", sys.executable, "-S", "-E"),
-                str(Path(__file__).with_name("treated.py")),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-        )
-        assert self._process.stdout is not None
-        self.addresses = {
-            name: tuple(each) for name, each in json.loads(self._process.stdout.readline()).items()
-        }
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait(30)
+    def __init__(self) -> None:
+        super().__init__("treated.py")
 
     def ask(self, rules: Rules, packets: Iterable[Packet], listening: Sequence[int]) -> None:
         """Load the rules and send the packets, while somebody listens on these ports."""
@@ -105,13 +73,8 @@ class Pod:
             "listening": listening,
             "packets": [{**each._asdict(), "family": each.family.value} for each in packets],
         }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        self._request(request)
 
     def seen(self) -> list[Seen]:
         """What became of each packet that was asked for last."""
-        assert self._process.stdout is not None
-        answer = json.loads(self._process.stdout.readline())
-        assert not answer["error"], answer["error"]
-        return list(answer["seen"])
+        return list(self._answer()["seen"])
