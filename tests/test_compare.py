@@ -1,4 +1,4 @@
-"""``istio-iptables compare``: two settings or rulesets, and the traffic that fares otherwise."""
+"""``istio-iptables compare``: two settings or rulesets, and the traffic treated differently."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_what_differs_and_what_it_means() -> None:
     assert done.status == 1
     for line in (
         "extra: IPv4 nat ISTIO_OUTPUT rule 9: -A ISTIO_OUTPUT -d 10.0.0.0/8 -j RETURN",
-        "B differs from A: 1 difference of rules; traffic that fares otherwise (IPv4):",
+        "B differs from A: 1 difference of rules; traffic treated differently (IPv4):",
         (
             "new connections from the pod (IPv4): not out of lo, tcp, to 10.0.0.0/8, not uid 1337,"
             " not gid 1337"
@@ -123,7 +123,7 @@ def test_what_differs_and_what_it_means() -> None:
 
 
 def test_other_rules_may_mean_the_same(tmp_path: Path) -> None:
-    """Rules in another order, or one that never matches: told, and no packet fares otherwise."""
+    """Rules in another order, or one that never matches: told, and no packet is treated differently."""
     one = rules(tmp_path, "one", "-A OUTPUT -p tcp -j ACCEPT\n-A OUTPUT -p udp -j DROP\n")
     other = rules(
         tmp_path,
@@ -148,7 +148,7 @@ def test_other_rules_may_mean_the_same(tmp_path: Path) -> None:
     ],
 )
 def test_native_rules_like_those_of_iptables(flags: str) -> None:
-    """Not a rule in common, and every packet fares the same, as ``--nft-like-iptables`` promises.
+    """Not a rule in common, and every packet is treated the same, as ``--nft-like-iptables`` promises.
 
     Only what others' rules have left untracked may not: nft's ``ct zone`` has it tracked again.
     """
@@ -164,6 +164,18 @@ def test_native_rules_like_those_of_iptables(flags: str) -> None:
     assert len(states) == len(found["classes"])
     assert all(each == ["UNTRACKED"] for each in states)
     assert found["same_for_every_packet"] is ("--redirect-dns" not in flags)
+
+
+def test_strict_holds_for_what_is_not_compared(tmp_path: Path) -> None:
+    """The warning of a family that one side lacks is a refusal, whichever side is strict."""
+    (tmp_path / "saved").write_text(TEXT.format("-A OUTPUT -j ACCEPT\n"), encoding="utf-8")
+    sides = ["--rules saved --family ipv4", "-i '*' --ip-family dual"]
+    done = told(*sides, folder=tmp_path)
+    assert (done.status, len(done.warnings)) == (1, 1)
+    for strict in ([f"{sides[0]} --strict", sides[1]], [sides[0], f"{sides[1]} --strict"]):
+        done = told(*strict, folder=tmp_path)
+        assert (done.status, done.out) == (2, "")
+        assert done.errors[-1].endswith("(--strict)")
 
 
 def test_istios_native_rules_do_otherwise() -> None:

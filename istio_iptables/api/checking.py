@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from istio_iptables.settings.config import Config
     from istio_iptables.settings.types import IdRange
 
-__all__ = ["Ailment", "Report", "Severity", "check"]
+__all__ = ["Diagnostic", "Report", "Severity", "check"]
 
 #: Programs that run as the proxy's user because they are the proxy.
 _PROXY_PROGRAMS = frozenset({"envoy", "pilot-agent"})
@@ -67,7 +67,7 @@ class Severity(Enum):
     INFO = "info"
 
 
-class Ailment(NamedTuple):
+class Diagnostic(NamedTuple):
     """One thing that is wrong: what shows it, and what to do about it."""
 
     kind: str
@@ -86,7 +86,7 @@ class Report(NamedTuple):
 
     #: What was looked at, such as ``this namespace (legacy)``.
     what: str
-    findings: tuple[Ailment, ...]
+    findings: tuple[Diagnostic, ...]
     #: What could not be read, and so was not checked.
     unread: tuple[str, ...]
     #: The settings that were read off the rules, which these are held against; None where some were
@@ -141,8 +141,8 @@ def _all_rules(subject: Subject) -> tuple[Ruleset, ...]:
     return (*subject.native, *subject.rulesets, *others)
 
 
-def _nothing(subject: Subject) -> Ailment:
-    return Ailment(
+def _nothing(subject: Subject) -> Diagnostic:
+    return Diagnostic(
         "nothing-installed",
         Severity.ERROR,
         f"no rules of ours are in {subject.source}: nothing is captured",
@@ -150,40 +150,38 @@ def _nothing(subject: Subject) -> Ailment:
     )
 
 
-def _differences(subject: Subject) -> Iterator[Ailment]:
+def _differences(subject: Subject) -> Iterator[Diagnostic]:
     """What is otherwise than the settings ask for, and what decides before our rules."""
     rules: Source = subject.native or subject.rulesets
     if subject.state is not None:
         rules = Live(subject.namespace, subject.state.backend)
     for each in diff(subject.plan, rules, name=subject.source):
         foreign = each.kind is ChangeKind.FOREIGN
-        yield Ailment(
+        yield Diagnostic(
             f"{each.kind.value}-rule" if each.chain else each.kind.value,
             Severity.WARNING if foreign else Severity.ERROR,
             each.line,
             "see with explain what it decides" if foreign else "install again with --reconcile",
         )
     for sign in subject.recovered.signs if subject.recovered else ():
-        yield Ailment("origin", Severity.INFO, sign, "clean, then install once")
+        yield Diagnostic("origin", Severity.INFO, sign, "clean, then install once")
 
 
 def _proxy(subject: Subject) -> Config:
     """The settings, with the proxy's users and groups as the rules have them."""
     config = subject.plan.config
-    if subject.native:
-        return config
     given = any(subject.plan.values[name].given for name in ("proxy_uid", "proxy_gid"))
-    return config if given else with_proxies_of(config, subject.rulesets)
+    return config if given else with_proxies_of(config, subject.native or subject.rulesets)
 
 
 def _of_the_rules(
     subject: Subject, applications: Iterable[tuple[int, int]] = APPLICATIONS
-) -> Iterator[Ailment]:
+) -> Iterator[Diagnostic]:
     """Loops, and applications that pass for Envoy."""
     rulesets = subject.native or subject.rulesets
     for each in findings(rulesets, subject.routes, _proxy(subject), applications):
         loop = each.fault is FindingKind.LOOP
-        yield Ailment(
+        yield Diagnostic(
             each.fault.value,
             Severity.ERROR if loop else Severity.WARNING,
             each.line,
@@ -192,7 +190,7 @@ def _of_the_rules(
             else "run the application as another user and group",
         )
     for each in losses(rulesets, subject.routes, _proxy(subject)):
-        yield Ailment(
+        yield Diagnostic(
             each.fault.value,
             Severity.WARNING,
             each.line,
@@ -209,7 +207,7 @@ class _Live:
         self._rulesets = subject.native or subject.rulesets
         self._ours = holds_ours(self._rulesets)
 
-    def findings(self) -> Iterator[Ailment]:
+    def findings(self) -> Iterator[Diagnostic]:
         """All of them."""
         yield from self._node()
         yield from self._table_full()
@@ -225,9 +223,9 @@ class _Live:
         yield from self._native()
         yield from self._twice()
 
-    def _node(self) -> Iterator[Ailment]:
+    def _node(self) -> Iterator[Diagnostic]:
         if self._evidence.node:
-            yield Ailment(
+            yield Diagnostic(
                 "node",
                 Severity.WARNING,
                 f"this is a node's namespace, or a pod's with hostNetwork: {self._evidence.node}",
@@ -235,32 +233,32 @@ class _Live:
                 " namespace (--network-namespace)",
             )
 
-    def _table_full(self) -> Iterator[Ailment]:
+    def _table_full(self) -> Iterator[Diagnostic]:
         if self._evidence.connections is None:
             return
         count, most = self._evidence.connections
         if most and count >= most * _NEARLY_FULL:
-            yield Ailment(
+            yield Diagnostic(
                 "connection-table",
                 Severity.ERROR if count >= most else Severity.WARNING,
                 f"{count} of at most {most} connections are tracked: further ones are dropped",
                 "raise net.netfilter.nf_conntrack_max on the node, or close connections",
             )
 
-    def _lacking(self) -> Iterator[Ailment]:
+    def _lacking(self) -> Iterator[Diagnostic]:
         for extension in self._evidence.lacking:
-            yield Ailment(
+            yield Diagnostic(
                 "kernel",
                 Severity.ERROR,
                 f"the kernel has no {extension}, which the rules need",
                 "load it on the node, or take a kernel that has it",
             )
 
-    def _not_in_force(self) -> Iterator[Ailment]:
+    def _not_in_force(self) -> Iterator[Diagnostic]:
         for line in self._subject.state.warnings if self._subject.state else ():
-            yield Ailment("table", Severity.WARNING, line, "see who made it (nft list tables)")
+            yield Diagnostic("table", Severity.WARNING, line, "see who made it (nft list tables)")
 
-    def _not_listening(self) -> Iterator[Ailment]:
+    def _not_listening(self) -> Iterator[Diagnostic]:
         """Ports that captured traffic is sent to, and nobody takes it, or somebody else does."""
         sockets = self._evidence.sockets
         if sockets is None:
@@ -273,7 +271,7 @@ class _Live:
             agent = port == AGENT_DNS_PORT
             who = "the agent" if agent else "Envoy"
             if not there:
-                yield Ailment(
+                yield Diagnostic(
                     "no-listener",
                     Severity.ERROR,
                     f"nothing listens on {where}, where the rules send captured traffic",
@@ -281,18 +279,18 @@ class _Live:
                 )
             elif not any(map(self._reached, there)):
                 inbound = port == self._config.inbound_capture_port
-                yield Ailment(
+                yield Diagnostic(
                     "no-listener",
                     Severity.ERROR,
                     f"{where} is listened on at {_listed(each.address for each in there)} only, and"
                     f" captured traffic comes to {'the pod' if inbound else 'loopback'}'s address",
                     f"let {who} listen on {_ANY_ADDRESS[family]}",
                 )
-            elif strangers := [each.uid for each in there if not self._is_proxy(each.uid)]:
-                yield Ailment(
+            elif others := [each.uid for each in there if not self._is_proxy(each.uid)]:
+                yield Diagnostic(
                     "foreign-listener",
                     Severity.ERROR,
-                    f"user {strangers[0]} listens on {where}, and the rules except"
+                    f"user {others[0]} listens on {where}, and the rules except"
                     f" {self._named_proxies()}: what it sends on would be captured again",
                     f"run {who} as that user, or give -u and -g as it runs",
                 )
@@ -323,7 +321,7 @@ class _Live:
         uids = ", ".join(str(each) for each in self._config.proxy_uids[:_MOST_NAMED])
         return f"user {uids}" if uids else "nobody"
 
-    def _as_the_proxy(self) -> Iterator[Ailment]:
+    def _as_the_proxy(self) -> Iterator[Diagnostic]:
         """Applications whose traffic passes for Envoy's."""
         # Whatever takes what is captured is the proxy, by any name.
         targets = tuple(_targets(self._rulesets))
@@ -348,7 +346,7 @@ class _Live:
                 for each in others
             )
             first = others[0]
-            yield Ailment(
+            yield Diagnostic(
                 "application-as-proxy",
                 Severity.WARNING,
                 f"{names}: runs as user {first.uid} and group {first.gid}, which the rules take"
@@ -356,16 +354,16 @@ class _Live:
                 "give the application's container another runAsUser and runAsGroup",
             )
 
-    def _uncaptured_families(self) -> Iterator[Ailment]:
+    def _uncaptured_families(self) -> Iterator[Diagnostic]:
         for line in left_out_live(self._subject.rulesets, self._subject.own):
-            yield Ailment(
+            yield Diagnostic(
                 "ipv6", Severity.WARNING, line, "install again with it if that is not meant"
             )
 
-    def _dns(self) -> Iterator[Ailment]:
+    def _dns(self) -> Iterator[Diagnostic]:
         config, servers = self._subject.plan.config, self._evidence.nameservers
         if not config.redirect_dns:
-            yield Ailment(
+            yield Diagnostic(
                 "dns",
                 Severity.INFO,
                 "DNS is not captured: no rule is for port 53",
@@ -376,7 +374,7 @@ class _Live:
             return
         captured = {*config.dns_servers_ipv4, *config.dns_servers_ipv6}
         if missing := [each for each in servers or () if each not in captured]:
-            yield Ailment(
+            yield Diagnostic(
                 "dns-server",
                 Severity.WARNING,
                 f"the rules capture DNS to {_listed(sorted(captured)) or 'no server'}, and"
@@ -395,14 +393,14 @@ class _Live:
             }
         )
         if asked:
-            yield Ailment(
+            yield Diagnostic(
                 "dns-server",
                 Severity.WARNING,
                 f"an application asks the DNS server {_listed(asked)}, whose queries are not captured",
                 "--capture-all-dns captures port 53 to any server",
             )
 
-    def _past_envoy(self) -> Iterator[Ailment]:
+    def _past_envoy(self) -> Iterator[Diagnostic]:
         """Connections that the rules would capture, and that have no end here at Envoy.
 
         They were there before the rules: nat is asked about a connection's first packet alone. Where
@@ -441,7 +439,7 @@ class _Live:
             if bypassing:
                 first = bypassing[0]
                 more = "" if len(found) <= _MOST_FOLLOWED else " at least"
-                yield Ailment(
+                yield Diagnostic(
                     "past-envoy",
                     Severity.WARNING,
                     f"{way} connections from before the rules:{more} {len(bypassing)}, such as"
@@ -466,25 +464,25 @@ class _Live:
         outcomes = trace(ruleset, about.packet, world).outcomes
         return all(describe(each, self._config).captured is not None for each in outcomes)
 
-    def _native(self) -> Iterator[Ailment]:
+    def _native(self) -> Iterator[Diagnostic]:
         chains = [
             each.line
             for each in self._subject.unseen_chains
             if not (self._subject.native and NATIVE_TABLE in each.line)
         ]
         if chains:
-            yield Ailment(
+            yield Diagnostic(
                 "unseen-chains",
                 Severity.INFO,
                 f"chains that are not followed decide as well: {_listed(chains)}",
                 "nft list ruleset shows their rules",
             )
 
-    def _twice(self) -> Iterator[Ailment]:
+    def _twice(self) -> Iterator[Diagnostic]:
         """Istio's own program takes legacy for in use as soon as its tables exist."""
         state = self._subject.state
         if state and state.backend == "nft" and self._evidence.has_legacy:
-            yield Ailment(
+            yield Diagnostic(
                 "detection",
                 Severity.WARNING,
                 "our rules are in nft, and the namespace has legacy tables: Istio's own program"

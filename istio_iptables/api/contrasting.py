@@ -1,4 +1,4 @@
-"""Two settings or rulesets: what differs rule by rule, and which packets fare otherwise for it."""
+"""Two settings or rulesets: what differs rule by rule, and which packets they treat differently."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Side(NamedTuple):
 
 
 class Divergence(NamedTuple):
-    """Packets that fare otherwise on one side than on the other."""
+    """Packets treated differently on one side than on the other."""
 
     family: Family
     #: ``in`` or ``out``.
@@ -66,7 +66,7 @@ class Comparison(NamedTuple):
 
     #: What the second side has otherwise than the first, rule by rule, and routes where both tell.
     differences: tuple[Difference, ...]
-    #: The packets that fare otherwise; none where every packet fares the same.
+    #: The packets treated differently; none where every packet is treated the same.
     divergences: tuple[Divergence, ...]
     #: The families that were compared.
     families: tuple[Family, ...]

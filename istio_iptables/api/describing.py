@@ -79,6 +79,8 @@ class Description:
         self.signs = recovered.signs
         #: The command line without the program's name.
         self.settings = recovered.line
+        #: The command line for a shell, its variables in front.
+        self.command = recovered.spelled("istio-iptables")
         #: What was described: ``this namespace (legacy)``, ...
         self.what = differences.what
         #: The rules as they were read.
@@ -97,14 +99,6 @@ class Description:
     def complete(self) -> bool:
         """Whether there are rules of ours, and the settings explain every rule."""
         return self.ours and not self.unexplained
-
-    @property
-    def command(self) -> str:
-        """The command line for a shell, its variables in front."""
-        from shlex import quote  # few commands need it
-
-        variables = (f"{name}={quote(text)}" for name, text in self.environment.items())
-        return " ".join([*variables, "istio-iptables", *map(quote, self.arguments)])
 
     @property
     def verdict(self) -> str:

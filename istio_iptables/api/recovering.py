@@ -76,10 +76,14 @@ class Recovered(NamedTuple):
     @property
     def line(self) -> str:
         """The words of the command line for a shell, the variables in front."""
+        return self.spelled()
+
+    def spelled(self, *program: str) -> str:
+        """The same with *program* between the variables and the words."""
         from shlex import quote  # few commands need it
 
         variables = (f"{name}={quote(text)}" for name, text in self.environment.items())
-        return " ".join([*variables, *map(quote, self.arguments)])
+        return " ".join([*variables, *program, *map(quote, self.arguments)])
 
 
 class _Servers(Host):

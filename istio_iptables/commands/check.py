@@ -24,7 +24,7 @@ from istio_iptables.text import paint, printable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from istio_iptables.api.checking import Ailment, Report
+    from istio_iptables.api.checking import Diagnostic, Report
     from istio_iptables.commands.sources import Asked
 
 __all__ = ["command"]
@@ -75,7 +75,7 @@ def _print(report: Report, *, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def _print_lines(start: str, findings: Iterable[Ailment]) -> None:
+def _print_lines(start: str, findings: Iterable[Diagnostic]) -> None:
     for each in findings:
         word = each.severity.value
         line = printable(each.line).replace(
@@ -84,7 +84,7 @@ def _print_lines(start: str, findings: Iterable[Ailment]) -> None:
         sys.stdout.write(f"{start}{line}\n")
 
 
-def _as_json(finding: Ailment) -> dict[str, str]:
+def _as_json(finding: Diagnostic) -> dict[str, str]:
     return {
         "kind": finding.kind,
         "severity": finding.severity.value,

@@ -1,9 +1,10 @@
-"""``istio-iptables compare``: two settings or rulesets, and which traffic fares otherwise."""
+"""``istio-iptables compare``: two settings or rulesets, and which traffic they treat differently."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.api.contrasting import Comparison, Divergence
     from istio_iptables.api.matrix import TrafficClass
+    from istio_iptables.commands.sources import Asked
 
 __all__ = ["command"]
 
@@ -77,12 +79,12 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     contexts = [_context(name, each) for name, each in zip("AB", words, strict=True)]
     # Somebody else's rules: the families of a plan must not depend on this machine.
     elsewhere = any(each.params["rules"] is not None or _is_elsewhere(each) for each in contexts)
-    one, other = (
-        _side(name, each, either_family=elsewhere)
+    asked = [
+        _asked(name, each, either_family=elsewhere)
         for name, each in zip("AB", contexts, strict=True)
-    )
-    found = compare(one, other)
-    warn(found.warnings, strict=False)
+    ]
+    found = compare(*starmap(_side, zip("AB", asked, strict=True)))
+    warn(found.warnings, strict=any(each.strict for each in asked))
     if options["as_json"]:
         print_json(_json(found))
     else:
@@ -129,17 +131,19 @@ def _context(name: str, words: list[str]) -> click.Context:
         raise UsageProblems([f"{name}: {line}" for line in error.lines]) from None
 
 
-def _side(name: str, ctx: click.Context, *, either_family: bool) -> Side:
+def _asked(name: str, ctx: click.Context, *, either_family: bool) -> Asked:
     try:
         with ctx:
-            asked = read_asked(
+            return read_asked(
                 ctx, ctx.params, ways=(), live_alone=False, either_family=either_family
             )
     except (UsageProblems, CannotTell) as error:
         raise type(error)(*_named(name, error)) from None
-    return Side(
-        asked.plan, asked.rules, asked.family, f"{name} ({asked.name})" if asked.name else name
-    )
+
+
+def _side(name: str, asked: Asked) -> Side:
+    name = f"{name} ({asked.name})" if asked.name else name
+    return Side(asked.plan, asked.rules, asked.family, name)
 
 
 def _named(name: str, error: UsageProblems | CannotTell) -> Sequence[Any]:
@@ -159,7 +163,7 @@ def _print(found: Comparison) -> None:
     if not found.divergences:
         line = f"{rules}; the same for every packet ({titles})"
     else:
-        line = f"{rules}; traffic that fares otherwise ({titles}):"
+        line = f"{rules}; traffic treated differently ({titles}):"
     sys.stdout.write(f"{paint(printable(line), 'bold', sys.stdout)}\n")
     opening = [each for each in found.divergences if each.opening]
     shown = opening or list(found.divergences)
@@ -227,7 +231,7 @@ command = _Compare(
     (),
     name="compare",
     callback=_run,
-    help="Say what B has otherwise than A, rule by rule, and which traffic fares otherwise for it,"
+    help="Say what B has otherwise than A, rule by rule, and which traffic B treats differently,"
     " with the first packet that shows it. A and B are each a file, which holds rules (of"
     " iptables-save or nft list ruleset), a pod's manifest or arguments; or options in one quoted"
     " word, those of matrix: capture flags, --pod, --rules, --live, --network-namespace.",

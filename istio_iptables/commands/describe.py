@@ -36,10 +36,9 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         )
     picture = picture_format(options)
     asked = read_asked(ctx, options)
-    if asked.rules is not None:
-        found = describe(asked.rules, family=asked.family, name=asked.name)
-    elif asked.plan is not None:
-        found = describe(asked.plan)
+    # A plan has routes as well, which its rules alone don't tell.
+    rules = asked.plan if asked.rules is None and asked.plan is not None else asked.there
+    found = describe(rules, family=asked.family, name=asked.name)
     warn(found.warnings, strict=asked.strict)
     if options["as_json"]:
         print_json(found.as_json())

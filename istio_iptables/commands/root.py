@@ -60,7 +60,7 @@ root = SettingsCommand(
         ),
         "compare": Subcommand(
             "istio_iptables.commands.compare",
-            "Compare two settings or rulesets, and say which traffic fares otherwise.",
+            "Compare two settings or rulesets, and say which traffic they treat differently.",
         ),
         "describe": Subcommand(
             "istio_iptables.commands.describe",

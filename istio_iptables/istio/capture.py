@@ -64,7 +64,7 @@ def deciding_step(found: Trace) -> Step | None:
 
 
 def _acts(step: Step, outcome: Outcome) -> bool:
-    """Whether a step did what the end is owed to: another destination or listener, or a mark."""
+    """Whether a step brought about the end: another destination or listener, or a mark."""
     if outcome.taken_by:
         return step.verdict == outcome.taken_by
     if outcome.by_mark:

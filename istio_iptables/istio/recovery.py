@@ -325,7 +325,7 @@ class _Evidence:
             self.seen.setdefault((family, pattern.text), []).append(values)
 
     def _decide(self) -> None:
-        """Give each rule that may be of several texts to the first that is owed one like it."""
+        """Give each rule that may be of several texts to the first that still lacks one like it."""
         self._take(each for each in self._read if len(each[1]) == 1)
         names = {name for values in self.seen.values() for name in values[0]}
         owed = {name: Counter(_merged(self.sequences(name))) for name in names}

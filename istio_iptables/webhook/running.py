@@ -1,4 +1,4 @@
-"""The webhook as a process: it listens, reads changed files again, and ends in peace."""
+"""The webhook as a process: it listens, reads changed files again, and answers what it has taken before it ends."""
 
 from __future__ import annotations
 
