@@ -14,6 +14,7 @@ import sys
 from contextlib import suppress
 
 from istio_iptables import interrupts
+from istio_iptables.errors import status_of_failure
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ __all__ = ["run"]
 #: So many objects may be made before Python looks for cycles, of which a run has next to none. With
 #: its own 700, that takes 1 ms of a dry run, and 7 ms at 5,000 rules.
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
+#: Address space for what an installation needs. Where there is less of it, Python itself fails in odd
+#: places: with a traceback of its own, with an exception that is none, or never.
+_ROOM_BYTES = 12 << 20
 
 
 def run() -> NoReturn:
@@ -34,6 +38,8 @@ def run() -> NoReturn:
     """
     try:
         gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+        # No page of it is touched.
+        bytes(_ROOM_BYTES)
         # From here on: to load the program takes long enough to be interrupted.
         with interrupts.raised():
             from istio_iptables.cli import main
@@ -49,15 +55,19 @@ def run() -> NoReturn:
     except MemoryError as error:
         # To let go of what it holds is what makes room for a line.
         error.__traceback__ = error.__context__ = None
-        _end("out of memory", 1)
+        _end("out of memory")
     except Exception as error:
         # Nobody is left who could tell it in a line.
         if os.environ.get(interrupts.TRACEBACK):
             raise
-        _end(f"can't start: {type(error).__name__}: {error}", 1)
+        _end(f"can't start: {type(error).__name__}: {error}")
 
 
-def _end(line: str, status: int) -> NoReturn:
+def _end(line: str, status: int | None = None) -> NoReturn:
+    if status is None:
+        # Istio's pods give the name of the program before its arguments.
+        words = [word for word in sys.argv[1:3] if word != "istio-iptables"]
+        status = status_of_failure(words[0] if words else "")
     with suppress(OSError):
         os.write(2, f"istio-iptables: error: {line}\n".encode(errors="replace"))
     os._exit(status)

@@ -12,7 +12,7 @@ from istio_iptables import interrupts
 from istio_iptables.commands.apply import CLEAN_SETTINGS, clean_ready, ready
 from istio_iptables.commands.flags import read_flags
 from istio_iptables.commands.load import PROGRAM, tell
-from istio_iptables.errors import ExitStatus, IstioIptablesError, UsageProblems
+from istio_iptables.errors import ExitStatus, IstioIptablesError, UsageProblems, status_of_failure
 from istio_iptables.interrupts import TRACEBACK, Interrupted
 from istio_iptables.streams import OutputFailed, standard_streams
 from istio_iptables.typed import TYPE_CHECKING
@@ -44,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if os.environ.get(TRACEBACK):
                 raise
             status = _status_of(error)
-            # Of these two, 1 is an answer, which nobody has who could not finish.
-            unanswered = status == ExitStatus.FAILED and given[:1] in (["diff"], ["explain"])
-            return ExitStatus.USAGE if unanswered else status
+            if status == ExitStatus.FAILED:
+                return status_of_failure(given[0] if given else "")
+            return status
     return int(status or ExitStatus.DONE)
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "SaveFileError",
     "UsageProblems",
     "ValidationFailed",
+    "status_of_failure",
 ]
 
 
@@ -29,6 +30,15 @@ class ExitStatus(IntEnum):
     FAILED = 1
     USAGE = 2
     VALIDATION_FAILED = 126
+
+
+#: Commands that answer a question: their status 1 is an answer, and who failed has none.
+_QUESTIONS = frozenset({"check", "compare", "describe", "diff", "explain", "matrix"})
+
+
+def status_of_failure(command: str) -> ExitStatus:
+    """What *command*, the first argument of the program, ends with when it could not be done."""
+    return ExitStatus.USAGE if command in _QUESTIONS else ExitStatus.FAILED
 
 
 class IstioIptablesError(Exception):

@@ -26,6 +26,7 @@ __all__ = [
     "is_waiting",
     "mask_of_children",
     "raised",
+    "took",
 ]
 
 #: The variable that is set by those who look for a mistake in the program.
@@ -135,7 +136,17 @@ def held() -> Iterator[None]:
 
 def is_waiting() -> bool:
     """Whether a signal has come that is held back."""
-    return bool(signal.sigpending() & {*_SIGNALS})
+    return bool(signal.sigpending() & _not_ignored())
+
+
+def took(seconds: float) -> bool:
+    """Wait for a signal that is held back, *seconds* at most; returns whether one came, which then is gone."""
+    return signal.sigtimedwait(_not_ignored(), seconds) is not None
+
+
+def _not_ignored() -> set[signal.Signals]:
+    # The kernel keeps one that is blocked, whether it is ignored or not.
+    return {number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
 
 
 def mask_of_children() -> set[int | signal.Signals]:

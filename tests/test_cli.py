@@ -686,13 +686,30 @@ def test_an_output_that_can_not_be_written(arguments: tuple[str, ...]) -> None:
     assert done.stderr == "istio-iptables: error: can't write the output: No space left on device\n"
 
 
-@pytest.mark.parametrize("command", ["diff", "explain"])
+@pytest.mark.parametrize("command", ["compare", "describe", "diff", "explain", "matrix"])
 def test_a_question_that_could_not_be_answered(command: str) -> None:
-    """Status 1 would be an answer of diff: nothing of the kind when the output fails."""
+    """Status 1 would be an answer: nothing of the kind when the output fails, or memory."""
     arguments = [*IDS, "--ip-family=ipv4", "-i", "*", "-b", "*"]
     if command == "diff":
         arguments += ["--against", str(GOLDEN / "documented" / "expected")]
+    if command == "compare":
+        arguments = ["-i '*'", "-b '*'"]
     assert _full(1, command, *arguments).returncode == 2
+    short = subprocess.run(
+        (
+            "sh",
+            "-c",
+            'ulimit -v 20000; exec "$0" -m istio_iptables "$@"',
+            sys.executable,
+            command,
+            *arguments,
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (short.returncode, short.stdout) == (2, "")
+    assert short.stderr == "istio-iptables: error: out of memory\n"
 
 
 UNFORESEEN = {

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_iptables.errors import KernelRefused, UsageProblems
-from istio_iptables.interrupts import Interrupted
+from istio_iptables.interrupts import held, is_waiting, took
 from istio_iptables.text import excerpt
 from istio_iptables.webhook.certificate import server_context
 from istio_iptables.webhook.files import Watched
@@ -24,6 +23,8 @@ __all__ = ["Options", "address_of", "serve"]
 
 #: How often files are looked at; a change is used when it was seen twice.
 _POLL_SECONDS = 0.5
+#: Signals so near to the first are the same wish to end: timeout(1) sends it to the process and to its group.
+_REPEATED_SECONDS = 0.1
 _METRICS_CONNECTIONS = 8
 _MAX_PORT = 65535
 
@@ -61,7 +62,10 @@ def serve(
     write: Callable[[str], object],
     tell: Callable[[str, list[str]], object],
 ) -> None:
-    """Serve until one of the signals that end a program comes; *write* gets the lines of the log."""
+    """Serve until one of the signals that end a program comes; *write* gets the lines of the log.
+
+    Raises Interrupted for a second one, and then some clients have no answer.
+    """
     # The counters ask the server, and the server has the counters.
     servers: list[Server] = []
     metrics: Metrics = Metrics()
@@ -94,19 +98,20 @@ def serve(
         pages = partial(Health, pages={"/metrics": (metrics.content_type, metrics.text)})
         limit = _METRICS_CONNECTIONS
         servers.append(_listening("--metrics-listen", options.metrics, pages, limit=limit))
-    for each, what in zip(servers, ("reviews (HTTPS)", "metrics (HTTP)"), strict=False):
-        host, port = each.server_address[:2]
-        host = str(host)
-        tell("info", [f"{what} at {f'[{host}]' if ':' in host else host}:{port}"])
-        each.start()
-    try:
-        while True:
-            time.sleep(_POLL_SECONDS)
+    # Held back, since a second one must be told from the first, wherever that was raised.
+    with held():
+        for each, what in zip(servers, ("reviews (HTTPS)", "metrics (HTTP)"), strict=False):
+            host, port = each.server_address[:2]
+            host = str(host)
+            tell("info", [f"{what} at {f'[{host}]' if ':' in host else host}:{port}"])
+            each.start()
+        while not took(_POLL_SECONDS):
             for file in watched:
                 file.refresh()
-    except Interrupted:
+        while took(_REPEATED_SECONDS):
+            pass
         tell("info", ["ends: takes no more connections, and answers what was asked"])
-        if not servers[0].drain(REQUEST_SECONDS):
+        if not servers[0].drain(REQUEST_SECONDS, or_when=is_waiting):
             tell("warning", ["ended before every client had its answer"])
 
 

@@ -128,8 +128,11 @@ class Server(socketserver.TCPServer):
         """Serve in a thread of its own."""
         threading.Thread(target=self.serve_forever, args=(_LOOK_SECONDS,), daemon=True).start()
 
-    def drain(self, seconds: float) -> bool:
-        """Take no more connections, and finish what has begun; returns whether that was enough time."""
+    def drain(self, seconds: float, *, or_when: Callable[[], bool] = lambda: False) -> bool:
+        """Take no more connections, and finish what has begun, in *seconds* or until *or_when* says so.
+
+        Returns whether that was enough time.
+        """
         self.draining = True
         self.shutdown()
         # Those that the kernel has taken already.
@@ -137,7 +140,7 @@ class Server(socketserver.TCPServer):
         while self.socket.fileno() >= 0:
             self.handle_request()
         end = time.monotonic() + seconds
-        while self._clients and time.monotonic() < end:
+        while self._clients and time.monotonic() < end and not or_when():
             self._cut(lambda each: each.idle)
             self.service_actions()
             time.sleep(0.01)
