@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from istio_iptables.errors import KernelRefused
-from istio_iptables.kernel import conntrack, modules, node, sockets
+from istio_iptables.kernel import conntrack, modules, netlink, node, sockets
 from istio_iptables.kernel.host import Host
 from istio_iptables.kernel.namespace import entered
 from istio_iptables.kernel.processes import Process, processes
@@ -27,6 +27,8 @@ class Evidence(NamedTuple):
     nameservers: tuple[str, ...] | None
     #: What shows that this is a node's namespace; "" for nothing.
     node: str
+    #: Whether the interface ``lo`` is up, over which everything captured comes to Envoy.
+    loopback_up: bool
     #: Whether the namespace has legacy tables, rules in them or not.
     has_legacy: bool
     #: Extensions of the rules that the kernel lacks.
@@ -51,6 +53,7 @@ def gather(
         running = processes()
         tracked = conntrack.connections()
         signs = node.signs(rulesets)
+        loopback = netlink.loopback_is_up()
         extensions = modules.lacking(missing)
         legacy = any(legacy_tables(family, ()) for family in Family)
     path = resolv_conf_of(namespace) or setting("resolv_conf").default
@@ -72,6 +75,7 @@ def gather(
         tracked,
         servers,
         signs,
+        loopback,
         legacy,
         extensions or (),
         tuple(what for what, is_unread in unread.items() if is_unread),

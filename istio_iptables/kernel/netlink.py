@@ -27,6 +27,7 @@ __all__ = [
     "interface_addresses",
     "interface_index",
     "is_local_default",
+    "loopback_is_up",
     "nft",
     "nft_tables",
     "physical_interfaces",
@@ -63,6 +64,8 @@ _WHOLE = 0xFFFFFFFF
 
 _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_INFO_KIND = 3, 18, 1
 _ARPHRD_CARDS = frozenset({1, 32})
+_ARPHRD_LOOPBACK = 772
+_IFF_UP = 1
 
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
@@ -322,16 +325,25 @@ def physical_interfaces() -> tuple[str, ...]:
     those of the namespace that it was mounted in.
     """
     found = []
-    # struct ifinfomsg: family, padding, type, index, flags, change.
-    for content in _answers(_RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0)):
+    for kind, _, content in _links():
         parts = dict(attributes(content, 16))
         kinds = dict(attributes(parts.get(_IFLA_LINKINFO, b""), 0))
-        if (
-            struct.unpack_from("=H", content, 2)[0] in _ARPHRD_CARDS
-            and _IFLA_INFO_KIND not in kinds
-        ):
+        if kind in _ARPHRD_CARDS and _IFLA_INFO_KIND not in kinds:
             found.append(text(parts.get(_IFLA_IFNAME)))
     return tuple(found)
+
+
+def loopback_is_up() -> bool:
+    """Whether this namespace's ``lo`` takes packets; raises KernelRefused if the kernel does not say."""
+    return any(kind == _ARPHRD_LOOPBACK and flags & _IFF_UP for kind, flags, _ in _links())
+
+
+def _links() -> Iterator[tuple[int, int, bytes]]:
+    """Each interface: its type, its flags, and the message with both and its attributes."""
+    # struct ifinfomsg: family, padding, type, index, flags, change.
+    for content in _answers(_RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0)):
+        kind, _, flags = struct.unpack_from("=HiI", content, 2)
+        yield kind, flags, content
 
 
 def _answers(kind: int, body: bytes) -> list[bytes]:

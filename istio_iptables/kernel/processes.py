@@ -22,6 +22,8 @@ class Process(NamedTuple):
     gid: int
     #: Whether it is in this network namespace for certain; else that can't be read.
     certain: bool
+    #: Whether it was stopped, by a signal or by who traces it.
+    stopped: bool
 
 
 def processes() -> tuple[Process, ...] | None:
@@ -53,7 +55,7 @@ def _process(pid: int, here: int) -> Process | None:
         return None
     # Real, effective, saved, and the one for files, by which sockets are owned.
     uid, gid = (int(fields[name].split()[3]) for name in ("Uid", "Gid"))
-    return Process(pid, fields["Name"], uid, gid, certain)
+    return Process(pid, fields["Name"], uid, gid, certain, fields["State"][0] in "Tt")
 
 
 def sockets_of(pid: int) -> set[int]:

@@ -124,6 +124,33 @@ def test_nobody_listens() -> None:
     assert all(("the agent runs" in line) is ("15053" in line) for line in said)
 
 
+def test_the_loopback_interface_is_down() -> None:
+    """Whatever is redirected goes over it."""
+    install("legacy", *FLAGS)
+    with listening(15001, 15006):
+        assert "loopback" not in kinds()
+        command("ip", "link", "set", "lo", "down")
+        found = kinds()["loopback"]
+    assert (found["severity"], "lo is down" in found["evidence"]) == ("error", True)
+
+
+def test_envoy_is_stopped() -> None:
+    """The kernel makes connections for it, and nothing answers."""
+    install("legacy", *FLAGS)
+    with listening(15001, 15006):
+        envoy = subprocess.Popen(["sleep", "1000"], close_fds=False, user=PROXY)
+    try:
+        assert "stopped" not in kinds()
+        envoy.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, envoy.pid, os.WSTOPPED | os.WNOWAIT)
+        found = kinds()["stopped"]
+        assert f"sleep (process {envoy.pid})" in found["evidence"]
+        assert f"kill -CONT {envoy.pid}" in found["remedy"]
+    finally:
+        envoy.kill()
+        envoy.wait()
+
+
 def test_somebody_else_listens() -> None:
     """Whose own connections the rules would capture again."""
     install("legacy", *FLAGS)
@@ -433,7 +460,7 @@ def test_watch_ends_with_its_reader() -> None:
         while "wrong" not in watching.stdout.readline():
             pass
         watching.stdout.close()
-        assert watching.wait(timeout=30) == 1
+        assert watching.wait(timeout=30) == 2
         assert watching.stderr is not None
         assert not watching.stderr.read()
 
