@@ -75,8 +75,9 @@ class _Messages(_Stream):
 def standard_streams() -> Iterator[None]:
     """In the block a failing stdout raises OutputFailed, and a failing stderr nothing."""
     given = sys.stdout, sys.stderr
-    # A stream that the caller closed is None: output to it fails, or is lost for stderr.
-    out = sys.stdout or open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open to the end
+    # A stream that the caller closed is None: output fails as at any descriptor that is not for
+    # writing, and messages are lost.
+    out = sys.stdout or open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open to the end
     err = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open to the end
     for stream in (out, err):
         # A letter that the terminal's encoding lacks is shown as its number.

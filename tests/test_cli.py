@@ -686,6 +686,19 @@ def test_an_output_that_can_not_be_written(arguments: tuple[str, ...]) -> None:
     assert done.stderr == "istio-iptables: error: can't write the output: No space left on device\n"
 
 
+def test_a_stdout_that_is_closed() -> None:
+    """Told as other programs tell it."""
+    words = ("-m", "istio_iptables", *DRY, *IDS, "-i", "*", "-b", "*")
+    done = subprocess.run(
+        ("sh", "-c", 'exec "$0" "$@" >&-', sys.executable, *words),
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "istio-iptables: error: can't write the output: Bad file descriptor\n"
+
+
 @pytest.mark.parametrize("command", ["compare", "describe", "diff", "explain", "matrix"])
 def test_a_question_that_could_not_be_answered(command: str) -> None:
     """Status 1 would be an answer: nothing of the kind when the output fails, or memory."""
