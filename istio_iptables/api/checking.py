@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from istio_iptables.api.comparing import diff, holds_ours
 from istio_iptables.api.diagnostics import Diagnostic, Report, Severity
 from istio_iptables.api.evidence import gather
+from istio_iptables.api.livechecks import LiveChecks, proxy_of
 from istio_iptables.api.rules import LIVE, Live
 from istio_iptables.api.subjects import subject_of
-from istio_iptables.api.surroundings import Surroundings, proxy_of
 from istio_iptables.differences.rulesets import ChangeKind
 from istio_iptables.errors import CannotTell, KernelRefused
 from istio_iptables.istio.checks import FindingKind, findings, losses
@@ -56,7 +56,7 @@ def check(
         except KernelRefused as error:
             raise CannotTell(*error.lines) from error
         with subject.routing or nullcontext():
-            found += Surroundings(subject, evidence).findings()
+            found += LiveChecks(subject, evidence).findings()
         unread = (*subject.state.unreadable, *evidence.unread)
     order = list(Severity)
     found.sort(key=lambda each: order.index(each.severity))

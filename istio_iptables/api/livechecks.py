@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from istio_iptables.settings.config import Config
     from istio_iptables.settings.types import IdRange
 
-__all__ = ["Surroundings", "proxy_of"]
+__all__ = ["LiveChecks", "proxy_of"]
 
 #: Programs that run as the proxy's user because they are the proxy.
 _PROXY_PROGRAMS = frozenset({"envoy", "pilot-agent"})
@@ -48,7 +48,7 @@ def proxy_of(subject: Subject) -> Config:
     return config if given else with_proxies_of(config, subject.native or subject.rulesets)
 
 
-class Surroundings:
+class LiveChecks:
     """What is wrong around the rules of a namespace."""
 
     def __init__(self, subject: Subject, evidence: Evidence) -> None:
