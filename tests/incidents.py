@@ -30,8 +30,8 @@ from istio_iptables.lab import envoy, scenarios
 from istio_iptables.lab import syscalls as kernelcalls
 from istio_iptables.lab.bootstrap import bootstrap
 from istio_iptables.lab.messages import http_request, is_complete, read_http
-from istio_iptables.lab.nodes import Server, ServerProtocol
-from istio_iptables.lab.processes import ROOT, Identity, Process, execute, start
+from istio_iptables.lab.nodes import LabServer, ServerProtocol
+from istio_iptables.lab.processes import ROOT, Identity, LabProcess, execute, start
 from istio_iptables.lab.runner import run
 from istio_iptables.lab.sandbox import FOLDER
 from istio_iptables.lab.servers import serve
@@ -84,8 +84,8 @@ _OTHERS_WORDS = (
 
 _PROXY = Identity(1337, 1337)
 _AGENT = (
-    Server("agent", scenarios.AGENT_PORT, _PROXY),
-    Server("agent", scenarios.DNS_PORT, _PROXY, ServerProtocol.DNS, on_loopback=True),
+    LabServer("agent", scenarios.AGENT_PORT, _PROXY),
+    LabServer("agent", scenarios.DNS_PORT, _PROXY, ServerProtocol.DNS, on_loopback=True),
 )
 _UNTIL_READY = "until curl -fso /dev/null http://127.0.0.1:15021/; do sleep 0.01; done"
 
@@ -144,7 +144,7 @@ class Pod:
     def __init__(self, binary: str) -> None:
         self._binary = envoy.show(binary)
         self._network = os.open("/run/netns/pod", os.O_RDONLY)
-        self._processes: dict[str, Process] = {}
+        self._processes: dict[str, LabProcess] = {}
         resolv_conf = Path(FOLDER, "resolv.conf")
         resolv_conf.write_text(f"nameserver {scenarios.NAMESERVERS[0]}\n", encoding="ascii")
         kernelcalls.bind_mount(str(resolv_conf), str(Path("/etc/resolv.conf").resolve()))
@@ -188,13 +188,13 @@ class Pod:
 
     def start_app(self, uid: str) -> None:
         """Start one more application, as this user and group."""
-        servers = (Server("reports", 8081, ROOT),)
+        servers = (LabServer("reports", 8081, ROOT),)
         self._start("reports", Identity(int(uid), int(uid)), partial(serve, servers))
 
     def start_server(self, port: str) -> None:
         """Start one more server, outside of the pod."""
         network = os.open("/run/netns/server", os.O_RDONLY)
-        servers = (Server("server", int(port), ROOT),)
+        servers = (LabServer("server", int(port), ROOT),)
         self._start("server", ROOT, partial(serve, servers), network)
 
     def start_job(self, port: str) -> None:

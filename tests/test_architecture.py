@@ -53,6 +53,18 @@ def test_what_imports_what() -> None:
         assert all(rank.get(other, len(rank)) > rank[room] for other in others), room
 
 
+def test_no_two_classes_have_one_name() -> None:
+    """A name in a traceback or a type tells which one it is."""
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py"))
+    names = [
+        node.name
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert sorted(names) == sorted(set(names))
+
+
 @pytest.mark.parametrize("walk", WALKS)
 def test_the_walks_are_of_functions_that_exist(walk: str) -> None:
     """Each line begins with a function or class of the package."""

@@ -8,7 +8,7 @@ from istio_iptables.api.values import Unusable, text_of
 from istio_iptables.errors import UsageProblems
 from istio_iptables.istio.escapes import plan_warnings
 from istio_iptables.istio.plan import build
-from istio_iptables.kernel.host import Host
+from istio_iptables.kernel.host import ThisHost
 from istio_iptables.settings.config import configure, typed_fields
 from istio_iptables.settings.declarations import (
     APPLYING,
@@ -94,7 +94,7 @@ class Capture:
                 problems.append(f"{name}: {error}")
         self._gather(texts, environ, Origin.KEYWORD)
         try:
-            typed_fields(self.values, Host())
+            typed_fields(self.values, ThisHost())
         except UsageProblems as error:
             problems += error.lines
         if problems:
@@ -197,7 +197,7 @@ def plan(capture: Capture, *, purpose: Purpose = _ITSELF) -> Plan:
     """
     config, warnings = configure(
         capture.values,
-        Host(),
+        ThisHost(),
         envoy_user=capture.envoy_user,
         live=purpose.live,
         plan_counts=bool(purpose.ways),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.rules import Source
-    from istio_iptables.kernel.live import NativeChain
+    from istio_iptables.kernel.live import UnseenChain
     from istio_iptables.netfilter.model import Ruleset, Table
 
 __all__ = [
@@ -207,7 +207,7 @@ def _natively(plan: Plan, found: Sequence[Ruleset], name: str) -> Differences:
     return Differences(differences, name, tuple(Family), missing=missing)
 
 
-def native_elsewhere(chains: Iterable[NativeChain]) -> Iterator[Difference]:
+def native_elsewhere(chains: Iterable[UnseenChain]) -> Iterator[Difference]:
     """Native rules of ours where those of iptables are wanted: one difference, or none."""
     tables = dict.fromkeys(f"{each.family} {each.table}" for each in chains)
     ours = [name for name in tables if name in NATIVE_NAMES]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import conntrack, modules, netlink, node, sockets
-from istio_iptables.kernel.host import Host
+from istio_iptables.kernel.host import ThisHost
 from istio_iptables.kernel.namespace import entered
 from istio_iptables.kernel.processes import Process, processes
 from istio_iptables.kernel.tablenames import legacy_tables
@@ -59,7 +59,7 @@ def gather(
     path = resolv_conf_of(namespace) or setting("resolv_conf").default
     servers: tuple[str, ...] | None
     try:
-        servers = Host().nameservers(path)
+        servers = ThisHost().nameservers(path)
     except KernelRefused:
         servers = None
     unread = {

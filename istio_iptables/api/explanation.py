@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.netfilter.plan import DesiredState
     from istio_iptables.settings.config import Config
-    from istio_iptables.trace.hooks import Outcome, Step, Trace
+    from istio_iptables.trace.hooks import Outcome, Trace, TraceStep
     from istio_iptables.trace.table import Assumption, Miss
 
 __all__ = ["Answer", "Explanation"]
@@ -127,7 +127,7 @@ class Explanation:
         return self._verdict.to_port
 
     @property
-    def path(self) -> tuple[Step, ...]:
+    def path(self) -> tuple[TraceStep, ...]:
         """The steps that all outcomes share, from the first on: all there are if there is one."""
         return _shared_steps(self._trace.outcomes)
 
@@ -162,7 +162,9 @@ class Explanation:
         lines.append(self.verdict)
         return "".join(f"{printable(line)}\n" for line in lines)
 
-    def _step_lines(self, step: Step, unknown: set[str], note: str, *, near: bool) -> Iterator[str]:
+    def _step_lines(
+        self, step: TraceStep, unknown: set[str], note: str, *, near: bool
+    ) -> Iterator[str]:
         if near:
             yield from _miss_lines(step.misses)
         number = "policy" if step.number is None else step.number
@@ -182,7 +184,7 @@ class Explanation:
         if reason:
             yield f"    {reason}"
 
-    def _is_foreign(self, step: Step) -> bool:
+    def _is_foreign(self, step: TraceStep) -> bool:
         """Whether a rule that matched is not one of ours."""
         return (
             step.rule is not None
@@ -292,7 +294,7 @@ class Explanation:
             for number, step in enumerate(outcome.steps[:length])
         ]
 
-    def _step_json(self, step: Step, note: str) -> dict[str, object]:
+    def _step_json(self, step: TraceStep, note: str) -> dict[str, object]:
         return {
             "table": step.table,
             "chain": step.chain,
@@ -323,7 +325,7 @@ def _conditional(verdict: Verdict, unseen: tuple[Unseen, ...]) -> Verdict:
     return Verdict(text)
 
 
-def _shared_steps(outcomes: tuple[Outcome, ...]) -> tuple[Step, ...]:
+def _shared_steps(outcomes: tuple[Outcome, ...]) -> tuple[TraceStep, ...]:
     """The steps that all ways have in common, from the first on."""
     first, *others = outcomes
     length = len(first.steps)

@@ -158,9 +158,9 @@ def _require_families(plan: Plan, namespace: str) -> None:
     """Raise KernelRefused where the plan's address families were assumed, for want of an address."""
     if not plan.config.dry_run or plan.values["ip_family"].text != "auto":
         return
-    from istio_iptables.kernel.host import Host
+    from istio_iptables.kernel.host import ThisHost
 
-    if not Host().addresses(namespace):
+    if not ThisHost().addresses(namespace):
         message = (
             "the namespace has no address but loopback and link-local ones, so it can't be told"
             " whether IPv6 is in use: give ip_family"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from istio_iptables.trace.cells import Box, Kept
     from istio_iptables.trace.hooks import Outcome, Trace
     from istio_iptables.trace.reading import Line
-    from istio_iptables.trace.table import Step
+    from istio_iptables.trace.table import TraceStep
 
 __all__ = ["OPENING", "Fate", "Matrix", "Row", "TrafficClass", "matrix"]
 
@@ -93,7 +93,7 @@ class _Found(NamedTuple):
 
     outcomes: tuple[Outcome, ...]
     complete: bool
-    step: Step | None
+    step: TraceStep | None
     #: The rule that decides stands for these of other values.
     kept: Kept | None
     fate: Verdict
@@ -242,7 +242,7 @@ class Matrix:
             if said is not None:
                 yield said
 
-    def _rule(self, family: Family, step: Step, number: int) -> Rule | None:
+    def _rule(self, family: Family, step: TraceStep, number: int) -> Rule | None:
         table = self._ruleset(family).table(step.table)
         chain = table.chain(step.chain) if table else None
         return step.rule if chain is None else chain.rules[number - 1]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.errors import UsageProblems
 from istio_iptables.istio.checks import ELSEWHERE, POD
-from istio_iptables.kernel.host import Host
+from istio_iptables.kernel.host import ThisHost
 from istio_iptables.netfilter.fieldvalues import address_number, number, protocol_number
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import (
@@ -188,8 +188,8 @@ def complete_packet(
     reader = _Reader(given)
     source, destination = reader.endpoint("src"), reader.endpoint("dst")
     protocol, state = reader.protocol(), reader.state()
-    uid = reader.identity("uid", "user", Host().uid)
-    gid = reader.identity("gid", "group", Host().gid)
+    uid = reader.identity("uid", "user", ThisHost().uid)
+    gid = reader.identity("gid", "group", ThisHost().gid)
     mark, connmark = reader.number("mark"), reader.number("connmark")
     if incoming and (uid is not None or gid is not None):
         reader.problems.append("--uid, --gid: a packet that comes in has no owner")

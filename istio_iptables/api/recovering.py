@@ -15,7 +15,7 @@ from istio_iptables.istio.copies import copies, signs, without_copies
 from istio_iptables.istio.ownership import OWNERSHIP, find_owned
 from istio_iptables.istio.plan import build
 from istio_iptables.istio.recovery import SERVERS, read_settings
-from istio_iptables.kernel.host import Host
+from istio_iptables.kernel.host import ThisHost
 from istio_iptables.settings.config import configure
 from istio_iptables.settings.declarations import (
     APPLYING,
@@ -86,7 +86,7 @@ class Recovered(NamedTuple):
         return " ".join([*variables, *program, *map(quote, self.arguments)])
 
 
-class _Servers(Host):
+class _Servers(ThisHost):
     """This machine, with other DNS servers."""
 
     def __init__(self, servers: tuple[str, ...]) -> None:
@@ -221,13 +221,13 @@ def _differences(plan: Plan, rulesets: Sequence[Ruleset]) -> tuple[Difference, .
     return diff_rulesets(rulesets, wanted, find_owned)
 
 
-def _configured(named: Mapping[str, str], machine: Host) -> tuple[Config, Mapping[str, Value]]:
+def _configured(named: Mapping[str, str], machine: ThisHost) -> tuple[Config, Mapping[str, Value]]:
     values, _ = gather({"ip_family": "dual", **named, "dry_run": "true"}, {})
     config, _ = configure(values, machine, plan_counts=False)
     return config, values
 
 
-def _not_to_be_named(config: Config, machine: Host) -> Iterator[str]:
+def _not_to_be_named(config: Config, machine: ThisHost) -> Iterator[str]:
     """The settings that leave no trace in the rules of *config*, or only that of the default."""
     if config.mode is not Mode.TPROXY:
         yield from ("istio_inbound_tproxy_mark", "istio_inbound_tproxy_route_table")

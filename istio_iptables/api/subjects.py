@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from istio_iptables.api.rules import Source
     from istio_iptables.api.unseen import Unseen
     from istio_iptables.kernel.live import LiveState
-    from istio_iptables.kernel.routing import Routing
+    from istio_iptables.kernel.routing import KernelRouting
     from istio_iptables.netfilter.model import Family, Ruleset, Table
     from istio_iptables.netfilter.plan import PolicyRoute
 
@@ -42,7 +42,7 @@ class Subject(NamedTuple):
     #: The addresses that tell which families are in use; none where they aren't known.
     own: tuple[str, ...] = ()
     #: The kernel's routing; None where the rules are not live.
-    routing: Routing | None = None
+    routing: KernelRouting | None = None
     namespace: str = ""
     warnings: tuple[str, ...] = ()
     #: What was read of a namespace; None where the rules are not live.
@@ -149,7 +149,7 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
     from istio_iptables.kernel import live as kernel
     from istio_iptables.kernel import netlink, routes
     from istio_iptables.kernel.namespace import entered
-    from istio_iptables.kernel.routing import Routing
+    from istio_iptables.kernel.routing import KernelRouting
     from istio_iptables.netfilter.nftlisting import families
 
     namespace, backend = live.namespace or "", live.backend or ""
@@ -169,7 +169,7 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
             addresses = netlink.interface_addresses()
             own = netlink.addresses()
             there = routes.delivering_routes()
-            routing = Routing()
+            routing = KernelRouting()
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     native: tuple[Ruleset, ...] = ()

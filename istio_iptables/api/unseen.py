@@ -10,7 +10,7 @@ from istio_iptables.trace.hooks import End
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from istio_iptables.kernel.live import LiveState, NativeChain
+    from istio_iptables.kernel.live import LiveState, UnseenChain
     from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.trace.hooks import Outcome
 
@@ -86,7 +86,7 @@ def _unreadable(text: str) -> Iterable[Unseen]:
             yield Unseen(families, name, kind, hook, _priority(table, hook))
 
 
-def _native(chain: NativeChain) -> Unseen:
+def _native(chain: UnseenChain) -> Unseen:
     base = Base(chain.kind, chain.hook, chain.priority)
     return _of_nftables(chain.family, f"{chain.family} {chain.table} {chain.chain}", base)
 

@@ -8,7 +8,7 @@ from istio_iptables.api.capture import Capture
 from istio_iptables.api.rendering import render
 from istio_iptables.commands.load import Given, load_plan, tell, warn
 from istio_iptables.errors import ExitStatus, UsageProblems
-from istio_iptables.kernel.host import Host
+from istio_iptables.kernel.host import ThisHost
 from istio_iptables.netfilter.model import Family
 from istio_iptables.settings.config import typed_fields
 from istio_iptables.settings.converters import TRUE, Names
@@ -47,7 +47,7 @@ def apply(plan: Plan, tell: Tell = tell) -> ExitStatus:
 def clean_up(flags: Mapping[str, str], extra: list[str], tell: Tell = tell) -> ExitStatus:
     """Remove our rules as *flags* and the environment say; *extra* are problems found before."""
     values, warnings = gather(flags, os.environ, CLEAN_SETTINGS)
-    fields, problems = convert(values, Names(Host().uid, Host().gid))
+    fields, problems = convert(values, Names(ThisHost().uid, ThisHost().gid))
     if extra or problems:
         raise UsageProblems([*extra, *problems])
     tell("warning", warnings)
@@ -80,7 +80,7 @@ def _ready_for_each(flags: Flags, extra: list[str], given: Given) -> Callable[[]
 
     try:
         capture = Capture.from_texts(flags.texts, given.environ, given.values)
-        fields = typed_fields(capture.values, Host())
+        fields = typed_fields(capture.values, ThisHost())
     except UsageProblems as error:
         raise UsageProblems([*extra, *error.lines]) from None
     if fields["dry_run"] and fields["json"]:

@@ -19,7 +19,7 @@ from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.istio.native import build_native
 from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.istio.plan import build
-from istio_iptables.kernel.host import Host
+from istio_iptables.kernel.host import ThisHost
 from istio_iptables.netfilter.model import Family
 from istio_iptables.settings.config import configure
 from istio_iptables.settings.declarations import SETTINGS
@@ -47,7 +47,7 @@ _SETTINGS = tuple(
 _NATIVE = "native"
 
 
-class _Pod(Host):
+class _Pod(ThisHost):
     """Answers for the lab's pod."""
 
     def addresses(self, namespace: str) -> tuple[str, ...]:  # noqa: ARG002 - there is one pod

@@ -13,7 +13,7 @@ from istio_iptables.trace.hooks import MAX_STEPS, End
 if TYPE_CHECKING:
     from istio_iptables.netfilter.packet import Packet
     from istio_iptables.settings.config import Config
-    from istio_iptables.trace.hooks import Outcome, Step, Trace
+    from istio_iptables.trace.hooks import Outcome, Trace, TraceStep
 
 __all__ = ["DEPENDS", "Verdict", "brief", "deciding_step", "describe", "fate_of", "listeners"]
 
@@ -38,7 +38,7 @@ _LETS = frozenset({"ACCEPT", "RETURN"})
 DEPENDS = Verdict("depends on what can't be known from here")
 
 
-def deciding_step(found: Trace) -> Step | None:
+def deciding_step(found: Trace) -> TraceStep | None:
     """The rule, or the policy, that makes the difference for a packet; None if nothing is asked.
 
     It is the rule that chose, rather than one in a chain that only carries out what was chosen.
@@ -63,7 +63,7 @@ def deciding_step(found: Trace) -> Step | None:
     return deciding[-1] if deciding else None
 
 
-def _acts(step: Step, outcome: Outcome) -> bool:
+def _acts(step: TraceStep, outcome: Outcome) -> bool:
     """Whether a step brought about the end: another destination or listener, or a mark."""
     if outcome.taken_by:
         return step.verdict == outcome.taken_by

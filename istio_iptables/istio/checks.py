@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Rule, Ruleset
     from istio_iptables.netfilter.plan import PolicyRoute
     from istio_iptables.settings.config import Config
-    from istio_iptables.trace.hooks import Outcome, Step
+    from istio_iptables.trace.hooks import Outcome, TraceStep
 
 __all__ = [
     "ELSEWHERE",
@@ -327,7 +327,7 @@ class _Probe:
         outcomes = trace(self._ruleset, packet, self._world).outcomes
         return any(describe(each, self._config).captured for each in outcomes)
 
-    def _finding(self, fault: FindingKind, step: Step, packet: Packet, what: str) -> Finding:
+    def _finding(self, fault: FindingKind, step: TraceStep, packet: Packet, what: str) -> Finding:
         place = f"{step.table} {step.chain} {'policy' if step.number is None else step.number}"
         source, destination = packet.endpoints
         owner = "" if packet.uid is None else f", uid {packet.uid}, gid {packet.gid}"
@@ -349,7 +349,7 @@ def _within(identity: int, ids: Iterable[IdRange]) -> bool:
     return any(each.first <= identity <= each.last for each in ids)
 
 
-def _decisive(outcome: Outcome) -> Step:
+def _decisive(outcome: Outcome) -> TraceStep:
     """The rule that made the decision: the last one that chose, and did not merely carry it out."""
     steps = [step for step in outcome.steps if step.rule is not None] or list(outcome.steps)
     if outcome.taken_by:

@@ -9,14 +9,14 @@ import stat
 from istio_iptables.errors import KernelRefused
 from istio_iptables.text import pattern
 
-__all__ = ["Host"]
+__all__ = ["ThisHost"]
 
 #: More than any resolver reads; the file may be another process's.
 _MOST_BYTES = 1 << 20
 _MOST_LINKS = 40
 
 
-class Host:
+class ThisHost:
     """Answers from this machine, in the namespace the process is in when it is asked."""
 
     def uid(self, name: str) -> int | None:

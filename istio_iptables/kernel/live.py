@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.ownership import Ownership
     from istio_iptables.netfilter.plan import DesiredState, InterfaceAddress, PolicyRoute
 
-__all__ = ["LiveState", "NativeChain", "read"]
+__all__ = ["LiveState", "UnseenChain", "read"]
 
 
-class NativeChain(NamedTuple):
+class UnseenChain(NamedTuple):
     """A base chain of nftables with rules in it, which the kernel asks and iptables does not show."""
 
     #: ``ip``, ``ip6``, ``inet`` or ``netdev``.
@@ -51,7 +51,7 @@ class LiveState(NamedTuple):
     #: The commands of other routes of the plan whose part is there all the same.
     half_there: tuple[str, ...] = ()
     #: Chains at the hooks of our tables that iptables does not show.
-    native_chains: tuple[NativeChain, ...] = ()
+    native_chains: tuple[UnseenChain, ...] = ()
     #: The tables of these; None where they could not be listed.
     native: tuple[Table, ...] | None = ()
     #: Tables that could not be read, such as ``IPv4 filter (nft)``.
@@ -109,7 +109,7 @@ def _warnings(faults: Iterable[UnusableTable]) -> Iterator[str]:
             yield fault.reason
 
 
-def _native(*, native: bool) -> tuple[tuple[NativeChain, ...], tuple[Table, ...] | None]:
+def _native(*, native: bool) -> tuple[tuple[UnseenChain, ...], tuple[Table, ...] | None]:
     """The chains that iptables does not show, and the tables they are in, if nft lists them."""
     candidates = list(_not_shown())
     if not (candidates or native):
@@ -124,15 +124,15 @@ def _native(*, native: bool) -> tuple[tuple[NativeChain, ...], tuple[Table, ...]
 
 
 def _native_chains(
-    candidates: Sequence[tuple[nftables.Chain, nftables.Base]],
-) -> tuple[NativeChain, ...]:
+    candidates: Sequence[tuple[nftables.NftChain, nftables.NftBase]],
+) -> tuple[UnseenChain, ...]:
     """Those of the base chains that iptables does not show that do something."""
     if not candidates:
         return ()
     idle = {(table.family, table.name) for table in nftables.tables() if table.dormant}
     filled = {rule[:3] for rule in nftables.rules()}
     return tuple(
-        NativeChain(
+        UnseenChain(
             nftables.FAMILIES[chain.family],
             chain.table,
             chain.name,
@@ -145,7 +145,7 @@ def _native_chains(
     )
 
 
-def _not_shown() -> Iterator[tuple[nftables.Chain, nftables.Base]]:
+def _not_shown() -> Iterator[tuple[nftables.NftChain, nftables.NftBase]]:
     """The base chains that see a pod's packets and that iptables does not show."""
     iptables = {family.number for family in Family}
     for chain in nftables.chains():

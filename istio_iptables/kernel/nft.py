@@ -128,7 +128,7 @@ class _Store:
         self.family = family
         there = {table.name: table for table in nftables.tables(family.number)}
         self.tables = {name: there[name] for name in TABLES if name in there}
-        self.chains: list[nftables.Chain] = []
+        self.chains: list[nftables.NftChain] = []
         #: By table and chain, what can be believed of each rule.
         self.rules: dict[str, dict[str, list[nftables.Shown]]] = {}
         if self.tables:
@@ -156,7 +156,7 @@ def _why_unread(family: Family, name: str, error: KernelRefused, *, ours: bool) 
     return reason
 
 
-def _require_own_chains(table: str, chains: Iterable[nftables.Chain]) -> None:
+def _require_own_chains(table: str, chains: Iterable[nftables.NftChain]) -> None:
     """Raise ProgramFailed if a chain has the name of a built-in one and is another.
 
     iptables shows an empty chain in its place, or two.

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FAMILIES",
-    "Base",
-    "Chain",
+    "NftBase",
+    "NftChain",
+    "NftTable",
     "Shown",
-    "Table",
     "chain_of",
     "chains",
     "hook_name",
@@ -46,7 +46,7 @@ _HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "INGRESS", 
 _NETDEV_HOOKS = ("INGRESS", "EGRESS")
 
 
-class Table(NamedTuple):
+class NftTable(NamedTuple):
     """A table; *owner* is the netlink port of the process that alone may change it, or None."""
 
     family: int
@@ -58,7 +58,7 @@ class Table(NamedTuple):
     handle: int
 
 
-class Base(NamedTuple):
+class NftBase(NamedTuple):
     """Where the kernel asks a chain: its type, hook and priority."""
 
     kind: str
@@ -66,18 +66,18 @@ class Base(NamedTuple):
     priority: int
 
 
-class Chain(NamedTuple):
+class NftChain(NamedTuple):
     """A chain; *base* is None if only other chains lead to it."""
 
     family: int
     table: str
     name: str
-    base: Base | None
+    base: NftBase | None
     #: What no rule decides is dropped.
     drops: bool
 
 
-def tables(family: int = 0) -> tuple[Table, ...]:
+def tables(family: int = 0) -> tuple[NftTable, ...]:
     """The tables of one family, or of all of them."""
     found = []
     for number, parts in nft(_GET_TABLE, family):
@@ -86,24 +86,26 @@ def tables(family: int = 0) -> tuple[Table, ...]:
         owner = _number(parts.get(_TABLE_OWNER)) if flags & _OWNED else None
         handle = _number(parts.get(_TABLE_HANDLE))
         name = text(parts.get(_TABLE_NAME))
-        found.append(Table(number, name, bool(flags & _DORMANT), owner, handle))
+        found.append(NftTable(number, name, bool(flags & _DORMANT), owner, handle))
     return tuple(found)
 
 
-def chains(family: int = 0) -> tuple[Chain, ...]:
+def chains(family: int = 0) -> tuple[NftChain, ...]:
     """The chains of one family, or of all of them."""
     return tuple(chain_of(number, parts) for number, parts in nft(_GET_CHAIN, family))
 
 
-def chain_of(family: int, parts: dict[int, bytes]) -> Chain:
+def chain_of(family: int, parts: dict[int, bytes]) -> NftChain:
     """The chain that the kernel tells of in these attributes."""
     base = None
     if hook := parts.get(_CHAIN_HOOK):
         where = dict(attributes(hook))
         (priority,) = struct.unpack(">i", where.get(_HOOK_PRIORITY, bytes(4)))
-        base = Base(text(parts.get(_CHAIN_TYPE)), _number(where.get(_HOOK_NUMBER)), int(priority))
+        base = NftBase(
+            text(parts.get(_CHAIN_TYPE)), _number(where.get(_HOOK_NUMBER)), int(priority)
+        )
     policy = parts.get(_CHAIN_POLICY)
-    return Chain(
+    return NftChain(
         family,
         text(parts.get(_CHAIN_TABLE)),
         text(parts.get(_CHAIN_NAME)),
@@ -137,17 +139,17 @@ _PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
 _SOURCE_NAT, _DESTINATION_NAT = 100, -100
 
 
-def is_iptables(chain: Chain) -> bool:
+def is_iptables(chain: NftChain) -> bool:
     """Whether a base chain of a table of iptables' is one that iptables itself makes and shows."""
     if chain.base is None:
         return False
     hook = hook_name(chain.family, chain.base.hook)
     if chain.table == "nat":
         before = hook in {"PREROUTING", "OUTPUT"}
-        wanted = Base("nat", chain.base.hook, _DESTINATION_NAT if before else _SOURCE_NAT)
+        wanted = NftBase("nat", chain.base.hook, _DESTINATION_NAT if before else _SOURCE_NAT)
     else:
         kind = "route" if (chain.table, hook) == ("mangle", "OUTPUT") else "filter"
-        wanted = Base(kind, chain.base.hook, _PRIORITIES.get(chain.table, 0))
+        wanted = NftBase(kind, chain.base.hook, _PRIORITIES.get(chain.table, 0))
     return chain.name == hook and chain.base == wanted
 
 

@@ -8,7 +8,7 @@ from istio_iptables.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from istio_iptables.kernel.nftables import Chain
+    from istio_iptables.kernel.nftables import NftChain
     from istio_iptables.netfilter.model import Ruleset
 
 __all__ = ["signs"]
@@ -53,7 +53,7 @@ def signs(rulesets: Iterable[Ruleset]) -> str:
     return "; ".join(found)
 
 
-def _nft_chains() -> tuple[Chain, ...]:
+def _nft_chains() -> tuple[NftChain, ...]:
     if not netlink.nft_tables():
         return ()
     from istio_iptables.kernel import nftables  # 1 ms; few pods have such tables

@@ -87,10 +87,10 @@ def _lacks_rule(route: PolicyRoute) -> bool:
 def _delivers(route: PolicyRoute) -> bool:
     """Whether the kernel delivers a packet with the mark that is sent to another machine."""
     # 2 ms; few plans have policy routes
-    from istio_iptables.kernel.routing import Routing
+    from istio_iptables.kernel.routing import KernelRouting
     from istio_iptables.netfilter.packet import Packet
 
-    with Routing() as routing:
+    with KernelRouting() as routing:
         elsewhere = _ELSEWHERE[route.family]
         return routing(Packet(route.family, 0, None, elsewhere, mark=route.mark)).local
 

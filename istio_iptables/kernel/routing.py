@@ -23,7 +23,7 @@ from istio_iptables.netfilter.packet import Route
 if TYPE_CHECKING:
     from istio_iptables.netfilter.packet import Packet
 
-__all__ = ["Routing"]
+__all__ = ["KernelRouting"]
 
 _RTM_GETROUTE = 26
 _RTA_TABLE = 15
@@ -60,7 +60,7 @@ class _Question(NamedTuple):
     uid: int | None
 
 
-class Routing:
+class KernelRouting:
     """Asks the kernel for routes, in the network namespace that the process is in when it is made.
 
     Raises KernelRefused if there is no connection to the kernel.

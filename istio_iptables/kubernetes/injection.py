@@ -35,7 +35,7 @@ __all__ = [
     "PROXY_IMAGE",
     "InitContainer",
     "Injection",
-    "Owner",
+    "RunAs",
     "reason_to_skip",
     "variables",
 ]
@@ -56,7 +56,7 @@ _STATUS = Argument("", (names.STATUS_PORT,), "global.proxy.statusPort")
 _IMAGE_TYPES = ("distroless", "debug")
 
 
-class Owner(NamedTuple):
+class RunAs(NamedTuple):
     """A user and a group; None for what a manifest does not tell."""
 
     uid: int | None = None
@@ -194,7 +194,7 @@ class Injection:
         return bind == "true" or self.look_up(MODE).text == "TPROXY"
 
     @property
-    def proxy_owner(self) -> Owner:
+    def proxy_owner(self) -> RunAs:
         """Whom istio-proxy will run as."""
         mine = self.own_proxy_context()
         metadata = self.installation.setting("defaultConfig.proxyMetadata").value
@@ -202,7 +202,7 @@ class Injection:
         uid = mine.get("runAsUser", 0 if self.runs_as_root or traced else int(_UID))
         if "runAsUser" in mine and self.any_tproxy:
             uid = 0
-        return Owner(uid, mine.get("runAsGroup", int(_UID)))
+        return RunAs(uid, mine.get("runAsGroup", int(_UID)))
 
     @property
     def any_tproxy(self) -> bool:

@@ -6,7 +6,7 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 from istio_iptables.kubernetes import annotations as names
-from istio_iptables.kubernetes.injection import INIT_NAMES, PROXY, Owner
+from istio_iptables.kubernetes.injection import INIT_NAMES, PROXY, RunAs
 from istio_iptables.kubernetes.manifest import as_text
 from istio_iptables.kubernetes.proxyconfig import FIELDS
 from istio_iptables.kubernetes.template import ARGUMENTS, CNI, MODE
@@ -290,17 +290,17 @@ def _by_cni(injection: Injection) -> Iterator[str]:
                 yield f"{port.place}: Istio's CNI plugin does not read it"
 
 
-def owner_in(spec: Mapping[str, Any], container: Mapping[str, Any]) -> Owner:
+def owner_in(spec: Mapping[str, Any], container: Mapping[str, Any]) -> RunAs:
     """Whom *container* of the pod *spec* runs as."""
     contexts = [container.get("securityContext"), spec.get("securityContext")]
     found = []
     for key in ("runAsUser", "runAsGroup"):
         given = (each.get(key) for each in contexts if isinstance(each, dict))
         found.append(next((each for each in given if isinstance(each, int)), None))
-    return Owner(*found)
+    return RunAs(*found)
 
 
-def lint_owners(workload: Workload, proxy: Owner, config: Config) -> list[str]:
+def lint_owners(workload: Workload, proxy: RunAs, config: Config) -> list[str]:
     """One line for each container that passes for Envoy, and one if Envoy (*proxy*) passes for none."""
     found = []
     # An init container is often given Envoy's user, for its traffic not to be captured.

@@ -10,7 +10,7 @@ from istio_iptables.kubernetes.injection import (
     INIT_NAMES,
     PROXY,
     Injection,
-    Owner,
+    RunAs,
     reason_to_skip,
 )
 from istio_iptables.kubernetes.lint import lint, lint_injection, owner_in
@@ -44,7 +44,7 @@ class Start(NamedTuple):
     environment: Mapping[str, tuple[str, str]]
     workload: Workload
     #: Whom istio-proxy runs as.
-    proxy: Owner
+    proxy: RunAs
     #: What of it can't be told from the manifest, and what in that is a likely mistake.
     warnings: tuple[str, ...] = ()
 
@@ -95,7 +95,7 @@ def started_by(injection: Injection, mistakes: Iterable[str] = ()) -> Start:
     )
 
 
-def _proxy(workload: Workload) -> Owner:
+def _proxy(workload: Workload) -> RunAs:
     listed = workload.containers("containers") + workload.containers("initContainers")
     return owner_in(workload.spec, find(listed, PROXY) or {})
 

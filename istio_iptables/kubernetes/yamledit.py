@@ -14,7 +14,7 @@ from istio_iptables.kubernetes.yamlnodes import plain_value, read_nodes
 from istio_iptables.kubernetes.yamltext import write
 
 if TYPE_CHECKING:
-    from istio_iptables.kubernetes.yamlnodes import Node
+    from istio_iptables.kubernetes.yamlnodes import YamlNode
 
 __all__ = ["rewritten"]
 
@@ -32,7 +32,7 @@ class _CannotKeep(Exception):
     """The text can't stay beside the new value."""
 
 
-def rewritten(text: str, roots: list[Node], values: list[Any]) -> tuple[str, list[int]]:
+def rewritten(text: str, roots: list[YamlNode], values: list[Any]) -> tuple[str, list[int]]:
     """*text*, whose documents are *roots*, with *values* for them; and the lines where comments are lost.
 
     What stands in one line is written anew in several, and so is a whole document that can't be
@@ -82,7 +82,7 @@ def _applied(text: str, edits: list[_Edit], start: int, end: int) -> str:
     return "".join([*parts, text[start:end]])
 
 
-def _holds(text: str, root: Node, edits: list[_Edit], value: Any) -> bool:  # noqa: ANN401 - of YAML
+def _holds(text: str, root: YamlNode, edits: list[_Edit], value: Any) -> bool:  # noqa: ANN401 - of YAML
     """Whether the document at *root* reads as *value* with its *edits*."""
     first = text.rfind("\n", 0, root.start) + 1
     last = max([root.end, *(edit.end for edit in edits)])
@@ -101,7 +101,7 @@ class _Change:
         self._text = text
         self._newline = newline
 
-    def whole(self, root: Node, value: Any, end: int) -> None:  # noqa: ANN401 - of YAML
+    def whole(self, root: YamlNode, value: Any, end: int) -> None:  # noqa: ANN401 - of YAML
         """Write a document anew, in place of what is up to *end*."""
         column = self._column(root.start)
         before = self._text[root.start - column : root.start]
@@ -111,7 +111,7 @@ class _Change:
         else:
             self._replace(root.start - column, end, self._written(value, 0))
 
-    def kept(self, node: Node, value: Any) -> bool:  # noqa: ANN401 - of YAML
+    def kept(self, node: YamlNode, value: Any) -> bool:  # noqa: ANN401 - of YAML
         """Edit *node* to hold *value*; false, without edits, if it is to be written anew."""
         before = len(self.edits)
         try:
@@ -121,7 +121,7 @@ class _Change:
             return False
         return True
 
-    def _node(self, node: Node, value: Any) -> None:  # noqa: ANN401 - of YAML
+    def _node(self, node: YamlNode, value: Any) -> None:  # noqa: ANN401 - of YAML
         if node.aliased or node.flow or not node.pairs:
             raise _CannotKeep
         if isinstance(value, dict) and node.key_column >= 0:
@@ -131,7 +131,7 @@ class _Change:
         else:
             raise _CannotKeep
 
-    def _mapping(self, node: Node, value: dict[Any, Any]) -> None:
+    def _mapping(self, node: YamlNode, value: dict[Any, Any]) -> None:
         old = plain_value(node)
         pairs = {key.value: (key, each) for key, each in node.pairs or () if key is not None}
         if len(pairs) < len(node.pairs or ()) or not old.keys() <= value.keys():
@@ -150,7 +150,7 @@ class _Change:
         if added:
             self._insert(self._line_behind(node.end, node.key_column), added, node.key_column)
 
-    def _list(self, node: Node, value: list[Any]) -> None:
+    def _list(self, node: YamlNode, value: list[Any]) -> None:
         items = [each for _, each in node.pairs or ()]
         old = [plain_value(each) for each in items]
         column = self._dash_column(node, items[0])
@@ -176,7 +176,7 @@ class _Change:
     def _column(self, at: int) -> int:
         return at - self._line_start(at)
 
-    def _dash_column(self, node: Node, item: Node) -> int:
+    def _dash_column(self, node: YamlNode, item: YamlNode) -> int:
         """Where the items of a list begin, with their dashes; the list itself may begin with an anchor."""
         if self._text[node.start] == "-":
             return self._column(node.start)

@@ -17,7 +17,7 @@ from istio_iptables.text import clip, excerpt
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Node", "between_quotes", "plain_value", "read_nodes", "resolve"]
+__all__ = ["YamlNode", "between_quotes", "plain_value", "read_nodes", "resolve"]
 
 #: Written in C, as a port of the library that Go's was ported from: eight times as fast.
 _Parser: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -48,7 +48,7 @@ _PLAIN_TAGS = frozenset({f"{_TAG}{each}" for each in ("int", "float", "bool", "n
 _MERGE = f"{_TAG}merge"
 
 
-class Node:
+class YamlNode:
     """A value of a text, and where in the text it stands."""
 
     __slots__ = ("aliased", "end", "flow", "key_column", "pairs", "start", "value")
@@ -60,7 +60,7 @@ class Node:
         #: Of a scalar; of a collection that of ``plain_value``.
         self.value: Any = None
         #: Of a collection: the node of each key, None in a list, and of its value; else None.
-        self.pairs: list[tuple[Node | None, Node]] | None = None
+        self.pairs: list[tuple[YamlNode | None, YamlNode]] | None = None
         self.flow = False
         #: Whether an alias stands for it, so that others are told by the same text.
         self.aliased = False
@@ -68,7 +68,7 @@ class Node:
         self.key_column = -1
 
 
-def plain_value(node: Node) -> Any:  # noqa: ANN401 - of YAML
+def plain_value(node: YamlNode) -> Any:  # noqa: ANN401 - of YAML
     """The value of *node*, which shares nothing with another."""
     if node.pairs is None:
         # Only as a key it merges.
@@ -92,7 +92,7 @@ class _Merge:
     """The key ``<<``."""
 
 
-def read_nodes(text: str, name: str, doubles: list[str] | None = None) -> list[Node]:
+def read_nodes(text: str, name: str, doubles: list[str] | None = None) -> list[YamlNode]:
     """The documents of YAML or JSON *text*; raises UsageProblems for no YAML, which *name* is called.
 
     A line is added to *doubles* for each key that a mapping has twice.
@@ -121,10 +121,10 @@ class _Reader:
         self._events: Iterator[Any] = yaml.parse(text[self._before :], Loader=_Parser)
         self._name = name
         self._doubles = doubles
-        self._anchors: dict[str, Node] = {}
+        self._anchors: dict[str, YamlNode] = {}
         self._count = 0
 
-    def documents(self) -> Iterator[Node]:
+    def documents(self) -> Iterator[YamlNode]:
         """The root of each document, empty ones left out."""
         for event in self._events:
             if isinstance(event, yaml.DocumentStartEvent):
@@ -133,14 +133,14 @@ class _Reader:
                 if root.pairs is not None or root.value is not None:
                     yield root
 
-    def _node(self, event: Any, depth: int) -> Node:  # noqa: ANN401 - of PyYAML
+    def _node(self, event: Any, depth: int) -> YamlNode:  # noqa: ANN401 - of PyYAML
         self._count += 1
         if depth > _DEEPEST or self._count > _MOST_VALUES:
             message = "is nested too deep" if depth > _DEEPEST else "holds too many values"
             raise ValueError(message)
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event)
-        node = Node(event.start_mark.index + self._before, event.end_mark.index + self._before)
+        node = YamlNode(event.start_mark.index + self._before, event.end_mark.index + self._before)
         if isinstance(event, yaml.ScalarEvent):
             node.value = _scalar(event)
             if isinstance(node.value, float) and not isfinite(node.value):
@@ -163,8 +163,8 @@ class _Reader:
             self._anchors[event.anchor] = node
         return node
 
-    def _read_list(self, node: Node, depth: int) -> None:
-        pairs: list[tuple[Node | None, Node]] = []
+    def _read_list(self, node: YamlNode, depth: int) -> None:
+        pairs: list[tuple[YamlNode | None, YamlNode]] = []
         for event in self._events:
             if isinstance(event, yaml.SequenceEndEvent):
                 node.end = self._end(node, pairs, event)
@@ -172,9 +172,9 @@ class _Reader:
             pairs.append((None, self._node(event, depth + 1)))
         node.pairs = pairs
 
-    def _read_mapping(self, node: Node, start: Any, depth: int) -> None:  # noqa: ANN401 - of PyYAML
+    def _read_mapping(self, node: YamlNode, start: Any, depth: int) -> None:  # noqa: ANN401 - of PyYAML
         node.key_column = start.start_mark.column
-        pairs: list[tuple[Node | None, Node]] = []
+        pairs: list[tuple[YamlNode | None, YamlNode]] = []
         seen: set[Any] = set()
         for event in self._events:
             if isinstance(event, yaml.MappingEndEvent):
@@ -201,24 +201,29 @@ class _Reader:
             pairs.append((key, value))
         node.pairs = pairs
 
-    def _end(self, node: Node, pairs: list[tuple[Node | None, Node]], event: Any) -> int:  # noqa: ANN401 - of PyYAML
+    def _end(
+        self,
+        node: YamlNode,
+        pairs: list[tuple[YamlNode | None, YamlNode]],
+        event: Any,  # noqa: ANN401 - of PyYAML
+    ) -> int:
         """Where a collection ends: in block style the parser says where the next one begins."""
         if node.flow or not pairs:
             return int(event.end_mark.index) + self._before
         return pairs[-1][1].end
 
-    def _alias(self, event: Any) -> Node:  # noqa: ANN401 - of PyYAML
+    def _alias(self, event: Any) -> YamlNode:  # noqa: ANN401 - of PyYAML
         found = self._anchors.get(event.anchor)
         if found is None:
             raise _mistake(event, f"found undefined alias {event.anchor!r}")
         self._count += _size(found, _MOST_VALUES - self._count)
-        node = Node(event.start_mark.index + self._before, event.end_mark.index + self._before)
+        node = YamlNode(event.start_mark.index + self._before, event.end_mark.index + self._before)
         node.value, node.pairs, node.key_column = found.value, found.pairs, found.key_column
         found.aliased = node.aliased = node.flow = True
         return node
 
 
-def _merges(value: Node) -> bool:
+def _merges(value: YamlNode) -> bool:
     if value.pairs is None:
         return False
     return value.key_column >= 0 or all(
@@ -226,7 +231,7 @@ def _merges(value: Node) -> bool:
     )
 
 
-def _size(node: Node, most: int) -> int:
+def _size(node: YamlNode, most: int) -> int:
     """How many values *node* has; raises ValueError for more than *most*."""
     count, left = 0, [node]
     while left:

@@ -20,7 +20,7 @@ from istio_iptables.lab.sandbox import FOLDER
 
 if TYPE_CHECKING:
     from istio_iptables.lab.nodes import Proxy
-    from istio_iptables.lab.processes import Process
+    from istio_iptables.lab.processes import LabProcess
 
 __all__ = ["Envoy", "find", "show"]
 
@@ -67,7 +67,7 @@ class Envoy:
         config.write_text(json.dumps(bootstrap(proxy, self.socket), indent=1), encoding="utf-8")
         words = [binary, "-c", str(config), "--disable-hot-restart", "--concurrency", "1"]
         words += ["-l", "warning", "--log-format", "%l %n %v"]
-        self._process: Process = execute(f"Envoy {proxy.name}", network, proxy.identity, words)
+        self._process: LabProcess = execute(f"Envoy {proxy.name}", network, proxy.identity, words)
 
     def wait_ready(self) -> None:
         """Return when all listeners are open; raises KernelRefused with Envoy's words if not."""

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Interface",
+    "LabServer",
     "Listener",
     "Node",
     "Proxy",
     "Rewrite",
-    "Server",
     "ServerProtocol",
     "SourceAddress",
     "Upstream",
@@ -99,7 +99,7 @@ class ServerProtocol(Enum):
     DNS = "dns"
 
 
-class Server(NamedTuple):
+class LabServer(NamedTuple):
     """A small server of ours that answers with who it saw."""
 
     name: str
@@ -116,7 +116,7 @@ class Node(NamedTuple):
 
     name: str
     interfaces: tuple[Interface, ...]
-    servers: tuple[Server, ...] = ()
+    servers: tuple[LabServer, ...] = ()
     proxy: Proxy | None = None
     #: Whether the rules are installed here.
     captured: bool = False

@@ -20,7 +20,7 @@ from istio_iptables.lab.sandbox import FOLDER, end_with, read_answer
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["ROOT", "Call", "Identity", "Process", "call", "execute", "start"]
+__all__ = ["ROOT", "Call", "Identity", "LabProcess", "call", "execute", "start"]
 
 #: Nothing in the lab takes longer, unless something is wrong.
 _PATIENCE_SECONDS = 15.0
@@ -38,7 +38,7 @@ class Identity(NamedTuple):
 ROOT = Identity(0, 0)
 
 
-class Process(NamedTuple):
+class LabProcess(NamedTuple):
     """A process that runs until the world ends."""
 
     name: str
@@ -68,7 +68,7 @@ def _log(name: str) -> str:
 
 def start(
     name: str, network: int, identity: Identity, work: Callable[[Callable[[], None]], object]
-) -> Process:
+) -> LabProcess:
     """Start a process that does *work*, which calls its argument when it is ready."""
     reader, writer = os.pipe()
     log = os.open(_log(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -85,7 +85,7 @@ def start(
         _ended(lambda: work(ready))
     os.close(writer)
     os.close(log)
-    return Process(name, pid, reader)
+    return LabProcess(name, pid, reader)
 
 
 def _begin(network: int, identity: Identity) -> None:
@@ -108,7 +108,7 @@ def _ended(work: Callable[[], object]) -> NoReturn:
         os._exit(1)
 
 
-def execute(name: str, network: int, identity: Identity, command: Sequence[str]) -> Process:
+def execute(name: str, network: int, identity: Identity, command: Sequence[str]) -> LabProcess:
     """Start a program; it can't say that it is ready, only that it has ended."""
 
     def become_it(_ready: Callable[[], None]) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from istio_iptables.lab.clients import Seen
-    from istio_iptables.lab.processes import Identity, Process
+    from istio_iptables.lab.processes import Identity, LabProcess
     from istio_iptables.lab.scenarios import Scenario, TrafficPath
     from istio_iptables.lab.without import Left
     from istio_iptables.netfilter.native import NativePlan
@@ -154,7 +154,7 @@ class _Lab:
         self.sockets = {node: each.socket for node, each in envoys.items()}
         return name
 
-    def _serve(self, name: str) -> list[Process]:
+    def _serve(self, name: str) -> list[LabProcess]:
         """Start a node's servers: one process for each user."""
         servers = self._nodes[name].servers
         return [

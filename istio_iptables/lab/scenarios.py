@@ -8,11 +8,11 @@ from istio_iptables.lab.bootstrap import STATISTICS_PATH
 from istio_iptables.lab.clients import Request, RequestKind
 from istio_iptables.lab.nodes import (
     Interface,
+    LabServer,
     Listener,
     Node,
     Proxy,
     Rewrite,
-    Server,
     ServerProtocol,
     SourceAddress,
     Upstream,
@@ -159,9 +159,9 @@ def _pod(config: Config, identity: Identity, upstreams: tuple[Upstream, ...] = (
         "pod",
         (_ends(10), _side(10)),
         (
-            Server("app", APP_PORT, _APP),
-            Server("agent", AGENT_PORT, agent),
-            Server("agent", DNS_PORT, agent, ServerProtocol.DNS, on_loopback=True),
+            LabServer("app", APP_PORT, _APP),
+            LabServer("agent", AGENT_PORT, agent),
+            LabServer("agent", DNS_PORT, agent, ServerProtocol.DNS, on_loopback=True),
         ),
         _sidecar("pod", config, identity, upstreams),
         captured=True,
@@ -176,9 +176,9 @@ def _server() -> Node:
         "server",
         (extra, _side(30)),
         (
-            Server("server", SERVER_PORT, ROOT),
-            Server("server", EXCLUDED_PORT, ROOT),
-            Server("server", 53, ROOT, ServerProtocol.DNS),
+            LabServer("server", SERVER_PORT, ROOT),
+            LabServer("server", EXCLUDED_PORT, ROOT),
+            LabServer("server", 53, ROOT, ServerProtocol.DNS),
         ),
     )
 
@@ -314,7 +314,7 @@ def _gateway(name: str, interface: Interface, upstream: Upstream) -> Node:
 
 
 def _scenario_egress(name: str, config: Config, identity: Identity) -> Scenario:
-    outside = Node("outside", (_ends(90),), (Server("outside server", SERVER_PORT, ROOT),))
+    outside = Node("outside", (_ends(90),), (LabServer("outside server", SERVER_PORT, ROOT),))
     target = Upstream((), tuple((each, SERVER_PORT) for each in _plain(_ends(90))), "outside")
     way_out = _gateway("egress", _ends(60), target)
     by_gateway = Upstream(OUTSIDE, tuple((each, APP_PORT) for each in _plain(_ends(60))), "egress")

@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from istio_iptables.lab.messages import dns_answer, http_response
-from istio_iptables.lab.nodes import Server, ServerProtocol
+from istio_iptables.lab.nodes import LabServer, ServerProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,12 +19,12 @@ _LENGTH_BYTES = 2
 _BACKLOG = 256
 
 
-def serve(servers: tuple[Server, ...], ready: Callable[[], None]) -> None:
+def serve(servers: tuple[LabServer, ...], ready: Callable[[], None]) -> None:
     """Run *servers*, which are of one node and identity, until the process is ended."""
     asyncio.run(_serve(servers, ready))
 
 
-async def _serve(servers: tuple[Server, ...], ready: Callable[[], None]) -> None:
+async def _serve(servers: tuple[LabServer, ...], ready: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     for server in servers:
         talk = _speak_http(server) if server.speaks is ServerProtocol.HTTP else _speak_dns(server)
@@ -44,7 +44,9 @@ _ANYWHERE = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104 - i
 _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
-def _socket(family: socket.AddressFamily, kind: socket.SocketKind, server: Server) -> socket.socket:
+def _socket(
+    family: socket.AddressFamily, kind: socket.SocketKind, server: LabServer
+) -> socket.socket:
     """A socket of one family, opened by the server's own user."""
     bound = socket.socket(family, kind)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -58,7 +60,7 @@ def _socket(family: socket.AddressFamily, kind: socket.SocketKind, server: Serve
 _Talk = Any
 
 
-def _speak_http(server: Server) -> _Talk:
+def _speak_http(server: LabServer) -> _Talk:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -84,7 +86,7 @@ def _speak_http(server: Server) -> _Talk:
     return talk
 
 
-def _speak_dns(server: Server) -> _Talk:
+def _speak_dns(server: LabServer) -> _Talk:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             length = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
@@ -103,7 +105,7 @@ def _speak_dns(server: Server) -> _Talk:
 class _Datagrams(asyncio.DatagramProtocol):
     """DNS over udp."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: LabServer) -> None:
         self._server = server
         self._transport: asyncio.DatagramTransport | None = None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from istio_iptables.pictures.flow import Box, Flow, Line
+    from istio_iptables.pictures.flow import Box, Flow, RuleLine
     from istio_iptables.pictures.sequence import Sequence
 
 __all__ = ["flow_text", "sequence_text"]
@@ -49,7 +49,7 @@ def _node(box: Box) -> str:
     return f"{box.name} [label=<{table}>{way}]"
 
 
-def _row(line: Line) -> str:
+def _row(line: RuleLine) -> str:
     attributes = {"align": "left"}
     if line.number:
         attributes["port"] = f"r{line.number}"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.model import Chain, Family, Ruleset, Table, Target
 
-__all__ = ["Box", "Flow", "Line", "Note", "Place", "chart"]
+__all__ = ["Box", "Flow", "Note", "Place", "RuleLine", "chart"]
 
 #: Of a longer run of rules that lead to the same place, the first and the last are drawn.
 _LONGEST_RUN = 8
@@ -46,7 +46,7 @@ class Note(NamedTuple):
     passed: bool = False
 
 
-class Line(NamedTuple):
+class RuleLine(NamedTuple):
     """A rule in its box, or a run of rules that are left out."""
 
     #: The rule's number; "" for what is left out.
@@ -65,7 +65,7 @@ class Box(NamedTuple):
     title: str
     #: How many boxes a packet has passed before, at most.
     column: int
-    lines: tuple[Line, ...] = ()
+    lines: tuple[RuleLine, ...] = ()
     passed: bool = False
 
     @property
@@ -118,11 +118,11 @@ def _boxes(
         title = _end(target, listeners)
         return ends.setdefault(title, f"t{number}e{len(ends)}") if title else None
 
-    def line(chain: Chain, nth: int) -> Line:
+    def line(chain: Chain, nth: int) -> RuleLine:
         rule = chain.rules[nth - 1]
         to = tuple(dict.fromkeys(filter(None, map(leads_to, rule.targets))))
         note = notes.get(Place(family, table.name, chain.name, nth), Note())
-        return Line(str(nth), printable(rule.text), note, to)
+        return RuleLine(str(nth), printable(rule.text), note, to)
 
     lines = {
         names[chain.name]: [line(chain, nth) for nth in range(1, len(chain.rules) + 1)]
@@ -156,7 +156,7 @@ def _end(target: Target, listeners: Mapping[str, str]) -> str:
     return f"{who}, port {port}" if who else printable(f"{target.name} {where}".rstrip())
 
 
-def _columns(boxes: Mapping[str, list[Line]]) -> dict[str, int]:
+def _columns(boxes: Mapping[str, list[RuleLine]]) -> dict[str, int]:
     """How far each chain stands from those that nothing leads to; a circle stops where it closes."""
     columns = dict.fromkeys(boxes, 0)
     # Without a circle no way is longer than there are chains.
@@ -172,10 +172,10 @@ def _columns(boxes: Mapping[str, list[Line]]) -> dict[str, int]:
     return columns
 
 
-def _folded(lines: list[Line]) -> Iterator[Line]:
+def _folded(lines: list[RuleLine]) -> Iterator[RuleLine]:
     """The lines, long runs of alike rules shortened."""
 
-    def kind(line: Line) -> tuple[object, ...]:
+    def kind(line: RuleLine) -> tuple[object, ...]:
         return line.to, line.text.rpartition(" -j ")[2], line.note.foreign, line.note.passed
 
     for _, group in groupby(lines, kind):
@@ -186,5 +186,5 @@ def _folded(lines: list[Line]) -> Iterator[Line]:
         left_out = run[_SHOWN_OF_A_RUN:-1]
         yield from run[:_SHOWN_OF_A_RUN]
         text = f"... {len(left_out)} more like these"
-        yield Line("", text, Note(foreign=run[0].note.foreign))
+        yield RuleLine("", text, Note(foreign=run[0].note.foreign))
         yield run[-1]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from istio_iptables.pictures.flow import Box, Flow, Line
+    from istio_iptables.pictures.flow import Box, Flow, RuleLine
     from istio_iptables.pictures.sequence import Sequence
 
 __all__ = ["flow_text", "sequence_text"]
@@ -57,7 +57,7 @@ def _node(box: Box) -> Iterator[str]:
         yield f'click {box.name} href "#" "{_said(" / ".join(reasons))}"'
 
 
-def _row(line: Line) -> str:
+def _row(line: RuleLine) -> str:
     words = _said(f"{line.number} {line.text}".strip())
     if line.note.foreign:
         words += " (foreign)"

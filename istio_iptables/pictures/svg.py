@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from istio_iptables.pictures.flow import Box, Flow, Line
+    from istio_iptables.pictures.flow import Box, Flow, RuleLine
     from istio_iptables.pictures.sequence import Sequence
 
 __all__ = ["STYLE", "flow_element", "sequence_element", "text"]
@@ -94,7 +94,7 @@ class _Laid(NamedTuple):
     x: float
     y: float
     width: float
-    rows: tuple[tuple[Line, tuple[str, ...]], ...]
+    rows: tuple[tuple[RuleLine, tuple[str, ...]], ...]
 
     @property
     def height(self) -> float:
@@ -152,12 +152,12 @@ def _lay_out(flow: Flow, top: float) -> tuple[dict[str, _Laid], float]:
     return found, bottom
 
 
-def _texts(rows: Iterable[tuple[Line, tuple[str, ...]]]) -> Iterator[str]:
+def _texts(rows: Iterable[tuple[RuleLine, tuple[str, ...]]]) -> Iterator[str]:
     for _, each in rows:
         yield from each
 
 
-def _rows_of(line: Line) -> tuple[str, ...]:
+def _rows_of(line: RuleLine) -> tuple[str, ...]:
     start = f"{line.number} " if line.number else ""
     return tuple(
         wrap(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.model import Chain
     from istio_iptables.netfilter.sets import Values
-    from istio_iptables.trace.stretches import Group, Stretch
+    from istio_iptables.trace.stretches import Stretch, ValueGroup
 
 __all__ = ["Box", "Cell", "Kept", "Memory", "everything"]
 
@@ -63,7 +63,7 @@ class Kept(NamedTuple):
     """A rule of a stretch that matched: it stands for those of all values that are alike."""
 
     stretch: Stretch
-    group: Group
+    group: ValueGroup
     #: Which of the rules of each member it is, from 0.
     nth: int
 

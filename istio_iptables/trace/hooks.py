@@ -20,7 +20,7 @@ from istio_iptables.trace.table import (
     Assumption,
     Called,
     End,
-    Step,
+    TraceStep,
     Translation,
     Walk,
     Way,
@@ -32,7 +32,16 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.netfilter.packet import Packet, Route, Surroundings
 
-__all__ = ["MAX_OUTCOMES", "MAX_STEPS", "Assumption", "End", "Outcome", "Step", "Trace", "trace"]
+__all__ = [
+    "MAX_OUTCOMES",
+    "MAX_STEPS",
+    "Assumption",
+    "End",
+    "Outcome",
+    "Trace",
+    "TraceStep",
+    "trace",
+]
 
 #: How many ways a packet is followed when rules can't be decided.
 MAX_OUTCOMES = 32
@@ -65,7 +74,7 @@ class Outcome(NamedTuple):
     end: End
     #: The packet as it is at the end.
     packet: Packet
-    steps: tuple[Step, ...]
+    steps: tuple[TraceStep, ...]
     assumptions: tuple[Assumption, ...] = ()
     #: How it was handed to a local port that it had not asked for: REDIRECT, TPROXY or "".
     taken_by: str = ""

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Family, Match, Rule, Term
     from istio_iptables.netfilter.packet import Packet
 
-__all__ = ["Condition", "conditions", "matches"]
+__all__ = ["MatchResult", "conditions", "matches"]
 
 
-class Condition(NamedTuple):
+class MatchResult(NamedTuple):
     """One condition of a rule, whether it holds, and what the packet has instead."""
 
     text: str
@@ -51,11 +51,11 @@ def matches(rule: Rule, situation: Situation) -> bool | None:
     return answer
 
 
-def conditions(rule: Rule, situation: Situation) -> list[Condition]:
+def conditions(rule: Rule, situation: Situation) -> list[MatchResult]:
     """Each condition of *rule*, for saying why it did not match."""
     packet = situation.packet
     found = [
-        Condition(
+        MatchResult(
             f"{'! ' if term.negated else ''}{flag} {term.value}".rstrip(),
             ask(term, packet),
             has(packet),
@@ -66,7 +66,7 @@ def conditions(rule: Rule, situation: Situation) -> list[Condition]:
     for match in rule.matches:
         about = match_extension(match.name).has
         has = "it can't be known from here" if about is None else about(packet)
-        found += (Condition(text, holds, has) for text, holds in _match(match, situation))
+        found += (MatchResult(text, holds, has) for text, holds in _match(match, situation))
     return found
 
 

@@ -34,7 +34,7 @@ from istio_iptables.netfilter.questions import (
     same,
 )
 from istio_iptables.netfilter.sets import Intervals, names_from, one_number
-from istio_iptables.trace.matches import Condition
+from istio_iptables.trace.matches import MatchResult
 from istio_iptables.trace.targets import target_effect
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ _WITH_LISTENERS = Intervals.of([(6, 6), (17, 17)])
 _OF_FAMILY = {"ip": Family.IPV4, "ip6": Family.IPV6}
 
 
-def conditions(rule: NftRule, situation: Situation) -> list[Condition]:
+def conditions(rule: NftRule, situation: Situation) -> list[MatchResult]:
     """Each condition of *rule*, for saying why it did not match."""
     return [
-        Condition(each.text, _holds(each, rule, situation), _has(each, situation))
+        MatchResult(each.text, _holds(each, rule, situation), _has(each, situation))
         for each in rule.statements
         if each.field or not (each.target or each.harmless)
     ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Family, Match, Rule
     from istio_iptables.netfilter.packet import Packet
 
-__all__ = ["Group", "Member", "Stretch", "stretches"]
+__all__ = ["Member", "Stretch", "ValueGroup", "stretches"]
 
 #: Fewer rules are asked one by one.
 _LEAST = 4
@@ -35,7 +35,7 @@ class Member(NamedTuple):
     places: tuple[int, ...]
 
 
-class Group(NamedTuple):
+class ValueGroup(NamedTuple):
     """The members whose rules are the same but for the values."""
 
     values: Intervals
@@ -48,7 +48,7 @@ class Stretch(NamedTuple):
     first: int
     last: int
     field: str
-    groups: tuple[Group, ...]
+    groups: tuple[ValueGroup, ...]
     #: The rules without what they ask of the field.
     rules: tuple[Rule, ...]
     #: The protocols that they are for, if all name one.
@@ -57,7 +57,7 @@ class Stretch(NamedTuple):
     firsts: tuple[int, ...]
     places: tuple[tuple[int, ...], ...]
 
-    def asked(self, packet: Packet) -> tuple[Sequence[int], Group | None]:
+    def asked(self, packet: Packet) -> tuple[Sequence[int], ValueGroup | None]:
         """The places of the rules that may match *packet*, and the group that they are of."""
         if self.protocols is not None and not among(packet.protocol, self.protocols):
             return (), None
@@ -156,7 +156,7 @@ def _stretch(
         last,
         field,
         tuple(
-            Group(_union(each.values for each in members), tuple(members))
+            ValueGroup(_union(each.values for each in members), tuple(members))
             for members in alike.values()
         ),
         without,

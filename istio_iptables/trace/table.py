@@ -10,7 +10,7 @@ from istio_iptables.netfilter.nftrules import NftRule
 from istio_iptables.netfilter.questions import ManyNumbers, same
 from istio_iptables.trace import nftables
 from istio_iptables.trace.cells import Cell, Kept
-from istio_iptables.trace.matches import Condition, conditions, matches
+from istio_iptables.trace.matches import MatchResult, conditions, matches
 from istio_iptables.trace.targets import effect
 
 if TYPE_CHECKING:
@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Chain, Rule
     from istio_iptables.netfilter.packet import Packet, Surroundings
 
-__all__ = ["MAX_STEPS", "Assumption", "Called", "End", "Miss", "Step", "Translation", "Walk", "Way"]
+__all__ = [
+    "MAX_STEPS",
+    "Assumption",
+    "Called",
+    "End",
+    "Miss",
+    "TraceStep",
+    "Translation",
+    "Walk",
+    "Way",
+]
 
 #: How many rules a way may match in all; a circle of jumps, which only a file can have, is endless.
 MAX_STEPS = 5000
@@ -45,10 +55,10 @@ class Miss(NamedTuple):
     chain: str
     number: int
     rule: Rule
-    conditions: tuple[Condition, ...]
+    conditions: tuple[MatchResult, ...]
 
 
-class Step(NamedTuple):
+class TraceStep(NamedTuple):
     """One rule that the packet matched, or the policy it met (*number* and *rule* are None)."""
 
     hook: str
@@ -107,7 +117,7 @@ class Way(NamedTuple):
     """How far a packet has come on one of the ways that it may take."""
 
     packet: Packet
-    steps: tuple[Step, ...] = ()
+    steps: tuple[TraceStep, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
     end: End | None = None
     #: How it was handed to a local port that it had not asked for: REDIRECT, TPROXY or "".
@@ -170,7 +180,7 @@ class _Found(NamedTuple):
     left: Packet
 
 
-def _conditions(rule: Rule, situation: Situation) -> list[Condition]:
+def _conditions(rule: Rule, situation: Situation) -> list[MatchResult]:
     if isinstance(rule, NftRule):
         return nftables.conditions(rule, situation)
     return conditions(rule, situation)
@@ -322,7 +332,7 @@ class Walk:
         self, way: Way, chain: str, found: _Found | None, done: Effect, *, certain: bool = True
     ) -> Way:
         """The way with one more step on it."""
-        step = Step(
+        step = TraceStep(
             self._hook,
             self._table,
             chain,

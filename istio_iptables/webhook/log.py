@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from http import HTTPStatus
 
-    from istio_iptables.webhook.review import Answer
+    from istio_iptables.webhook.review import ReviewAnswer
 
 __all__ = ["Log", "Metrics", "Prometheus"]
 
@@ -115,7 +115,7 @@ class Log:
         self._last_failure = -1.0
         self._untold = 0
 
-    def review(self, answer: Answer, seconds: float) -> None:
+    def review(self, answer: ReviewAnswer, seconds: float) -> None:
         """A line about an answered review."""
         self._metrics.review(answer.verdict, seconds)
         self._line(

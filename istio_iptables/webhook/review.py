@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from istio_iptables.kubernetes.manifest import Workload
     from istio_iptables.kubernetes.values import Installation
 
-__all__ = ["Answer", "NoReview", "Settings", "answer", "require_injection", "variables_of"]
+__all__ = ["NoReview", "ReviewAnswer", "Settings", "answer", "require_injection", "variables_of"]
 
 #: Both have the same fields, as far as they are used here; the answer is in the version of the question.
 _VERSIONS = frozenset({"admission.k8s.io/v1", "admission.k8s.io/v1beta1"})
@@ -48,7 +48,7 @@ class Settings(NamedTuple):
     init_image: str
 
 
-class Answer(NamedTuple):
+class ReviewAnswer(NamedTuple):
     """What is said to a review, and what a log says about it."""
 
     document: dict[str, Any]
@@ -87,7 +87,7 @@ def variables_of(path: str) -> dict[str, str]:
     }
 
 
-def answer(body: bytes, path: str, settings: Settings) -> Answer:
+def answer(body: bytes, path: str, settings: Settings) -> ReviewAnswer:
     """The answer to the review in *body* that came to *path*; raises NoReview if there can be none."""
     version, request = _read(body)
     uid = request["uid"]
@@ -117,7 +117,7 @@ def answer(body: bytes, path: str, settings: Settings) -> Answer:
         verdict, reason = "failed", f"internal error: {type(error).__name__}: {error}"
         told = _refusal(uid, reason, 500, "InternalError")
     document = {"apiVersion": version, "kind": "AdmissionReview", "response": told}
-    return Answer(document, uid, *names, verdict, reason)
+    return ReviewAnswer(document, uid, *names, verdict, reason)
 
 
 class _Skipped(Exception):

@@ -13,7 +13,7 @@ from istio_iptables.istio.native import build_native
 from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.istio.plan import build
 from istio_iptables.kernel import libiptc, native, nft
-from istio_iptables.kernel.host import Host
+from istio_iptables.kernel.host import ThisHost
 from istio_iptables.kernel.install import InstallOptions
 from istio_iptables.kernel.install import install as apply
 from istio_iptables.netfilter.model import Family
@@ -345,7 +345,7 @@ def test_anything_may_be_raised(
     install(backend, *CONFIGURATIONS["everything"])
     before = state(backends=(backend,))
     values, _ = gather({"dual_stack": "true", "istio_service_cidr": "*"}, {})
-    config = configure(values, Host())[0]
+    config = configure(values, ThisHost())[0]
     plan = build(config)
     rules = build_native(config, plan) if backend == "native" else None
     where_to = InstallOptions(backend="" if rules else backend)

@@ -13,7 +13,7 @@ from istio_iptables import sockets
 from istio_iptables.errors import KernelRefused
 from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.kernel import nftables
-from istio_iptables.kernel.live import NativeChain, read
+from istio_iptables.kernel.live import UnseenChain, read
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.plan import DesiredState
 from tests.kernel.configurations import DUAL
@@ -355,11 +355,11 @@ def test_chains_that_iptables_does_not_show() -> None:
         "table bridge b { chain i { type filter hook input priority 1; accept; }; }",
     )
     assert set(read(DesiredState(()), OWNERSHIP).native_chains) == {
-        NativeChain("inet", "x", "o", "nat", "OUTPUT", -150),
-        NativeChain("inet", "x", "p", "filter", "INPUT", 5),
-        NativeChain("ip", "nat", "own", "nat", "PREROUTING", -101),
-        NativeChain("ip", "y", "OUTPUT", "filter", "OUTPUT", 0),
-        NativeChain("netdev", "n", "i", "filter", "INGRESS", 1),
+        UnseenChain("inet", "x", "o", "nat", "OUTPUT", -150),
+        UnseenChain("inet", "x", "p", "filter", "INPUT", 5),
+        UnseenChain("ip", "nat", "own", "nat", "PREROUTING", -101),
+        UnseenChain("ip", "y", "OUTPUT", "filter", "OUTPUT", 0),
+        UnseenChain("netdev", "n", "i", "filter", "INGRESS", 1),
     }
     assert run("diff", *DUAL).status == 0
 

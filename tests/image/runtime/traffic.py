@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_iptables.kernel.programs import run as run_tool
-from istio_iptables.lab.nodes import Server
+from istio_iptables.lab.nodes import LabServer
 from istio_iptables.lab.processes import ROOT, start
 from istio_iptables.lab.sandbox import on_network
 from istio_iptables.lab.servers import serve
@@ -51,7 +51,7 @@ class Traffic(NamedTuple):
 def serve_outside() -> None:
     """Have a server on the node that pods may ask; it ends with the node."""
     network = os.open("/proc/self/ns/net", os.O_RDONLY)
-    servers = (Server("outside", OUTSIDE_PORT, ROOT),)
+    servers = (LabServer("outside", OUTSIDE_PORT, ROOT),)
     start("outside", network, ROOT, lambda ready: serve(servers, ready)).wait_ready()
 
 
