@@ -32,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == [PROGRAM]:
         # Istio's pods start it as a subcommand of the image's pilot-agent.
         del given[0]
-    elif given[1:2] == [PROGRAM]:
-        # The arguments of a pod's container behind a command of ours.
+    elif given[1:2] == [PROGRAM] and given[0][:1] != "-" and given[0] != "compare":
+        # The arguments of a pod's container behind a command of ours; not an option's value, nor a
+        # file that is to be compared.
         del given[1]
     with standard_streams():
         try:

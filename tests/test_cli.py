@@ -173,6 +173,15 @@ MISTAKES: list[tuple[list[str], str]] = [
         "--dry-run: this is an option of istio-iptables itself, not of",
     ),
     (["diff", "--goldn", "x"], "--goldn: there is no such option: did you mean --golden?"),
+    (["diff", "--family", "ipv6"], "--family: tells of the file of --against, and none is given"),
+    (["check", "--family", "ipv6"], "--family: tells of the file of --rules, and none is given"),
+    *(
+        (
+            [command, "--network-namespace", "a", "--network-namespace", "b"],
+            "--network-namespace: is there several times, and this is about one namespace",
+        )
+        for command in ("diff", "check", "describe", "matrix", "explain")
+    ),
     (["diff", "--family", "ipv5"], "--family: 'ipv5' is not one of ipv4, ipv6"),
     (
         ["lab", "--scenario", "x"],

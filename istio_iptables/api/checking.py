@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from istio_iptables.api.comparing import diff, holds_ours
@@ -12,7 +11,6 @@ from istio_iptables.api.livechecks import LiveChecks, proxy_of
 from istio_iptables.api.rules import LIVE, Live
 from istio_iptables.api.subjects import subject_of
 from istio_iptables.differences.rulesets import ChangeKind
-from istio_iptables.errors import CannotTell, KernelRefused
 from istio_iptables.istio.checks import FindingKind, findings, losses
 from istio_iptables.istio.escapes import APPLICATIONS
 
@@ -51,11 +49,8 @@ def check(
     if subject.state is not None:
         kind = "native nftables" if subject.native else subject.state.backend
         what = f"{subject.namespace or 'this namespace'} ({kind})"
-        try:
+        with subject.asking():
             evidence = gather(subject.namespace, _all_rules(subject), missing)
-        except KernelRefused as error:
-            raise CannotTell(*error.lines) from error
-        with subject.routing or nullcontext():
             found += LiveChecks(subject, evidence).findings()
         unread = (*subject.state.unreadable, *evidence.unread)
     order = list(Severity)

@@ -63,7 +63,7 @@ def gather(
     except KernelRefused:
         servers = None
     unread = {
-        "sockets (/proc/self/net/tcp)": there is None,
+        "sockets (/proc/thread-self/net/tcp)": there is None,
         "processes (/proc)": running is None,
         "the connection table (/proc/sys/net/netfilter)": tracked is None,
         "the kernel's modules (/lib/modules)": extensions is None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from istio_iptables.api.explanation import Answer, Explanation
@@ -72,7 +71,7 @@ def explain(  # noqa: PLR0913 - a packet has so many fields
         "ctstate": ctstate,
     }
     texts = {key: None if value is None else str(value) for key, value in fields.items()}
-    with subject.routing or nullcontext():
+    with subject.asking():
         return _follow(subject, texts, wanted, incoming=incoming, near=near)
 
 

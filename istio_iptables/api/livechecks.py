@@ -12,10 +12,11 @@ from istio_iptables.istio.checks import left_out_live, with_proxies_of
 from istio_iptables.istio.ownership import find_owned
 from istio_iptables.istio.rules import AGENT_DNS_PORT, NATIVE_TABLE
 from istio_iptables.kernel.processes import sockets_of
-from istio_iptables.kernel.sockets import TCP, UDP
+from istio_iptables.kernel.sockets import TCP, UDP, takes
 from istio_iptables.netfilter.fieldvalues import number, protocol_name, protocol_number
 from istio_iptables.netfilter.model import Family
-from istio_iptables.netfilter.packet import is_loopback
+from istio_iptables.netfilter.packet import endpoint, is_loopback
+from istio_iptables.settings.types import within
 from istio_iptables.trace.hooks import trace
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from istio_iptables.kernel.sockets import Socket
     from istio_iptables.netfilter.model import Rule, Ruleset
     from istio_iptables.settings.config import Config
-    from istio_iptables.settings.types import IdRange
 
 __all__ = ["LiveChecks", "proxy_of"]
 
@@ -124,10 +124,10 @@ class LiveChecks:
         sockets = self._evidence.sockets
         if sockets is None:
             return
-        for family, protocol, port in _targets(self._rulesets):
+        for protocol, port, family in _targets(self._rulesets):
             if self._unused(family):
                 continue
-            there = [each for each in sockets if _takes(each, family, protocol, port)]
+            there = [each for each in sockets if takes(each, protocol, port, family)]
             where = f"{protocol_name(str(protocol))} port {port} ({family.title})"
             agent = port == AGENT_DNS_PORT
             who = "the agent" if agent else "Envoy"
@@ -173,8 +173,8 @@ class LiveChecks:
 
     def _is_proxy(self, uid: int) -> bool:
         """Whether the rules except what a socket of this user sends, by its group maybe."""
-        return _within(uid, self._config.proxy_uids) or any(
-            each.uid == uid and _within(each.gid, self._config.proxy_gids)
+        return within(uid, self._config.proxy_uids) or any(
+            each.uid == uid and within(each.gid, self._config.proxy_gids)
             for each in self._evidence.processes or ()
         )
 
@@ -188,7 +188,7 @@ class LiveChecks:
         return {
             each.inode
             for each in self._evidence.sockets or ()
-            if any(_takes(each, *target) for target in targets)
+            if any(takes(each, *target) for target in targets)
         }
 
     def _stopped(self) -> Iterator[Diagnostic]:
@@ -213,8 +213,8 @@ class LiveChecks:
             for each in self._evidence.processes or ()
             if each.name not in _PROXY_PROGRAMS
             and (
-                _within(each.uid, self._config.proxy_uids)
-                or _within(each.gid, self._config.proxy_gids)
+                within(each.uid, self._config.proxy_uids)
+                or within(each.gid, self._config.proxy_gids)
             )
             and not proxies & sockets_of(each.pid)
         ]
@@ -289,7 +289,10 @@ class LiveChecks:
             each for each in self._evidence.sockets or () if each.connected and each.protocol == TCP
         ]
         serving = {
-            (each.family, each.port) for each in self._evidence.sockets or () if each.listening
+            (family, each.port)
+            for each in self._evidence.sockets or ()
+            for family in Family
+            if takes(each, TCP, each.port, family)
         }
         ends = {(each.family, each.peer, each.peer_port) for each in sockets}
         own = {(each.family, each.address, each.port) for each in sockets}
@@ -321,7 +324,7 @@ class LiveChecks:
                     "past-envoy",
                     Severity.WARNING,
                     f"{way} connections from before the rules:{more} {len(bypassing)}, such as"
-                    f" {_end(first.address, first.port)} to {_end(first.peer, first.peer_port)} of"
+                    f" {endpoint(first.address, first.port)} to {endpoint(first.peer, first.peer_port)} of"
                     f" user {first.uid}; they go past Envoy, or are reset where connections were not"
                     " tracked before",
                     "restart the application, or let it connect anew",
@@ -329,7 +332,7 @@ class LiveChecks:
 
     def _would_capture(self, socket: Socket, *, incoming: bool) -> bool:
         """Whether the connection would be captured if it were made now."""
-        ends = (_end(socket.peer, socket.peer_port), _end(socket.address, socket.port))
+        ends = (endpoint(socket.peer, socket.peer_port), endpoint(socket.address, socket.port))
         source, destination = ends if incoming else ends[::-1]
         texts = {**dict.fromkeys(PACKET_FIELDS), "src": source, "dst": destination}
         if not incoming:
@@ -369,10 +372,10 @@ class LiveChecks:
             )
 
 
-def _targets(rulesets: Iterable[Ruleset]) -> Iterator[tuple[Family, int, int]]:
-    """Where our rules send captured traffic: family, protocol and port, each once."""
+def _targets(rulesets: Iterable[Ruleset]) -> Iterator[tuple[int, int, Family]]:
+    """Where our rules send captured traffic: protocol, port and family, each once."""
     found = {
-        (ruleset.family, protocol, port): None
+        (protocol, port, ruleset.family): None
         for ruleset in rulesets
         for table in ruleset.tables
         for chain in table.chains
@@ -391,22 +394,6 @@ def _target(rule: Rule) -> Iterator[tuple[int, int]]:
     protocol = protocol_number(rule.protocol.value) if rule.protocol else None
     if port is not None and protocol in {TCP, UDP}:
         yield protocol, port
-
-
-def _takes(socket: Socket, family: Family, protocol: int, port: int) -> bool:
-    return (
-        socket.listening
-        and (socket.protocol, socket.port) == (protocol, port)
-        and (socket.family is family or socket.address == "::")
-    )
-
-
-def _within(uid: int, ids: Iterable[IdRange]) -> bool:
-    return any(each.first <= uid <= each.last for each in ids)
-
-
-def _end(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _listed(names: Iterable[str]) -> str:

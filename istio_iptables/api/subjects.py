@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Capture, plan
@@ -12,7 +13,7 @@ from istio_iptables.netfilter.packet import Surroundings
 from istio_iptables.netfilter.plan import DesiredState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.recovering import Recovered
@@ -41,7 +42,8 @@ class Subject(NamedTuple):
     unseen_chains: tuple[Unseen, ...] = ()
     #: The addresses that tell which families are in use; none where they aren't known.
     own: tuple[str, ...] = ()
-    #: The kernel's routing; None where the rules are not live.
+    #: The kernel's routing, to be asked while it is entered (``asking``); None where the rules are
+    #: not live.
     routing: KernelRouting | None = None
     namespace: str = ""
     warnings: tuple[str, ...] = ()
@@ -57,6 +59,15 @@ class Subject(NamedTuple):
         """What is known of the machine."""
         listens = self.listens if self.state is not None else None
         return Surroundings(self.addresses, self.routes, routing=self.routing, listens=listens)
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """In the block the kernel is asked for routes; raises CannotTell where it does not answer."""
+        try:
+            with self.routing or nullcontext():
+                yield
+        except KernelRefused as error:
+            raise CannotTell(*error.lines) from error
 
     def listens(self, protocol: int, port: int, family: Family) -> bool | None:
         """Whether anything takes what is sent to a port of the namespace; None if unknown."""
@@ -169,7 +180,6 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
             addresses = netlink.interface_addresses()
             own = netlink.addresses()
             there = routes.delivering_routes()
-            routing = KernelRouting()
     except KernelRefused as error:
         raise CannotTell(*error.lines) from error
     native: tuple[Ruleset, ...] = ()
@@ -200,7 +210,7 @@ def _live(wanted: Plan | None, live: Live, *, follow: bool) -> Subject:
         addresses,
         unseen_chains(state, native=follow),
         own,
-        routing,
+        KernelRouting(namespace),
         namespace,
         tuple(warnings),
         state,

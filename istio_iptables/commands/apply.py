@@ -11,7 +11,7 @@ from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.kernel.host import ThisHost
 from istio_iptables.netfilter.model import Family
 from istio_iptables.settings.config import typed_fields
-from istio_iptables.settings.converters import TRUE, Names
+from istio_iptables.settings.converters import Names
 from istio_iptables.settings.declarations import setting
 from istio_iptables.settings.sources import convert, gather
 from istio_iptables.text import write_exactly
@@ -46,10 +46,7 @@ def apply(plan: Plan, tell: Tell = tell) -> ExitStatus:
 
 def clean_up(flags: Mapping[str, str], extra: list[str], tell: Tell = tell) -> ExitStatus:
     """Remove our rules as *flags* and the environment say; *extra* are problems found before."""
-    values, warnings = gather(flags, os.environ, CLEAN_SETTINGS)
-    fields, problems = convert(values, Names(ThisHost().uid, ThisHost().gid))
-    if extra or problems:
-        raise UsageProblems([*extra, *problems])
+    fields, warnings = _clean_fields(flags, extra)
     tell("warning", warnings)
     from istio_iptables.api.installing import clean
 
@@ -60,6 +57,17 @@ def clean_up(flags: Mapping[str, str], extra: list[str], tell: Tell = tell) -> E
         tell=lambda line: tell("info", (line,)),
     )
     return ExitStatus.DONE
+
+
+def _clean_fields(
+    flags: Mapping[str, str], extra: list[str]
+) -> tuple[dict[str, object], list[str]]:
+    """The settings of a clean-up, and the warnings about them."""
+    values, warnings = gather(flags, os.environ, CLEAN_SETTINGS)
+    fields, problems = convert(values, Names(ThisHost().uid, ThisHost().gid))
+    if extra or problems:
+        raise UsageProblems([*extra, *problems])
+    return fields, warnings
 
 
 def ready(flags: Flags, extra: list[str], given: Given | None = None) -> Callable[[], ExitStatus]:
@@ -112,16 +120,13 @@ def clean_ready(flags: Flags, extra: list[str]) -> Callable[[], ExitStatus]:
         return lambda: clean_up(flags.texts, extra)
     from istio_iptables.commands.each import in_each
 
-    extra = [*extra, *_nameless(flags)]
-    if extra:
-        raise UsageProblems(extra)
+    fields, _ = _clean_fields(flags.texts, [*extra, *_nameless(flags)])
 
     def act(namespace: str, tell: Tell) -> None:
         clean_up({**flags.texts, "network_namespace": namespace}, [], tell)
 
     namespaces = flags.namespaces or (os.environ.get("NETWORK_NAMESPACE", ""),)
-    as_json = flags.texts.get("json") in TRUE
-    return lambda: in_each(namespaces, act, as_json=as_json)
+    return lambda: in_each(namespaces, act, as_json=bool(fields["json"]))
 
 
 class _Surveyor:

@@ -22,7 +22,7 @@ from istio_iptables.commands.inputs import (
 from istio_iptables.commands.load import Purpose, tell
 from istio_iptables.commands.options import Example, SettingsCommand, flags_given
 from istio_iptables.commands.pod import POD_OPTIONS, read_pod, read_ways
-from istio_iptables.commands.sources import settings_given
+from istio_iptables.commands.sources import require_file, settings_given
 from istio_iptables.differences.rulesets import ChangeKind
 from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.netfilter.model import Family
@@ -52,6 +52,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         raise UsageProblems(
             ["--against: compare with one thing: this file, a namespace, or --golden"]
         )
+    require_file(options["family"], against, "--against")
     if golden is not None:
         plan = read_inputs(ctx, either_family=False, given=read_pod(options))
         return _with_golden(plan, golden, as_json=options["as_json"])

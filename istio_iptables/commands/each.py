@@ -26,36 +26,39 @@ def in_each(
 ) -> ExitStatus:
     """Have *act* work in each of *namespaces*; what it tells is told behind the namespace's name.
 
-    A failure in one stops none of the others; FAILED and a line with the names if there are any.
-    With *as_json* a record of each namespace is printed at the end.
+    A failure in one stops none of the others; then a line with the names, and the exit status of
+    the failures if they have the same one, else FAILED. With *as_json* a record of each namespace is
+    printed at the end, also of an interrupted run.
     """
     records: list[dict[str, Any]] = []
-    waiting: list[tuple[str, list[str]]] = []
-    shown = sys.stderr is not None and sys.stderr.isatty()
-    with _progress(namespaces) if shown else nullcontext(namespaces) as names:
-        for name in names:
-            record = _record(name, act, waiting.append if shown else lambda each: tell(*each))
-            records.append(record)
-    for kind, lines in waiting:
-        tell(kind, lines)
-    if as_json:
-        from istio_iptables.commands.documents import print_json
+    failures: dict[str, ExitStatus] = {}
+    shown = len(namespaces) > 1 and sys.stderr is not None and sys.stderr.isatty()
+    try:
+        with _progress(namespaces) if shown else nullcontext(namespaces) as names:
+            for name in names:
+                record, status = _record(name, act, _tell_beside_progress if shown else tell)
+                records.append(record)
+                if status:
+                    failures[name] = status
+    finally:
+        if as_json:
+            from istio_iptables.commands.documents import print_json
 
-        print_json({"namespaces": records})
-    failed = [record["namespace"] for record in records if record["errors"]]
-    if not failed:
+            print_json({"namespaces": records})
+    if not failures:
         return ExitStatus.DONE
-    listed = ", ".join(failed[:_MOST_NAMES]) + (", ..." if failed[_MOST_NAMES:] else "")
-    tell("error", (f"{len(failed)} of {len(records)} namespaces failed: {listed}",))
-    return ExitStatus.FAILED
+    if len(records) > 1:
+        named = list(failures)
+        listed = ", ".join(named[:_MOST_NAMES]) + (", ..." if named[_MOST_NAMES:] else "")
+        tell("error", (f"{len(failures)} of {len(records)} namespaces failed: {listed}",))
+    statuses = {*failures.values()}
+    return statuses.pop() if len(statuses) == 1 else ExitStatus.FAILED
 
 
 def _record(
-    name: str,
-    act: Callable[[str, Tell], object],
-    say: Callable[[tuple[str, list[str]]], object],
-) -> dict[str, Any]:
-    """What was said while *act* worked in one namespace, by kind of line."""
+    name: str, act: Callable[[str, Tell], object], tell: Tell
+) -> tuple[dict[str, Any], ExitStatus]:
+    """What was said while *act* worked in one namespace, by kind of line; and how it ended."""
     record: dict[str, Any] = {"namespace": name, "done": [], "warnings": [], "errors": []}
     places = {"info": "done", "warning": "warnings", "error": "errors"}
 
@@ -63,15 +66,23 @@ def _record(
         lines = list(lines)
         record[places.get(kind, "done")] += lines
         if lines:
-            say((kind, [f"{name}: {line}" if name else line for line in lines]))
+            tell(kind, [f"{name}: {line}" if name else line for line in lines])
 
     try:
         act(name, tell_of)
     except IstioIptablesError as error:
         tell_of("error", error.lines)
+        return record, error.status
     except Exception as error:  # noqa: BLE001 - the others are to have their turn all the same
         tell_of("error", [f"{type(error).__name__}: {error}"])
-    return record
+        return record, ExitStatus.FAILED
+    return record, ExitStatus.DONE
+
+
+def _tell_beside_progress(kind: str, lines: Iterable[str]) -> None:
+    # The bar is drawn again behind each namespace.
+    sys.stderr.write("\r\x1b[K")
+    tell(kind, lines)
 
 
 def _progress(namespaces: Collection[str]) -> Any:  # noqa: ANN401 - click's

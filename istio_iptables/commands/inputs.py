@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from istio_iptables.api.rules import require_tables
 from istio_iptables.commands.load import Given, Purpose, load_plan, tell
 from istio_iptables.commands.options import flags_given, split_extra
-from istio_iptables.errors import CannotTell, KernelRefused, SaveFileError
+from istio_iptables.errors import CannotTell, KernelRefused, SaveFileError, UsageProblems
 from istio_iptables.netfilter.documents import decode_lines, read
 from istio_iptables.netfilter.model import Family
 from istio_iptables.settings.declarations import (
@@ -86,12 +86,15 @@ def read_inputs(
 
 
 def require_namespace(ctx: click.Context) -> None:
-    """Raise CannotTell if the namespace that is asked about can't be entered.
+    """Raise CannotTell if the namespace that is asked about can't be entered, UsageProblems for several.
 
     The settings would make do without its addresses, and warn of what is an error here.
     """
     from istio_iptables.kernel.namespace import entered
 
+    if ctx.obj and len(ctx.obj.namespaces) > 1:
+        message = "--network-namespace: is there several times, and this is about one namespace"
+        raise UsageProblems([message])
     values, _ = gather(flags_given(ctx), os.environ, (setting("network_namespace"),))
     try:
         with entered(values["network_namespace"].text):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.rules import Source
 
-__all__ = ["SOURCE_OPTIONS", "Asked", "read_asked", "settings_given"]
+__all__ = ["SOURCE_OPTIONS", "Asked", "read_asked", "require_file", "settings_given"]
 
 #: The settings that say where the rules are and how to be told, and nothing of what they are.
 _ELSEWHERE = frozenset(
@@ -79,6 +79,13 @@ class Asked(NamedTuple):
         return planned_rulesets(self.plan)
 
 
+def require_file(family: str | None, path: str | None, option: str) -> None:
+    """Raise UsageProblems for a ``--family`` without the file of *option*, of whose rules it tells."""
+    if family is not None and path is None:
+        message = f"--family: tells of the file of {option}, and none is given (see --ip-family)"
+        raise UsageProblems([message])
+
+
 def settings_given(ctx: click.Context, options: Mapping[str, Any], *, environ: bool = True) -> bool:
     """Whether any setting that decides about rules is given: by a flag, a manifest or a variable.
 
@@ -110,6 +117,9 @@ def read_asked(
     path, namespace = options["rules"], flags_given(ctx).get("network_namespace")
     if path is not None and (options["live"] or namespace):
         raise UsageProblems(["--rules: the rules are the file's, or live ones: give one of them"])
+    if "incoming" not in options:
+        # Of a packet it is the family, too.
+        require_file(options["family"], path, "--rules")
     live = options["live"] or bool(namespace or os.environ.get("NETWORK_NAMESPACE"))
     if live_alone and path is None and not settings_given(ctx, options, environ=False):
         live = True

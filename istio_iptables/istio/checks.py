@@ -17,7 +17,7 @@ from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import Packet, Surroundings, is_loopback, loopback
 from istio_iptables.settings.config import uncaptured_ipv6
 from istio_iptables.settings.converters import MAX_ID
-from istio_iptables.settings.types import ALL, IdRange, Mode
+from istio_iptables.settings.types import ALL, IdRange, Mode, within
 from istio_iptables.trace.hooks import End, trace
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class _Probe:
         # Where the ranges cover the usual one, the ids next to them are the only ones to try.
         beside = (each for ids in taken for each in (ids.first - 1, ids.last + 1))
         return next(
-            (each for each in (64999, *beside) if 0 < each <= MAX_ID and not _within(each, taken)),
+            (each for each in (64999, *beside) if 0 < each <= MAX_ID and not within(each, taken)),
             64999,
         )
 
@@ -311,7 +311,7 @@ class _Probe:
                 ("uid", packet.uid, self._config.proxy_uids),
                 ("gid", packet.gid, self._config.proxy_gids),
             )
-            if identity is not None and _within(identity, ids)
+            if identity is not None and within(identity, ids)
         ]
         other = packet._replace(uid=self._nobody, gid=self._nobody)
         if not names or not self._captured(other) or self._captured(packet):
@@ -343,10 +343,6 @@ def _port(rule: Rule) -> int | None:
         if option is not None and option.values and not option.negated:
             return number(option.values[0].partition(":")[0])
     return None
-
-
-def _within(identity: int, ids: Iterable[IdRange]) -> bool:
-    return any(each.first <= identity <= each.last for each in ids)
 
 
 def _decisive(outcome: Outcome) -> TraceStep:

@@ -8,7 +8,7 @@ which takes longer than all the rest of a dry run.
 from __future__ import annotations
 
 from istio_iptables.settings.converters import MAX_ID
-from istio_iptables.settings.types import ALL, IPV4, IPV6, Mode
+from istio_iptables.settings.types import ALL, IPV4, IPV6, Mode, within
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -88,14 +88,10 @@ def worth_following(config: Config) -> bool:
         config.mode is Mode.TPROXY
         or str(config.loopback) != "127.0.0.1/32"
         or any(
-            _within(uid, config.proxy_uids) or _within(gid, config.proxy_gids)
+            within(uid, config.proxy_uids) or within(gid, config.proxy_gids)
             for uid, gid in APPLICATIONS
         )
     )
-
-
-def _within(number: int, ids: Iterable[IdRange]) -> bool:
-    return any(each.first <= number <= each.last for each in ids)
 
 
 def _nothing_captured(

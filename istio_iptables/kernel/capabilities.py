@@ -45,7 +45,7 @@ def _is_of_another_user_namespace() -> bool:
     import os
 
     try:
-        network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        network = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:

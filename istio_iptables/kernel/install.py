@@ -91,6 +91,10 @@ def install(  # noqa: PLR0913 - what, whose, to whom, where and how
             raise Differs(*_refusal(difference))
         _carry_out(difference, detected, wanted, ownership, tell)
         _tell_lost(difference, tell)
+        if not (difference.changes or difference.native):
+            what = "replaced" if difference.old.network else "added what was missing of"
+            tell(f"the rules were in place already; {what} the routes and addresses")
+            return
         count = sum(ruleset.rule_count for ruleset in plan.rulesets)
         families = " and ".join(ruleset.family.title for ruleset in plan.rulesets)
         if native is not None:

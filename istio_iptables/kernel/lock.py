@@ -22,7 +22,7 @@ WAIT_SECONDS = 30.0
 _POLL_SECONDS = 0.02
 _TELL_AFTER_SECONDS = 1.0
 _DEFAULT_FILE = "/run/xtables.lock"
-_NAMESPACE_FILE = "/proc/self/ns/net"
+_NAMESPACE_FILE = "/proc/thread-self/ns/net"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["lacking"]
 
 _MODULES = "/lib/modules"
-_NETWORK = "/proc/self/net"
+_NETWORK = "/proc/thread-self/net"
 #: The modules of extensions that are not named like them; they are in lower case on some kernels.
 _FILES = {"tcp": "xt_tcpudp", "udp": "xt_tcpudp"}
 

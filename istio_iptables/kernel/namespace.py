@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["entered"]
 
 _RUN_NETNS = "/run/netns"
-_HERE = "/proc/self/ns/net"
+# A thread may be in another namespace than the first one of its process, which /proc/self is of.
+_HERE = "/proc/thread-self/ns/net"
 _NS_GET_NSTYPE = 0xB703
 _CLONE_NEWNET = 0x40000000
 _KINDS = {
@@ -49,12 +50,13 @@ def entered(namespace: str) -> Iterator[None]:
     try:
         there = _open(path, hint)
         try:
-            _enter(there, path)
-        finally:
-            os.close(there)
-        try:
+            try:
+                _enter(there, path)
+            finally:
+                os.close(there)
             yield
         finally:
+            # Also when we are there already: an interrupt may come behind the change.
             _enter(home, _HERE)
     finally:
         os.close(home)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from istio_iptables import interrupts
 from istio_iptables.errors import KernelRefused, ValidationFailed
 from istio_iptables.kernel.namespace import entered
+from istio_iptables.kernel.routes import delivers
 from istio_iptables.netfilter.model import Family
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ __all__ = ["Probe", "validate"]
 _SO_ORIGINAL_DST = 80
 _RETRY_SECONDS = 0.1
 _LISTEN = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
-#: An address that is nobody's.
-_ELSEWHERE = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
-_RTN_LOCAL = 2
 _CONNECT = {Family.IPV4: "127.0.0.6", Family.IPV6: "::6"}
 
 
@@ -57,7 +55,7 @@ def validate(probe: Probe, tell: Callable[[str], None], *, namespace: str = "") 
 
     Under TPROXY that is the way by nat, which the policy routes have no part in: they are looked
     at for themselves. Raises ValidationFailed, one line a family and a route, with the reason as
-    far as it can be known.
+    far as it can be known, and KernelRefused if the kernel can't be asked.
     """
     with entered(namespace):
         problems = []
@@ -72,22 +70,10 @@ def validate(probe: Probe, tell: Callable[[str], None], *, namespace: str = "") 
             f" delivered, and answers of the application do not come back"
             f" ({'; '.join(' '.join(command) for command in route.commands)})"
             for route in probe.routes
-            if not _delivers(route)
+            if not delivers(route)
         )
     if problems:
         raise ValidationFailed(*problems)
-
-
-def _delivers(route: PolicyRoute) -> bool:
-    """Whether the kernel delivers here what has the route's mark, whoever it is for."""
-    from pyroute2 import IPRoute, NetlinkError
-
-    with IPRoute() as ip:
-        try:
-            found = ip.route("get", dst=_ELSEWHERE[route.family], mark=route.mark)
-        except NetlinkError:
-            return False  # the network is unreachable
-    return bool(found and found[0]["type"] == _RTN_LOCAL)
 
 
 def _attempt(probe: Probe, family: Family) -> str:

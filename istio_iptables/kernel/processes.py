@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 __all__ = ["Process", "processes", "sockets_of"]
 
-_HERE = "/proc/self/ns/net"
+_HERE = "/proc/thread-self/ns/net"
 
 
 class Process(NamedTuple):

@@ -30,6 +30,7 @@ __all__ = [
     "Change",
     "Link",
     "delivering_routes",
+    "delivers",
     "half_there",
     "has_address",
     "has_route",
@@ -81,10 +82,10 @@ def _lacks_rule(route: PolicyRoute) -> bool:
     if not any(number < _MAIN_PRIORITY for number in _priorities(route)):
         return True
     there = netlink.is_local_default(route.family.number, route.table)
-    return bool(there) and not _delivers(route)
+    return bool(there) and not delivers(route)
 
 
-def _delivers(route: PolicyRoute) -> bool:
+def delivers(route: PolicyRoute) -> bool:
     """Whether the kernel delivers a packet with the mark that is sent to another machine."""
     # 2 ms; few plans have policy routes
     from istio_iptables.kernel.routing import KernelRouting

@@ -11,12 +11,14 @@ import errno
 import os
 import struct
 import sys
+from contextlib import ExitStack, closing
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from istio_iptables import sockets
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import netlink
+from istio_iptables.kernel.namespace import entered
 from istio_iptables.netfilter.model import Family
 from istio_iptables.netfilter.packet import Route
 
@@ -61,32 +63,37 @@ class _Question(NamedTuple):
 
 
 class KernelRouting:
-    """Asks the kernel for routes, in the network namespace that the process is in when it is made.
+    """Asks the kernel for routes in *namespace* ("" is the current one), within a ``with`` block.
 
-    Raises KernelRefused if there is no connection to the kernel.
+    To enter it raises KernelRefused if there is no connection to the kernel.
     """
 
-    def __init__(self) -> None:
-        try:
-            self._link = sockets.netlink(sockets.NETLINK_ROUTE)
-            self._numbers = {name: number for number, name in sockets.if_nameindex()}
-        except OSError as error:
-            message = f"can't ask the kernel for routes: {error.strerror}"
-            raise KernelRefused(message) from error
+    def __init__(self, namespace: str = "") -> None:
+        self._namespace = namespace
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opened:
+            with entered(self._namespace):
+                try:
+                    self._link = opened.enter_context(
+                        closing(sockets.netlink(sockets.NETLINK_ROUTE))
+                    )
+                    self._numbers = {name: number for number, name in sockets.if_nameindex()}
+                except OSError as error:
+                    raise _refused(error) from error
+                self._delivered = {family: _delivered_networks(family) for family in Family}
+            opened.pop_all()
         self._names = {number: name for name, number in self._numbers.items()}
         self._ask = cache(self._ask_kernel)
-        self._delivered = {family: self._delivered_networks(family) for family in Family}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._link.close()
 
     @property
     def interfaces(self) -> frozenset[str]:
         """The names of the namespace's interfaces."""
         return frozenset(self._numbers)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._link.close()
 
     def __call__(self, packet: Packet) -> Route:
         """The route of *packet*, whose destination and mark are known; raises KernelRefused."""
@@ -116,17 +123,6 @@ class KernelRouting:
         value = int.from_bytes(sockets.inet_pton(family.number, address), "big")
         return any(value >> beside == first >> beside for first, beside in self._delivered[family])
 
-    def _delivered_networks(self, family: Family) -> tuple[tuple[int, int], ...]:
-        """The first address of each network that is delivered here, and its number of host bits."""
-        found = []
-        for content in netlink.routes(family.number):
-            parts = dict(netlink.attributes(content, 12))
-            table = int.from_bytes(parts.get(_RTA_TABLE, b""), sys.byteorder) or content[4]
-            if content[7] in {_LOCAL, _ANYCAST} and table in _USUAL_TABLES:
-                first = int.from_bytes(parts.get(_RTA_DST, b""), "big")
-                found.append((first, family.bits - content[1]))
-        return tuple(found)
-
     def _ask_kernel(self, question: _Question) -> Route:
         body, number = self._body(question), 0
         try:
@@ -136,8 +132,7 @@ class KernelRouting:
             )
             answer = self._link.recv(1 << 16)
         except OSError as error:
-            message = f"can't ask the kernel for routes: {error.strerror}"
-            raise KernelRefused(message) from error
+            raise _refused(error) from error
         content = answer[_HEADER_SIZE:]
         if struct.unpack_from("=H", answer, 4)[0] == _NLMSG_ERROR:
             number = -int(struct.unpack_from("=i", content)[0])
@@ -186,6 +181,22 @@ class KernelRouting:
     def _number(self, interface: str) -> int:
         # One that is not there: the kernel says so.
         return self._numbers.get(interface, (1 << 31) - 1)
+
+
+def _delivered_networks(family: Family) -> tuple[tuple[int, int], ...]:
+    """The first address of each network that is delivered here, and its number of host bits."""
+    found = []
+    for content in netlink.routes(family.number):
+        parts = dict(netlink.attributes(content, 12))
+        table = int.from_bytes(parts.get(_RTA_TABLE, b""), sys.byteorder) or content[4]
+        if content[7] in {_LOCAL, _ANYCAST} and table in _USUAL_TABLES:
+            first = int.from_bytes(parts.get(_RTA_DST, b""), "big")
+            found.append((first, family.bits - content[1]))
+    return tuple(found)
+
+
+def _refused(error: OSError) -> KernelRefused:
+    return KernelRefused(f"can't ask the kernel for routes: {error.strerror}")
 
 
 def _attribute(part: tuple[int, bytes]) -> bytes:

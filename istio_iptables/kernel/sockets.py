@@ -1,4 +1,4 @@
-"""The TCP and UDP sockets of the current network namespace, from /proc/self/net."""
+"""The TCP and UDP sockets of the current network namespace, from /proc/thread-self/net."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from istio_iptables.netfilter.model import Family
 
-__all__ = ["TCP", "UDP", "Socket", "listens", "sockets"]
+__all__ = ["TCP", "UDP", "Socket", "listens", "sockets", "takes"]
 
 TCP, UDP = 6, 17
 _FILES = {
@@ -48,7 +48,7 @@ def sockets() -> tuple[Socket, ...] | None:
     found: list[Socket] = []
     for (name, protocol), family in _FILES.items():
         try:
-            with open(f"/proc/self/net/{name}", encoding="ascii") as file:
+            with open(f"/proc/thread-self/net/{name}", encoding="ascii") as file:
                 lines = file.readlines()[1:]
         except FileNotFoundError:
             # A kernel without IPv6 has no such file.
@@ -93,10 +93,11 @@ def listens(protocol: int, port: int, family: Family) -> bool | None:
     found = sockets()
     if found is None or protocol not in _OPEN:
         return None
-    return any(_takes(each, protocol, port, family) for each in found)
+    return any(takes(each, protocol, port, family) for each in found)
 
 
-def _takes(socket: Socket, protocol: int, port: int, family: Family) -> bool:
+def takes(socket: Socket, protocol: int, port: int, family: Family) -> bool:
+    """Whether *socket* takes what is sent to *port* over *family*."""
     # A socket for all addresses of IPv6 takes IPv4 as well, unless it was told not to.
     return (
         socket.listening

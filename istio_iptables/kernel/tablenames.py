@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["hidden_legacy_tables", "inet_tables", "legacy_tables", "nft_tables"]
 
 # Not /proc/net: a /proc mounted with subset=pid has no such link.
-_NETWORK = "/proc/self/net"
+_NETWORK = "/proc/thread-self/net"
 _INET = 1
 _NAMES_FILES = {
     Family.IPV4: f"{_NETWORK}/ip_tables_names",

@@ -12,6 +12,7 @@ from istio_iptables.kubernetes.proxyconfig import FIELDS
 from istio_iptables.kubernetes.template import ARGUMENTS, CNI, MODE
 from istio_iptables.settings.declarations import DNS, FAMILIES, INBOUND, OUTBOUND, SETTINGS
 from istio_iptables.settings.declarations import PROXY as PROXY_GROUP
+from istio_iptables.settings.types import within
 from istio_iptables.text import excerpt
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from istio_iptables.kubernetes.injection import Injection
     from istio_iptables.kubernetes.manifest import Workload
     from istio_iptables.settings.config import Config
-    from istio_iptables.settings.types import IdRange
 
 __all__ = ["lint", "lint_injection", "lint_owners", "owner_in"]
 
@@ -320,21 +320,19 @@ def lint_owners(workload: Workload, proxy: RunAs, config: Config) -> list[str]:
             ("uid", owner.uid, config.proxy_uids),
             ("gid", owner.gid, config.proxy_gids),
         ):
-            if _holds(ids, number):
+            if number is not None and within(number, ids):
                 found.append(
                     f"container {each['name']} runs as {word} {number}, which the rules take for"
                     " Envoy's: nothing that it sends is captured"
                 )
                 break
-    passes = _holds(config.proxy_uids, proxy.uid) or _holds(config.proxy_gids, proxy.gid)
-    if None not in proxy and not passes:
+    uid, gid = proxy
+    if uid is None or gid is None:
+        return _titled(workload, found)
+    if not (within(uid, config.proxy_uids) or within(gid, config.proxy_gids)):
         uids, gids = (",".join(map(str, ids)) for ids in (config.proxy_uids, config.proxy_gids))
         found.append(
-            f"{PROXY} runs as uid {proxy.uid} and gid {proxy.gid}, and the rules are for uid {uids}"
+            f"{PROXY} runs as uid {uid} and gid {gid}, and the rules are for uid {uids}"
             f" and gid {gids}: what Envoy sends is captured, and comes back to it"
         )
     return _titled(workload, found)
-
-
-def _holds(ids: Iterable[IdRange], number: object) -> bool:
-    return isinstance(number, int) and any(each.first <= number <= each.last for each in ids)

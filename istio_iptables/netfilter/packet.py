@@ -20,6 +20,7 @@ __all__ = [
     "Route",
     "Routing",
     "Surroundings",
+    "endpoint",
     "is_link_local",
     "is_loopback",
     "is_multicast",
@@ -83,8 +84,8 @@ class Packet(NamedTuple):
     def endpoints(self) -> tuple[str, str]:
         """Source and destination, with their ports, as people write them."""
         return (
-            _endpoint(self.source, self.source_port),
-            _endpoint(self.destination, self.destination_port),
+            endpoint(self.source, self.source_port),
+            endpoint(self.destination, self.destination_port),
         )
 
     @property
@@ -114,7 +115,8 @@ class Packet(NamedTuple):
         return is_icmp and among(self.state, named("RELATED"))
 
 
-def _endpoint(address: str | None, port: int | None) -> str:
+def endpoint(address: str | None, port: int | None) -> str:
+    """Both as one text, such as ``10.0.0.1:80`` or ``[fd00::1]:80``; ``?`` for an unknown address."""
     address = "?" if address is None else address
     if port is None:
         return address

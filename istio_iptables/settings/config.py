@@ -7,7 +7,16 @@ from contextlib import suppress
 from istio_iptables.errors import KernelRefused, UsageProblems
 from istio_iptables.settings.converters import MAX_INTERFACE_BYTES, Names
 from istio_iptables.settings.sources import convert
-from istio_iptables.settings.types import ALL, IPV6, IdRange, Mode, Network, PortRange, Wildcard
+from istio_iptables.settings.types import (
+    ALL,
+    IPV6,
+    IdRange,
+    Mode,
+    Network,
+    PortRange,
+    Wildcard,
+    within,
+)
 from istio_iptables.text import pattern
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple, Protocol, cast
 
@@ -363,7 +372,7 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
         ),
         (
             "redirect_dns",
-            config.redirect_dns and _holds(config.outbound_ports_exclude, _DNS_PORT),
+            config.redirect_dns and within(_DNS_PORT, config.outbound_ports_exclude),
             f"port {_DNS_PORT} is left out of outbound capture (-o)",
         ),
         (
@@ -402,10 +411,6 @@ def _idle(config: Config) -> tuple[tuple[str, object, str], ...]:
         ("iptables_probe_port", *no_probe),
         ("probe_timeout", *no_probe),
     )
-
-
-def _holds(ports: tuple[PortRange, ...], port: int) -> bool:
-    return any(each.first <= port <= each.last for each in ports)
 
 
 def _ipv6(networks: tuple[Network, ...] | Wildcard, *, loopback: bool = True) -> tuple[str, ...]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from enum import Enum
 
-from istio_iptables.typed import NamedTuple
+from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
-__all__ = ["ALL", "IPV4", "IPV6", "IdRange", "Mode", "Network", "PortRange", "Wildcard"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["ALL", "IPV4", "IPV6", "IdRange", "Mode", "Network", "PortRange", "Wildcard", "within"]
 
 #: The versions of the Internet Protocol, as a network has them.
 IPV4 = 4
@@ -57,6 +60,11 @@ class IdRange(NamedTuple):
 
     def __str__(self) -> str:
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+def within(number: int, ranges: Iterable[PortRange] | Iterable[IdRange]) -> bool:
+    """Whether *number* is in one of *ranges*."""
+    return any(each.first <= number <= each.last for each in ranges)
 
 
 class Network(NamedTuple):

@@ -357,6 +357,21 @@ def test_connections_from_before_the_rules(backend: str) -> None:
 
 
 @pytest.mark.usefixtures("_server")
+def test_a_connection_to_a_server_of_both_families() -> None:
+    """One that listens on :: takes IPv4 too, and its connections are inbound ones."""
+    excluded = ("-i", "*", "-b", "*", "-d", "8081")
+    install("legacy", *excluded)
+    with socket.create_server(("::", 8081), family=socket.AF_INET6, dualstack_ipv6=True) as door:
+        client = _in_server(8081, connects=True)
+        with door.accept()[0]:
+            assert "past-envoy" not in kinds(*excluded)
+            install("legacy", *FLAGS, "--reconcile")
+            assert "inbound" in kinds()["past-envoy"]["evidence"]
+    os.kill(client, signal.SIGKILL)
+    joined(client)
+
+
+@pytest.mark.usefixtures("_server")
 def test_a_connection_by_way_of_envoy_is_captured() -> None:
     """Its other end is here, at Envoy's port."""
     install("legacy", *FLAGS)

@@ -4,49 +4,60 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
+import subprocess
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 import pytest
 
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel.lock import locked
 from tests.kernel.configurations import DUAL
-from tests.kernel.sandbox import CLI, forked, install, joined, process, run, state
+from tests.kernel.sandbox import CLI, PATH, forked, joined, process, run, state
 from tests.namespaces import BACKENDS, mount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box")]
 
 LOCK = "/run/xtables.lock"
 
 
-def _held(path: str, seconds: float) -> int:
-    """Have another process hold a lock for a while; returns when it does."""
-    ready, told = os.pipe()
-
-    def work() -> int:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+@contextmanager
+def _held(path: str) -> Iterator[TextIO]:
+    """A lock that is held in the block, or until the file is closed."""
+    with Path(path).open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        os.write(told, b"1")
-        time.sleep(seconds)
-        return 0
+        yield file
 
-    child = forked(work, quiet=True)
-    os.read(ready, 1)
-    os.close(ready)
-    os.close(told)
-    return child
+
+def _begins_when_it_is_free(path: str, *words: str, environment: dict[str, str]) -> None:
+    """The program waits for the lock, has done nothing when it says so, and then does its work."""
+    before = state()
+    with (
+        _held(path) as lock,
+        subprocess.Popen(
+            (CLI, *words), stderr=subprocess.PIPE, text=True, env=PATH | environment
+        ) as waiting,
+    ):
+        assert waiting.stderr is not None
+        while "waiting for the xtables lock" not in (line := waiting.stderr.readline()):
+            assert line
+        assert f"process {os.getpid()}" in line
+        assert state() == before
+        lock.close()
+        assert waiting.wait() == 0
+    assert state() != before
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_held_lock_is_waited_for(backend: str) -> None:
     """An install begins when the other program is done."""
-    other = _held(LOCK, 0.5)
-    start = time.monotonic()
-    assert install(backend, *DUAL).status == 0
-    assert time.monotonic() - start > 0.4
-    assert joined(other) == 0
+    words = (*DUAL, "--force-iptables-binary", backend)
+    _begins_when_it_is_free(LOCK, *words, environment={})
 
 
 def test_iptables_waits_for_us() -> None:
@@ -60,35 +71,33 @@ def test_iptables_waits_for_us() -> None:
 
 def test_the_holder_is_named_when_time_is_up() -> None:
     """The line says which lock, for how long it was waited, and which process holds it."""
-    other = _held(LOCK, 2)
-    with pytest.raises(KernelRefused) as refused, locked(lambda _: None, wait=0.2):
+    with _held(LOCK), pytest.raises(KernelRefused) as refused, locked(lambda _: None, wait=0.2):
         pass
-    name = Path(f"/proc/{other}/comm").read_text().strip()
+    name = Path("/proc/self/comm").read_text(encoding="utf-8").strip()
     assert refused.value.lines == (
-        f"the xtables lock {LOCK} was not free for 0.2 s (held by {name}, process {other})",
+        f"the xtables lock {LOCK} was not free for 0.2 s (held by {name}, process {os.getpid()})",
     )
-    assert joined(other) == 0
 
 
 def test_waiting_is_told() -> None:
     """After a second of waiting a line says for what."""
     told: list[str] = []
-    other = _held(LOCK, 1.3)
-    with locked(told.append):
-        assert [line.partition(" (held by ")[0] for line in told] == [
-            f"waiting for the xtables lock {LOCK}"
-        ]
-    assert joined(other) == 0
+    with _held(LOCK) as lock:
+
+        def tell(line: str) -> None:
+            told.append(line)
+            lock.close()
+
+        with locked(tell):
+            assert [line.partition(" (held by ")[0] for line in told] == [
+                f"waiting for the xtables lock {LOCK}"
+            ]
 
 
 def test_another_lock_file(tmp_path: Path) -> None:
     """$XTABLES_LOCKFILE is locked instead, and has to be there to be had."""
     elsewhere = str(tmp_path / "lock")
-    other = _held(elsewhere, 0.5)
-    start = time.monotonic()
-    assert run(*DUAL, environment={"XTABLES_LOCKFILE": elsewhere}).status == 0
-    assert time.monotonic() - start > 0.4
-    assert joined(other) == 0
+    _begins_when_it_is_free(elsewhere, *DUAL, environment={"XTABLES_LOCKFILE": elsewhere})
     before = state()
     result = run("--cleanup-only", environment={"XTABLES_LOCKFILE": "/no/such/lock"})
     assert result.status == 1
@@ -100,11 +109,8 @@ def test_another_lock_file(tmp_path: Path) -> None:
 
 def test_the_pod_has_a_lock_of_its_own() -> None:
     """With --cni-mode the node's lock is neither waited for nor made; the namespace's is."""
-    other = _held(LOCK, 1)
-    start = time.monotonic()
-    assert run(*DUAL, "--cni-mode").status == 0
-    assert time.monotonic() - start < 0.8
-    assert joined(other) == 0
+    with _held(LOCK):
+        assert run(*DUAL, "--cni-mode").status == 0
     with locked(lambda _: None, pod_only=True):
         child = forked(partial(_try_pod_lock), quiet=True)
         assert joined(child) == 1

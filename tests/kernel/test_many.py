@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from istio_iptables import Capture, Differs, KernelRefused, clean, install, plan
+from istio_iptables import Capture, Differs, KernelRefused, Live, clean, diff, install, plan
 from tests.kernel.configurations import CONFIGURATIONS
-from tests.kernel.sandbox import run
+from tests.kernel.sandbox import CLI, PATH, run
 from tests.namespaces import BACKENDS
 
 if TYPE_CHECKING:
@@ -69,6 +74,51 @@ def test_a_failure_stops_none_of_the_others() -> None:
     assert [each["namespace"] for each in records] == ["one", "two", "nowhere", "three"]
     assert [bool(each["errors"]) for each in records] == [False, True, True, False]
     assert records[0]["done"][-1] == "installed 18 rules (IPv4)"
+
+
+def test_the_status_of_failures_of_one_kind() -> None:
+    """It is theirs, also with a record: 126 where a validation failed."""
+    probe = ("--skip-rule-apply", "--run-validation", "--probe-timeout=100ms", *DOCUMENTED)
+    for words in (["--json"], in_all("one"), [*in_all("one"), "--json"], in_all("one", "two")):
+        assert run(*probe, *words).status == 126, words
+    assert run(*probe, *in_all("one", "nowhere")).status == 1
+    for names in ([], in_all("one", "two")):
+        done = run("clean", "--json=maybe", *names)
+        assert (done.status, done.out) == (2, "")
+        assert done.errors == ["--json: 'maybe' is not a boolean: write true or false"]
+
+
+def test_what_was_done_before_an_interrupt_is_told() -> None:
+    """On a terminal too, where there is a progress bar; and which lock is waited for."""
+    master, terminal = pty.openpty()
+    words = (CLI, *DOCUMENTED, "--cni-mode", *in_all("one", "two"), "--json")
+    with Path("/run/netns/two").open(encoding="utf-8") as namespace:
+        fcntl.flock(namespace, fcntl.LOCK_EX)
+        with subprocess.Popen(
+            words, stderr=terminal, stdout=subprocess.PIPE, env=PATH, text=True
+        ) as installing:
+            os.close(terminal)
+            said = b""
+            while b"two: waiting for the xtables lock" not in said:
+                said += os.read(master, 4096)
+            installing.send_signal(signal.SIGINT)
+            out, _ = installing.communicate()
+    os.close(master)
+    assert installing.returncode == 130
+    assert b"one: installed 18 rules" in said
+    assert [each["namespace"] for each in json.loads(out)["namespaces"]] == ["one"]
+
+
+def test_from_a_thread() -> None:
+    """A thread may be in another namespace than its process: what is there is read in the thread's."""
+    documented = plan(Capture(istio_service_cidr="*", ip_family="ipv4"))
+    install(documented, namespace="one")
+    with ThreadPoolExecutor(1) as pool:
+        (again,) = pool.submit(install, documented, namespaces=["one"]).result()
+        assert again.lines[-1] == "the rules are in place already: nothing to do"
+        assert not pool.submit(diff, documented, Live("one")).result()
+        pool.submit(clean, namespace="one").result()
+    assert rules("one", "legacy") == 0
 
 
 def test_settings_that_can_be_used_nowhere() -> None:

@@ -29,14 +29,19 @@ def _spell(match: Match) -> Match:
     return Match(match.name, in_order(options, _ORDER))
 
 
-def _holds(option: Option, situation: Situation, _: Match) -> bool | None:
+def _holds(option: Option, situation: Situation, match: Match) -> bool | None:
+    if option.name == "--socket-exists":
+        return (situation.packet.uid is not None) is not option.negated
+    # --suppl-groups is no condition of its own.
+    return option.name not in _IDS or _has_id(option, situation, match)
+
+
+def _has_id(option: Option, situation: Situation, match: Match) -> bool | None:
     from istio_iptables.netfilter.questions import among
     from istio_iptables.netfilter.sets import numbers
 
     packet = situation.packet
-    if option.name == "--socket-exists":
-        return (packet.uid is not None) is not option.negated
-    if option.name not in _IDS or situation.hook not in _SENDING:
+    if situation.hook not in _SENDING:
         return None
     if packet.uid is None and packet.gid is None:
         # A packet of no socket (the kernel's own) matches only what is negated.
@@ -45,7 +50,11 @@ def _holds(option: Option, situation: Situation, _: Match) -> bool | None:
     ids = number_range(option.value)
     if ids is None or owner is None:
         return None
-    return among(owner, numbers(ids)) is not option.negated
+    inside = among(owner, numbers(ids))
+    if not inside and option.name == "--gid-owner" and match.option("--suppl-groups"):
+        # A process has groups beside its own, which a packet does not tell.
+        return None
+    return inside is not option.negated
 
 
 def _has(packet: Packet) -> str:
