@@ -30,6 +30,8 @@ class Given(NamedTuple):
     #: The values of a manifest by name; they stand where the defaults would.
     values: Mapping[str, Value] = {}
     warnings: tuple[str, ...] = ()
+    #: The pod of a manifest, as messages name it.
+    pod: str = ""
 
 
 #: How kinds of lines that need attention look on a terminal.

@@ -25,7 +25,19 @@ __all__ = ["command"]
 @click.pass_context
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
     asked = read_asked(ctx, options)
-    page = report(asked.plan, asked.there, family=asked.family, name=asked.name or "the plan")
+    about, notes = "" if asked.rules else "these settings", ()
+    if asked.given and asked.rules is None:
+        # What the rules are made for, and what was said about it.
+        file = "stdin" if options["pod"] == "-" else options["pod"]
+        about, notes = f"{asked.given.pod} ({file})", asked.given.warnings
+    page = report(
+        asked.plan,
+        asked.there,
+        family=asked.family,
+        name=asked.name or "the plan",
+        about=about,
+        notes=notes,
+    )
     warn(page.warnings, strict=asked.strict)
     if options["output"] == "-":
         write_exactly(page.html)

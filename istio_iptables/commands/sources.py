@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.rules import Source
+    from istio_iptables.commands.load import Given
 
 __all__ = ["SOURCE_OPTIONS", "Asked", "read_asked", "require_file", "settings_given"]
 
@@ -67,6 +68,8 @@ class Asked(NamedTuple):
     #: What messages call a text.
     name: str
     strict: bool
+    #: What the manifest of ``--pod`` gave.
+    given: Given | None = None
 
     @property
     def there(self) -> Source:
@@ -125,12 +128,13 @@ def read_asked(
         live = True
     if path is None:
         require_namespace(ctx)
+    given = read_pod(options)
     # Somebody else's rules, or there is no plan: its family must not depend on this machine.
     unplanned = live and not settings_given(ctx, options)
     plan = read_inputs(
         ctx,
         either_family=either_family or path is not None or unplanned,
-        given=read_pod(options),
+        given=given,
         purpose=Purpose(ways if path is None and not live else (), follow=False),
     )
     rules: Source | None = None
@@ -145,4 +149,5 @@ def read_asked(
         Family(options["family"]) if options["family"] else None,
         "stdin" if path == "-" else path or "",
         plan.config.strict,
+        given,
     )
