@@ -59,13 +59,11 @@ def report(
     family: Family | None = None,
     name: str = "the text",
     about: str = "",
-    notes: Iterable[str] = (),
 ) -> Page:
     """A page of HTML about *rules* that needs no other file, and no network.
 
-    *plan*, *rules*, *family* and *name* are as for ``check``. *about* is what the title names in
-    place of the rules, and *notes* are warnings about where the settings are from. Raises CannotTell
-    for rules that can't be read.
+    *plan*, *rules*, *family* and *name* are as for ``check``; *about* is what the title names in
+    place of the rules. Raises CannotTell for rules that can't be read.
     """
     described = describe(rules, family=family, name=name)
     settings = plan or described.plan
@@ -74,7 +72,7 @@ def report(
     warnings = tuple(dict.fromkeys((*described.warnings, *unseen)))
     of_settings = plan.warnings if plan else ()
     checked = check(plan, rules, family=family, name=name)
-    told = dict.fromkeys((*notes, *of_settings, *warnings))
+    told = dict.fromkeys((*of_settings, *warnings))
     parts = {
         "findings": ("Findings", [*_findings(checked, warned=bool(told)), *map(_warning, told)]),
         "settings": ("Settings", list(_settings(settings, recovered=plan is None))),
@@ -141,7 +139,8 @@ def _warning(text: str) -> Element:
 
 def _settings(plan: Plan, *, recovered: bool) -> Iterator[Element]:
     """The settings that differ from the defaults, those that injection gives every pod, and their sources."""
-    chosen, injected = [], []
+    chosen: list[tuple[Element | str, ...]] = []
+    injected: list[tuple[Element | str, ...]] = []
     for value in plan.values.values():
         if value.origin is Origin.DEFAULT or value.setting.name not in CAPTURE_NAMES:
             continue

@@ -73,7 +73,8 @@ def load_plan(
         raise UsageProblems([*extra, *error.lines]) from None
     if extra:
         raise UsageProblems(extra)
-    warn([*given.warnings, *found.warnings], strict=found.config.strict, tell=tell)
+    found = found._replace(warnings=(*given.warnings, *found.warnings))
+    warn(found.warnings, strict=found.config.strict, tell=tell)
     if found.config.verbose:
         tell(
             "setting",

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.rules import Source
-    from istio_iptables.commands.load import Given
 
 __all__ = ["SOURCE_OPTIONS", "Asked", "read_asked", "require_file", "settings_given"]
 
@@ -68,8 +67,8 @@ class Asked(NamedTuple):
     #: What messages call a text.
     name: str
     strict: bool
-    #: What the manifest of ``--pod`` gave.
-    given: Given | None = None
+    #: The pod of ``--pod``, as messages name it.
+    pod: str = ""
 
     @property
     def there(self) -> Source:
@@ -149,5 +148,5 @@ def read_asked(
         Family(options["family"]) if options["family"] else None,
         "stdin" if path == "-" else path or "",
         plan.config.strict,
-        given,
+        given.pod if given else "",
     )

@@ -49,6 +49,8 @@ class InstallOptions(NamedTuple):
     backend: str = ""
     #: Hold the pod's lock only, not the file that iptables locks (--cni-mode).
     pod_lock: bool = False
+    #: The flag or the variable that *backend* is from.
+    backend_from: str = ""
 
 
 _HERE = InstallOptions()
@@ -80,7 +82,7 @@ def install(  # noqa: PLR0913 - what, whose, to whom, where and how
 
     def attempt() -> None:
         require_plan_mapped(plan)
-        detected = detect(where.backend, ownership)
+        detected = detect(where.backend, ownership, where.backend_from)
         if native is None:
             tell(f"backend {detected.backend.name}: {detected.reason}")
         difference = _difference(detected, wanted, ownership, native, look)

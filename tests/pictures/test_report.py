@@ -180,14 +180,15 @@ def test_a_page_is_written_whole_or_not_at_all(
 ) -> None:
     """A file stays as it was if the page can't be made or written, and nothing else is left."""
     target = tmp_path / "page.html"
-    target.write_text("before")
+    before = "<!doctype html>\nbefore"
+    target.write_text(before)
     target.chmod(0o640)
     with pytest.raises(IstioIptablesError):
         run_command(["report", "--rules", str(tmp_path / "none"), "-o", str(target)])
-    assert target.read_text() == "before"
+    assert target.read_text() == before
     with pytest.raises(IstioIptablesError, match=r"--output: .*/none/page\.html: No such file"):
         run_command(["report", "-i", "*", "-o", str(tmp_path / "none" / "page.html")])
-    with pytest.raises(IstioIptablesError, match=r"^--output \(-o\): is missing$"):
+    with pytest.raises(IstioIptablesError, match=r"^--output \(-o\): is missing: "):
         run_command(["report", "-i", "*"])
     link = tmp_path / "link"
     link.symlink_to(link)
@@ -201,6 +202,24 @@ def test_a_page_is_written_whole_or_not_at_all(
     capsys.readouterr()
     run_command(["report", "-i", "*", "-o", "-"])
     assert capsys.readouterr().out.startswith("<!DOCTYPE html>")
+
+
+def test_an_output_that_is_meant_otherwise(tmp_path: Path) -> None:
+    """-o is for ports elsewhere; and a file that is not a page is not overwritten."""
+    (tmp_path / "kept.yaml").write_text(_MANIFEST)
+    (tmp_path / "empty").touch()
+    for output, reason in (
+        ("3306,25", "'3306,25' looks like ports: those have --istio-local-outbound-ports-exclude"),
+        ("80", "'80' looks like ports"),
+        ("kept.yaml", "'kept.yaml' is there and is not an HTML page"),
+    ):
+        result = run(["report", "-i", "*", "-o", output], folder=tmp_path)
+        assert result.status == 2
+        (problem,) = result.errors
+        assert problem.startswith(f"--output (-o): {reason}")
+    assert run(["report", "-i", "*", "-o", "empty"], folder=tmp_path).status == 0
+    assert {each.name for each in tmp_path.iterdir()} == {"kept.yaml", "empty"}
+    assert (tmp_path / "kept.yaml").read_text() == _MANIFEST
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -236,7 +255,9 @@ def test_a_browser_shows_it(browser: Chrome, tmp_path: Path, width: int, scheme:
 
 def test_the_picture_fits(browser: Chrome, tmp_path: Path) -> None:
     """On a usual screen nothing of the chains is behind a scroll bar; on a small one they stay readable."""
-    sizes = "return (each => [each.scrollWidth, each.clientWidth])(document.querySelector('.scroll'))"
+    sizes = (
+        "return (each => [each.scrollWidth, each.clientWidth])(document.querySelector('.scroll'))"
+    )
     _open(browser, _report(_plan()), tmp_path, width=1300)
     wide, room = browser.execute_script(sizes)
     assert wide <= room
