@@ -311,7 +311,7 @@ def _refusal(difference: _Difference) -> list[str]:
     ]
 
 
-def _carry_out(
+def _carry_out(  # noqa: PLR0913, PLR0917 - what is told last is made by the caller
     difference: _Difference,
     detected: Detected,
     plan: DesiredState,
