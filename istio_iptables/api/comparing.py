@@ -46,7 +46,7 @@ _BEFORE = frozenset({"raw", "mangle", "nat"})
 class Differences(list[Difference]):
     """The differences, in the order of the rules; empty if there are none."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what is said of them, by name
         self,
         found: Iterable[Difference],
         what: str,
@@ -54,6 +54,7 @@ class Differences(list[Difference]):
         *,
         missing: int = 0,
         warnings: Iterable[str] = (),
+        empty: Iterable[Family] = (),
     ) -> None:
         super().__init__(found)
         #: What was compared with the plan: ``this namespace (legacy)``, ...
@@ -64,6 +65,8 @@ class Differences(list[Difference]):
         self.missing = missing
         #: One line for everything that was not seen or is not in force.
         self.warnings = tuple(warnings)
+        #: Those of the families that the plan has no rules for, where it has some for another.
+        self.empty = tuple(empty)
 
 
 def diff(
@@ -153,7 +156,14 @@ def _with_live(plan: Plan, namespace: str, backend: str) -> Differences:
         tuple(Family),
         missing=count if nothing else 0,
         warnings=warnings,
+        empty=() if native else _empty(plan),
     )
+
+
+def _empty(plan: Plan) -> tuple[Family, ...]:
+    """The families that *plan* has no rules for; none where it has no rules at all."""
+    filled = {each.family for each in plan.rulesets if each.rule_count}
+    return tuple(each for each in Family if filled and each not in filled)
 
 
 def planned_natively(plan: Plan) -> tuple[Table, ...]:
@@ -204,7 +214,31 @@ def _natively(plan: Plan, found: Sequence[Ruleset], name: str) -> Differences:
         *preceding_natively(tables, wanted, _marks(plan)),
     )
     missing = 0 if ours else sum(table.rule_count for table in wanted)
-    return Differences(differences, name, tuple(Family), missing=missing)
+    warnings = []
+    if ours and differences:
+        # A plan that is held against a file has both families, whatever this machine has.
+        warnings = [
+            f"rules of ours are in {name} for {other.title} alone: if no others are wanted, give"
+            f" --ip-family {other.value}"
+            for family, other in ((Family.IPV4, Family.IPV6), (Family.IPV6, Family.IPV4))
+            if _names(wanted, family) and not _names(ours, family)
+        ]
+    return Differences(differences, name, tuple(Family), missing=missing, warnings=warnings)
+
+
+def _names(tables: Iterable[Table], family: Family) -> bool:
+    """Whether a native rule of *tables* names addresses of *family*."""
+    from istio_iptables.netfilter.nftrules import NftRule  # most rules are iptables'
+
+    word = "ip " if family is Family.IPV4 else "ip6 "
+    return any(
+        each.field.startswith(word)
+        for table in tables
+        for chain in table.chains
+        for rule in chain.rules
+        if isinstance(rule, NftRule)
+        for each in rule.statements
+    )
 
 
 def native_elsewhere(chains: Iterable[UnseenChain]) -> Iterator[Difference]:

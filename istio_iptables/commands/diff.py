@@ -129,7 +129,9 @@ def _print(found: Differences, *, missing_at_once: bool) -> None:
         counted = "1 difference" if len(found) == 1 else f"{len(found)} differences"
         line = f"{found.what} differs from the plan: {counted}"
     else:
-        line = f"{found.what} is as planned ({_titles(found.families)})"
+        planned = _titles(tuple(each for each in found.families if each not in found.empty))
+        without = f"; no {_titles(found.empty)} rules, as planned" if found.empty else ""
+        line = f"{found.what} is as planned ({planned}{without})"
     line = paint(printable(line), "bold", sys.stdout)
     sys.stdout.write(f"{line}\n")
 

@@ -115,8 +115,15 @@ def clean(ownership: Ownership, tell: Callable[[str], None], where: InstallOptio
     def attempt() -> None:
         detected = detect(where.backend, ownership)
         difference = _difference(detected, _EMPTY, ownership)
+        marks = _marks((*difference.tables, *difference.elsewhere), difference.native, ownership)
+        kept = routes.shared_routes(marks, ownership.route_table)
         # Also without rules: a run that was killed may have left a table that it had only just made.
         _carry_out(difference, detected, _EMPTY, ownership, tell, lambda: _removed(difference))
+        for each in kept:
+            tell(
+                f"left table {each.table} of the {each.family.title} routes and its policy rule for mark"
+                f" {each.mark:#x}: there are other routes than ours in it"
+            )
 
     with entered(where.namespace), locked(tell, pod_only=where.pod_lock):
         retrying(attempt)
@@ -263,15 +270,25 @@ def _read_our_network(
 ) -> DesiredState:
     """The routes and addresses that go with our rules in *tables*, as far as they are there."""
     listed = native.live.values() if native is not None else ()
-    owned = [(table.family, table.live) for table in tables if table.owned and table.live]
-    marks = [mark for _, live in owned for mark in ownership.route_marks(live)]
-    marks += [mark for text in listed for mark in ownership.native.route_marks(text)]
+    marks = _marks(tables, native, ownership)
     address = ownership.address
-    used = any(family is address.family for family, _ in owned)
+    used = any(each.family is address.family for each in tables if each.owned and each.live)
     used = used or any(f" {address.address} " in text for text in listed)
     left = used and routes.has_address(address)
     emptied = {ownership.route_table, *(route.table for route in plan.routes)}
     return DesiredState((), routes.left_routes(marks, emptied), (address,) if left else ())
+
+
+def _marks(
+    tables: Sequence[TableChange], native: NativeChange | None, ownership: Ownership
+) -> list[int]:
+    """The marks by which our rules in *tables* have packets routed."""
+    owned = [table.live for table in tables if table.owned and table.live]
+    listed = native.live.values() if native is not None else ()
+    return [
+        *(mark for live in owned for mark in ownership.route_marks(live)),
+        *(mark for text in listed for mark in ownership.native.route_marks(text)),
+    ]
 
 
 def _read_planned_network(plan: DesiredState) -> DesiredState:

@@ -35,6 +35,7 @@ __all__ = [
     "has_address",
     "has_route",
     "left_routes",
+    "shared_routes",
 ]
 
 #: Of the rule that leads to the main table.
@@ -145,6 +146,21 @@ def left_routes(marks: Iterable[int], tables: Collection[int]) -> tuple[PolicyRo
                     found.append(PolicyRoute(family, rule.mark, rule.table))
         found += _without_rule(family, min(wanted), tables)
     return tuple(found)
+
+
+def shared_routes(marks: Iterable[int], table: int) -> tuple[PolicyRoute, ...]:
+    """The policy routes by *marks* to *table* where that holds something else than our route.
+
+    They are not taken for ours, and nobody knows who needs them.
+    """
+    wanted = set(marks)
+    return tuple(
+        PolicyRoute(family, rule.mark, table)
+        for family in Family
+        if wanted and netlink.is_local_default(family.number, table) is False
+        for rule in dict.fromkeys(rule for rule, _ in netlink.policy_rules(family.number))
+        if _is_like_ours(rule) and rule.mark in wanted and rule.table == table
+    )
 
 
 def delivering_routes() -> tuple[PolicyRoute, ...]:

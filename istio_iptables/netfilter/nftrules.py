@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from istio_iptables.netfilter.model import Counters, Match, Option, Rule, Target, Term
+from istio_iptables.netfilter.nftnames import usual
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -142,7 +143,7 @@ class NftRule(Rule):
             if found is not None:
                 counters = counters or Counters(int(found[1]), int(found[2]))
                 parts[number] = _COUNTED.sub("counter", parts[number])
-        return cls('"'.join(parts), counters=counters, objects=objects)
+        return cls(usual('"'.join(parts)), counters=counters, objects=objects)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((*self.header, self.matches, self.target, self.reason, False, self.counters))

@@ -174,3 +174,15 @@ def test_rules_that_were_loaded_twice_go_all(backend: str) -> None:
     assert install(backend, *TPROXY, "--ip-family", "ipv4").status == 0
     assert run("clean").status == 0
     assert state(backends=(backend,)) == before
+
+
+def test_a_table_of_routes_that_others_use_is_told() -> None:
+    """It stays as it is, and a line says so, with the policy rule that leads there."""
+    assert install("legacy", *TPROXY).status == 0
+    command("ip", "route", "add", "local", "10.7.0.0/16", "dev", "lo", "table", "133")
+    done = run("clean")
+    assert done.status == 0
+    line = "left table 133 of the IPv4 routes and its policy rule for mark 0x539: there are other routes"
+    assert any(line in each for each in done.err.splitlines())
+    assert "local default" in command("ip", "route", "show", "table", "133")
+    assert "lookup 133" in command("ip", "rule")

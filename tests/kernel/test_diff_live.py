@@ -166,3 +166,11 @@ def test_a_foreign_rule_with_our_words_is_foreign(backend: str) -> None:
     found = json.loads(run("diff", *words, "--json").out)["differences"]
     assert {each["kind"] for each in found} == {"stranger"}
     assert "nothing to do" in install(backend, *words).err
+
+
+def test_a_plan_of_one_family_is_said_to_be_one(box: object) -> None:  # noqa: ARG001 - a namespace
+    """IPv6 is not called planned where it is not captured."""
+    flags = ("-i", "*", "-b", "*", "--ip-family", "ipv4")
+    assert run(*flags).status == 0
+    line = run("diff", *flags).out
+    assert line.endswith("is as planned (IPv4; no IPv6 rules, as planned)\n")

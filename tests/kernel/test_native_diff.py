@@ -84,6 +84,44 @@ def test_what_was_installed_is_as_planned(name: str, tmp_path: Path) -> None:
         assert run(*DIFF, *arguments, "--against", str(file)).status == 0
 
 
+@pytest.mark.parametrize(
+    "options", ["-n", "-nn", "-p", "-S", "-n -p -S", "-y", "-s", "-j -n", "-j -S"]
+)
+def test_what_nft_lists_with_options_is_the_same(options: str, tmp_path: Path) -> None:
+    """Numbers for names, or names for numbers, are the same rules; those of others too."""
+    arguments = ("-i", "*", "-b", "*", "-m", "TPROXY", "--redirect-dns", "--ip-family", "ipv4")
+    native("--nft-like-iptables", *arguments)
+    command(
+        "nft",
+        "table inet fw { chain x { type filter hook input priority filter; policy accept;"
+        ' ct state vmap { invalid : drop, established : accept }; comment "ct state 2";'
+        " icmp type { echo-request, 200 } accept; icmpv6 type nd-neighbor-solicit accept;"
+        ' ip protocol 6 log prefix "tcp dport http" accept; th dport { 53, 80-443 } drop;'
+        " meta l4proto { tcp, udp } th dport 53 accept; tcp dport vmap { 80 : drop }; }; }",
+    )
+    plain, path = tmp_path / "plain", tmp_path / "listed"
+    plain.write_text(command("nft", "list", "ruleset"), encoding="utf-8")
+    path.write_text(command("nft", *options.split(), "list", "ruleset"), encoding="utf-8")
+    flags = ("--nft-like-iptables", *arguments)
+    done = run(*DIFF, *flags, "--against", str(path))
+    assert done.out == f"{path} is as planned (IPv4 and IPv6)\n"
+    same = run("compare", str(plain), str(path))
+    assert same.out == "A and B have the same rules; the same for every packet (IPv4 and IPv6)\n"
+
+
+def test_a_file_of_one_family_is_told(tmp_path: Path) -> None:
+    """The plan that is held against a file has both, and the hint says how to have one."""
+    native("-i", "*", "-b", "*", "--ip-family", "ipv4")
+    path = tmp_path / "listed"
+    path.write_text(command("nft", "list", "ruleset"), encoding="utf-8")
+    flags = (*DIFF, "-i", "*", "-b", "*", "--against", str(path))
+    done = run(*flags)
+    assert done.status == 1
+    assert any(each.endswith("give --ip-family ipv4") for each in done.warnings)
+    alone = run(*flags, "--ip-family", "ipv4")
+    assert (alone.status, alone.out) == (0, f"{path} is as planned (IPv4 and IPv6)\n")
+
+
 def test_sets_are_compared(tmp_path: Path) -> None:
     """As nft lists them, live and from files; with an element more, and beside single rules."""
     lists = ("-b", "80,443,8000:8010", "-x", "10.1.0.0/16,10.3.0.0/16")
