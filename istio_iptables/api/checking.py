@@ -93,8 +93,8 @@ def _differences(subject: Subject) -> Iterator[Diagnostic]:
 def _of_the_rules(
     subject: Subject, applications: Iterable[tuple[int, int]] = APPLICATIONS
 ) -> Iterator[Diagnostic]:
-    """Loops, and applications that pass for Envoy."""
-    rulesets = subject.native or subject.rulesets
+    """Loops, applications that pass for Envoy, and what is dropped behind the rules."""
+    rulesets = subject.followed
     for each in findings(rulesets, subject.routes, proxy_of(subject), applications):
         loop = each.fault is FindingKind.LOOP
         yield Diagnostic(

@@ -55,6 +55,13 @@ class Subject(NamedTuple):
     native: tuple[Ruleset, ...] = ()
 
     @property
+    def followed(self) -> tuple[Ruleset, ...]:
+        """All rules that packets meet, of iptables and native ones, as far as they are known."""
+        if self.state is not None and self.state.native:
+            return _with_native(self.state.rulesets, self.state.native)
+        return self.native or self.rulesets
+
+    @property
     def world(self) -> Surroundings:
         """What is known of the machine."""
         listens = self.listens if self.state is not None else None

@@ -40,6 +40,13 @@ class Unseen(NamedTuple):
         """The chain and its place, in one line."""
         return f"{self.name} ({self.kind}, hook {self.hook}, priority {self.priority})"
 
+    @property
+    def decides(self) -> bool:
+        """Whether captured traffic comes to it, and may be lost or led elsewhere."""
+        if self.kind == "nat":
+            return self.hook in {"PREROUTING", "OUTPUT"}
+        return self.hook != "FORWARD"
+
 
 def unseen_chains(state: LiveState, *, native: bool = False) -> tuple[Unseen, ...]:
     """All chains of a namespace that are not followed; with *native* those of nftables are."""
