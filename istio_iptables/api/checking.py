@@ -85,7 +85,7 @@ def _differences(subject: Subject) -> Iterator[Diagnostic]:
         rules = Live(subject.namespace, subject.state.backend)
     for each in diff(subject.plan, rules, name=subject.source):
         foreign = each.kind is ChangeKind.FOREIGN
-        remedy = f"install again: {_again(subject)}"
+        remedy = _again(subject)
         if foreign:
             remedy = "see with explain what it decides"
         elif _refused(each):
@@ -104,7 +104,11 @@ def _differences(subject: Subject) -> Iterator[Diagnostic]:
 
 
 def _again(subject: Subject) -> str:
-    return install_again(subject.plan, subject.namespace, subject.recovered)
+    """The advice to install again, by the settings that the rules are held against."""
+    line = install_again(subject.plan, subject.namespace, subject.recovered)
+    if subject.recovered is None:
+        return f"install again: {line}"
+    return f"install again with the pod's arguments, by the rules that are left: {line}"
 
 
 def _refused(difference: Difference) -> bool:
@@ -153,7 +157,7 @@ def _against_a_loop(subject: Subject, *, changed: bool) -> str:
             " user and group (-u, -g) as Envoy runs, and what counts as loopback as Istio has it"
         )
     if changed:
-        return f"the rules are not as the settings ask for, so install again: {_again(subject)}"
+        return f"the rules are not as the settings ask for, so {_again(subject)}"
     return "see with explain which rule leads there"
 
 

@@ -349,7 +349,8 @@ class LiveChecks:
     def _native(self) -> Iterator[Diagnostic]:
         """Chains whose rules are not known, by whether captured traffic comes to them."""
         state = self._subject.state
-        unseen = unseen_chains(state, native=True) if state else ()
+        # The rules of the other backend are followed as well.
+        unseen = unseen_chains(state._replace(other_rulesets=()), native=True) if state else ()
         meant = [each for each in unseen if each.decides]
         for chains, severity in (
             (meant, Severity.WARNING),
@@ -361,8 +362,7 @@ class LiveChecks:
                     "unseen-chains",
                     severity,
                     f"chains that are not followed decide as well: {names}",
-                    "see what their rules drop or redirect (iptables-legacy-save,"
-                    " iptables-nft-save, nft list ruleset)",
+                    "nft list ruleset shows their rules",
                 )
 
     def _twice(self) -> Iterator[Diagnostic]:

@@ -310,6 +310,19 @@ def test_nat_of_another_kind(ours: tuple[str, ...]) -> None:
     assert any("IPv4 nat OUTPUT rule 1" in each[2] for each in found)
 
 
+def test_a_rule_of_the_other_backend() -> None:
+    """The kernel asks it as well; one that lets pass is no finding."""
+    ours = ("--ip-family", "ipv4", "--force-iptables-binary", "legacy")
+    assert run("-i", "*", "-b", "*", *ours).status == 0
+    with listening(15001, 15006):
+        command("iptables-nft", "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
+        assert _findings(*ours) == []
+        command("iptables-nft", "-A", "INPUT", "-p", "tcp", "--dport", "15001", "-j", "DROP")
+        (found,) = _findings(*ours)
+    assert found[:2] == ("loss", "warning")
+    assert "decided by nft filter INPUT 2" in found[2]
+
+
 def test_a_rule_that_may_drop() -> None:
     """A condition that is not known is no reason to call it good."""
     ours = ("--ip-family", "ipv4", "--force-iptables-binary", "nft")
@@ -374,8 +387,8 @@ def test_the_advice_is_a_command_line_that_mends_it(asked: tuple[str, ...]) -> N
     with listening(15001, 15006):
         document = json.loads(run("check", *asked, *where, "--json").out)
         remedies = {each["kind"]: each["remedy"] for each in document["findings"]}
-        line = remedies["missing-rule"].removeprefix("install again: ")
-        assert "--network-namespace /proc/self/ns/net --reconcile" in line
+        line = remedies["missing-rule"].partition(": ")[2]
+        assert line.endswith(" --network-namespace /proc/self/ns/net --reconcile")
         assert remedies["loop"].endswith(line)
         program, *words = shlex.split(line)
         assert program == "istio-iptables"
