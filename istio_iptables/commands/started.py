@@ -55,7 +55,7 @@ def given_of(start: Start) -> Given:
     environ = {name: text for name, (text, _) in start.environment.items()}
     environ |= {name: os.environ[name] for name in _OWN if name in os.environ}
     left = {name: environ[name] for name in ("ENVOY_USER", *_OWN) if name in environ}
-    return Given(left, values, (*start.warnings, *warnings))
+    return Given(left, values, (*start.warnings, *warnings), start.workload.title)
 
 
 def mistakes_in(start: Start) -> list[str]:
