@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ from istio_iptables.commands.options import Example, SettingsCommand, split_extr
 from istio_iptables.commands.pod import (
     INSTALLATION_OPTIONS,
     installation,
+    manifest_option,
     require_one_stdin,
     require_yaml,
 )
@@ -53,7 +55,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     problems = split_extra(ctx)
     path = options["file"]
     if path is None:
-        problems.append("-f: the manifest is missing")
+        problems.append(_no_manifest(ctx.args))
     if problems:
         raise UsageProblems(problems)
     require_yaml("inject")
@@ -94,6 +96,12 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     return ExitStatus.DONE
 
 
+def _no_manifest(words: list[str]) -> str:
+    """What is said where ``-f`` is missing; the name of the file may be among *words*."""
+    file = next((each for each in words if not each.startswith("-")), "")
+    return f"-f: the manifest is missing{f': did you mean -f {shlex.quote(file)}?' if file else ''}"
+
+
 def _problems(
     workload: Workload, found: Installation, options: Mapping[str, Any], told: dict[str, list[str]]
 ) -> tuple[str, ...]:
@@ -114,9 +122,10 @@ def _inject(
     from istio_iptables.kubernetes.lint import lint, lint_injection
     from istio_iptables.kubernetes.pod import started_by
     from istio_iptables.kubernetes.sidecar import inject
+    from istio_iptables.kubernetes.typed import require_types
 
-    mistakes = lint(workload)
-    told["warning"] += mistakes
+    require_types(workload)
+    told["warning"] += lint(workload)
     if reason := reason_to_skip(workload):
         # Host networking is a wish for something else, which keeps the pod out of the mesh.
         kind = "warning" if workload.spec.get("hostNetwork") else "info"
@@ -154,9 +163,7 @@ command = SettingsCommand(
         ),
     ),
     more=(
-        click.Option(
-            ["-f", "--filename", "file"], metavar="FILE", help="The manifest; - is stdin."
-        ),
+        manifest_option(["-f", "--filename", "file"], "The manifest; - is stdin."),
         *INSTALLATION_OPTIONS,
         *INJECTION_OPTIONS,
         click.Option(["--strict"], is_flag=True, help="Fail on warnings."),
