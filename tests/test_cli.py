@@ -95,7 +95,7 @@ REFUSALS: list[tuple[str, list[str], dict[str, str], str]] = [
         "after-the-end-of-options",
         ["--", "-b"],
         {},
-        "-b: this is an option of 'istio-iptables check'",
+        "-b: stands behind --, which ends the options",
     ),
     ("log-flag-without-value", ["--log_target"], {}, "--log_target: the value is missing"),
     ("no-value", ["-b"], {}, "--istio-inbound-ports (-b): the value is missing"),
@@ -172,6 +172,17 @@ MISTAKES: list[tuple[list[str], str]] = [
         ["diff", "--dry-run"],
         "--dry-run: this is an option of istio-iptables itself, not of",
     ),
+    (
+        ["clean", "--dry-run"],
+        "not of clean: 'istio-iptables describe' shows the rules; clean leaves",
+    ),
+    (["matrix", "--dry-run"], "not of matrix: 'istio-iptables matrix --help' shows its own"),
+    (
+        ["report", "--format", "pdf", "-o", "x"],
+        "the page is HTML; 'istio-iptables describe --format",
+    ),
+    (["explain", "10.1.2.3:443"], "unexpected argument '10.1.2.3:443': did you mean --dst 10.1.2"),
+    (["explain", "[fd00::1]:443"], "did you mean --dst '[fd00::1]:443'?"),
     (["diff", "--goldn", "x"], "--goldn: there is no such option: did you mean --golden?"),
     (["diff", "--family", "ipv6"], "--family: tells of the file of --against, and none is given"),
     (["check", "--family", "ipv6"], "--family: tells of the file of --rules, and none is given"),
@@ -222,6 +233,41 @@ def test_a_file_that_is_called_like_a_port(tmp_path: Path) -> None:
     """What can be used is used, whatever files there are."""
     (tmp_path / "80").touch()
     assert run([*PLAIN, "-b", "80"], folder=tmp_path).status == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["describe", "saved"], "unexpected argument 'saved': did you mean --rules saved?"),
+        (["matrix", "-i", "*", "native"], "did you mean --rules native?"),
+        (["diff", "saved"], "did you mean --against saved?"),
+        (["explain", "web"], "did you mean --pod web?"),
+        (["web"], "'web': there is no such command: did you mean --pod web?"),
+        (["-b", "80", "web"], "unexpected argument 'web': did you mean --pod web?"),
+        (["saved"], "these are rules: 'istio-iptables describe --rules saved' reads them"),
+        (["report", "-o", "x", "other"], "unexpected argument 'other': arguments are options and"),
+        (["describe", "--pod", "saved"], "--pod: saved: these are rules, not a manifest"),
+    ],
+)
+def test_a_file_without_its_option(tmp_path: Path, words: list[str], hint: str) -> None:
+    """What is in the file tells which option was forgotten."""
+    (tmp_path / "saved").write_text("# IPv4\n*nat\nCOMMIT\n")
+    (tmp_path / "native").write_text("table inet x {\n}\n")
+    (tmp_path / "web").write_text("apiVersion: v1\nkind: Pod\n")
+    (tmp_path / "other").write_text("hello\n")
+    result = run(words, folder=tmp_path)
+    assert (result.status, result.out) == (2, "")
+    (problem,) = result.errors
+    assert hint in problem
+
+
+def test_a_page_without_a_file_tells_all(tmp_path: Path) -> None:
+    """A forgotten --pod is told beside the forgotten --output."""
+    (tmp_path / "web.yaml").write_text("apiVersion: v1\nkind: Pod\n")
+    assert run(["report", "web.yaml"], folder=tmp_path).errors == [
+        "unexpected argument 'web.yaml': did you mean --pod web.yaml?",
+        "--output (-o): is missing: the file for the page, or - for stdout",
+    ]
 
 
 @pytest.mark.parametrize("words", [["version"], ["-V"], ["--version"]])
@@ -372,6 +418,12 @@ WARNINGS: list[tuple[str, list[str], dict[str, str], str]] = [
         ["-p", "15006"],
         {},
         "--inbound-capture-port (-z): 15006 is also the port of --envoy-port (-p)",
+    ),
+    (
+        "swapped-ports",
+        ["-p", "15006", "-z", "15001"],
+        {},
+        "--envoy-port (-p), --inbound-capture-port (-z): these look swapped: -p is the outbound",
     ),
     (
         "port-of-the-tunnel",

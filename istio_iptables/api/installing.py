@@ -113,6 +113,7 @@ def _install(  # noqa: PLR0913, PLR0917 - as above
         config.network_namespace if namespace is None else os.fspath(namespace),
         config.backend if backend is None else backend,
         config.cni_mode if pod_lock is None else pod_lock,
+        plan.values["force_iptables_binary"].source if backend is None else "backend=",
     )
     _require_families(plan, where.namespace)
     said, hear = _hearing(tell)

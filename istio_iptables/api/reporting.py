@@ -39,6 +39,8 @@ __all__ = ["Page", "report"]
 _MOST_DATA = 250_000
 _MOST_RULES = 400
 _FROM = {Origin.FLAG: "command line", Origin.KEYWORD: "keyword"}
+#: How the place of a value begins that injection gives every pod (kubernetes.values, kubernetes.template).
+_OF_INJECTION = ("default of ", "Istio's template")
 _WAYS = {"out": "What a process in the pod sends", "in": "What arrives at the pod"}
 
 
@@ -56,21 +58,24 @@ def report(
     *,
     family: Family | None = None,
     name: str = "the text",
+    about: str = "",
 ) -> Page:
     """A page of HTML about *rules* that needs no other file, and no network.
 
-    *plan*, *rules*, *family* and *name* are as for ``check``. Raises CannotTell for rules that
-    can't be read.
+    *plan*, *rules*, *family* and *name* are as for ``check``; *about* is what the title names in
+    place of the rules. Raises CannotTell for rules that can't be read.
     """
     described = describe(rules, family=family, name=name)
     settings = plan or described.plan
     divided, refusal = _divide(plan, rules, family, name)
     unseen = divided.warnings if divided else ()
     warnings = tuple(dict.fromkeys((*described.warnings, *unseen)))
+    of_settings = plan.warnings if plan else ()
     checked = check(plan, rules, family=family, name=name)
+    told = dict.fromkeys((*of_settings, *warnings))
     parts = {
-        "findings": ("Findings", [*_findings(checked), *map(_warning, warnings)]),
-        "settings": ("Settings", [_settings(settings, recovered=plan is None)]),
+        "findings": ("Findings", [*_findings(checked, warned=bool(told)), *map(_warning, told)]),
+        "settings": ("Settings", list(_settings(settings, recovered=plan is None))),
         "picture": ("The chains", [_picture(described)]),
         "traffic": ("Traffic", _traffic(divided.rows) if divided else [element("p", refusal)]),
         **({"follow": ("Follow a packet", _form())} if divided else {}),
@@ -84,7 +89,7 @@ def report(
         *(section(part, heading, *body) for part, (heading, body) in parts.items()),
     ]
     html = page(
-        f"Traffic capture of {described.what}",
+        f"Traffic capture of {about or described.what}",
         content,
         **(_script(_data(settings, described, divided)) if divided else {}),
     )
@@ -107,8 +112,8 @@ def _script(data: dict[str, Any]) -> dict[str, str]:
     return {"script": text, "data": json.dumps(data, separators=(",", ":"))}
 
 
-def _findings(found: Report) -> list[Element]:
-    """What is wrong, and what could not be looked at."""
+def _findings(found: Report, *, warned: bool) -> list[Element]:
+    """What is wrong, and what could not be looked at; warnings follow if *warned*."""
     rows = [
         (
             element("span", each.severity.value, class_=each.severity.value),
@@ -120,7 +125,8 @@ def _findings(found: Report) -> list[Element]:
     heads = ("severity", "what is so", "what to do")
     shown = [table(heads, rows, "What check finds, the worst first.")] if rows else []
     if not found.wrong:
-        shown.append(element("p", "Nothing is wrong."))
+        text = "check finds nothing wrong; there are warnings:" if warned else "Nothing is wrong."
+        shown.append(element("p", text))
     if found.unread:
         unread = "; ".join(found.unread)
         shown.append(_warning(f"Not checked, since it can't be read: {unread}"))
@@ -131,19 +137,27 @@ def _warning(text: str) -> Element:
     return element("p", text, class_="warning")
 
 
-def _settings(plan: Plan, *, recovered: bool) -> Element:
-    """The settings that are not as by default, and where each is from."""
-    rows = [
-        (
+def _settings(plan: Plan, *, recovered: bool) -> Iterator[Element]:
+    """The settings that differ from the defaults, those that injection gives every pod, and their sources."""
+    chosen: list[tuple[Element | str, ...]] = []
+    injected: list[tuple[Element | str, ...]] = []
+    for value in plan.values.values():
+        if value.origin is Origin.DEFAULT or value.setting.name not in CAPTURE_NAMES:
+            continue
+        row = (
             element("code", value.setting.label),
             element("code", effective_text(value, plan.config) or "(empty)"),
             "the rules" if recovered else _FROM.get(value.origin, value.source),
         )
-        for value in plan.values.values()
-        if value.given and value.setting.name in CAPTURE_NAMES
-    ]
+        of_all = all(each.startswith(_OF_INJECTION) for each in value.source.split(", "))
+        (injected if of_all else chosen).append(row)
     heads = ("setting", "value", "where it is from")
-    return table(heads, rows, "What is not as by default.")
+    if chosen:
+        yield table(heads, chosen, "Settings that were given.")
+    else:
+        yield element("p", "No setting was given: these are the defaults.")
+    if injected:
+        yield table(heads, injected, "Defaults of Istio's injection.")
 
 
 def _picture(described: Description) -> Element:

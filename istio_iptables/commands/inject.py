@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,7 +54,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     problems = split_extra(ctx)
     path = options["file"]
     if path is None:
-        problems.append(_no_manifest(ctx.args))
+        problems.append("-f: the manifest is missing")
     if problems:
         raise UsageProblems(problems)
     require_yaml("inject")
@@ -94,12 +93,6 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     )
     write_exactly(text)
     return ExitStatus.DONE
-
-
-def _no_manifest(words: list[str]) -> str:
-    """What is said where ``-f`` is missing; the name of the file may be among *words*."""
-    file = next((each for each in words if not each.startswith("-")), "")
-    return f"-f: the manifest is missing{f': did you mean -f {shlex.quote(file)}?' if file else ''}"
 
 
 def _problems(

@@ -30,6 +30,8 @@ class Given(NamedTuple):
     #: The values of a manifest by name; they stand where the defaults would.
     values: Mapping[str, Value] = {}
     warnings: tuple[str, ...] = ()
+    #: The pod of a manifest, as messages name it.
+    pod: str = ""
 
 
 #: How kinds of lines that need attention look on a terminal.
@@ -71,7 +73,8 @@ def load_plan(
         raise UsageProblems([*extra, *error.lines]) from None
     if extra:
         raise UsageProblems(extra)
-    warn([*given.warnings, *found.warnings], strict=found.config.strict, tell=tell)
+    found = found._replace(warnings=(*given.warnings, *found.warnings))
+    warn(found.warnings, strict=found.config.strict, tell=tell)
     if found.config.verbose:
         tell(
             "setting",

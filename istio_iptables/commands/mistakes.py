@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +13,15 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-__all__ = ["behind_the_flags", "expanded_star", "in_our_words", "no_command", "no_option"]
+__all__ = [
+    "behind_the_flags",
+    "expanded_star",
+    "forgotten_option",
+    "in_our_words",
+    "looks_like_rules",
+    "no_command",
+    "no_option",
+]
 
 _CLEAN = "'istio-iptables clean' removes what was installed"
 _INSTALL = "no command is needed to install: give the flags alone"
@@ -53,7 +62,25 @@ _OPTIONS = {
     "--uninstall": _CLEAN,
     "--clean": _CLEAN,
 }
+#: What to do in place of an option that a command has not.
+_INSTEAD = {
+    **dict.fromkeys(
+        (("clean", "--dry-run"), ("clean", "-n")),
+        "'istio-iptables describe' shows the rules; clean leaves those that it marks foreign",
+    ),
+    (
+        "report",
+        "--format",
+    ): "the page is HTML; 'istio-iptables describe --format svg' draws the chains",
+}
 _MOST = 4
+#: How much of a file is read to tell what it is.
+_START = 2048
+_RULES = ("*", ":", "-A ", "table ", '{"nftables"')
+_MANIFEST = ("{", "[", "---", "apiVersion:", "kind:")
+_ENDPOINT = re.compile(
+    r"(?a)(?:\d+\.){3}\d+(?::\d+)?|\[[0-9A-Fa-f:.]+\](?::\d+)?|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.]*"
+)
 
 
 def expanded_star(words: Iterable[str], values: Mapping[str, str]) -> str:
@@ -102,6 +129,51 @@ def no_command(word: str, commands: Collection[str]) -> str:
     return f"did you mean {close[0]}? A command comes first" if close else ""
 
 
+def forgotten_option(word: str, ctx: click.Context) -> str:
+    """The option that *word* is probably the value of, as a question; "" if that can't be told."""
+    known = _all_options(ctx.command)
+    if "--dst" in known and _ENDPOINT.fullmatch(word):
+        return f"did you mean --dst {shlex.quote(word)}?"
+    start = _start_of(word)
+    if start is None:
+        return ""
+    rules = looks_like_rules(start)
+    if not (rules or _first_line(start).startswith(_MANIFEST)):
+        return ""
+    option = next((each for each in _OPTIONS_OF_FILES[rules] if each in known), None)
+    if option:
+        return f"did you mean {option} {shlex.quote(word)}?"
+    if rules and ctx.parent is None:
+        return f"these are rules: 'istio-iptables describe --rules {shlex.quote(word)}' reads them"
+    return ""
+
+
+#: The options that take a manifest, and those that take rules.
+_OPTIONS_OF_FILES = {False: ("--pod", "--filename"), True: ("--rules", "--against")}
+
+
+def looks_like_rules(text: str) -> bool:
+    """Whether *text* begins as iptables-save or nft prints rules."""
+    return _first_line(text).startswith(_RULES)
+
+
+def _first_line(text: str) -> str:
+    """The first line that is not a comment."""
+    lines = (line.strip() for line in text.splitlines())
+    return next((line for line in lines if line and not line.startswith("#")), "")
+
+
+def _start_of(path: str) -> str | None:
+    """How the file *path* begins; None if there is none that can be read."""
+    try:
+        if not Path(path).is_file():
+            return None
+        with Path(path).open("rb") as file:
+            return file.read(_START).decode(errors="replace")
+    except (OSError, ValueError):
+        return None
+
+
 def no_option(name: str, ctx: click.Context) -> str:
     """What was meant by the option *name*, which this command has not; "" if that can't be told."""
     if name in _OPTIONS:
@@ -118,7 +190,11 @@ def no_option(name: str, ctx: click.Context) -> str:
         if other is not None and other is not ctx.command and name in _all_options(other):
             what = f"'{root.info_name} {command}'" if command else f"{root.info_name} itself"
             first = ", which comes first" if command and ctx is root else ""
-            return f"this is an option of {what}{first or f', not of {ctx.info_name}'}"
+            instead = _INSTEAD.get((str(ctx.info_name), name))
+            if command is None:
+                instead = instead or f"'{root.info_name} {ctx.info_name} --help' shows its own"
+            rest = f": {instead}" if instead else ""
+            return f"this is an option of {what}{first or f', not of {ctx.info_name}{rest}'}"
     if not close and len(word) > 2:  # noqa: PLR2004 - two letters are in everything
         close = [each for each in known if word in each][:_MOST]
     return f"there is no such option: did you mean {' or '.join(close)}?" if close else ""

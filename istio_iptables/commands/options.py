@@ -249,7 +249,8 @@ class SettingsCommand(click.Group):
             commands = self.list_commands(ctx)
             line = mistakes.behind_the_flags(str(ctx.info_name), args, words, commands)
             if not line and words[:1] == args[:1]:
-                hint = mistakes.no_command(words[0], commands)
+                hint = mistakes.forgotten_option(words[0], ctx)
+                hint = hint or mistakes.no_command(words[0], commands)
                 hint = hint or f"the commands are {', '.join(commands)}"
                 line = f"{words[0]!r}: there is no such command: {hint}"
         if line:
@@ -385,8 +386,8 @@ def split_extra(ctx: click.Context) -> list[str]:
             shown = name if name.isprintable() else ascii(name)
             problems.append(f"{shown}: {hint}" if hint else f"{shown}: there is no such option")
         elif not after_unknown:
-            hint = ""
-            if ctx.parent is None:
+            hint = mistakes.forgotten_option(argument, ctx)
+            if ctx.parent is None and not hint:
                 commands = ctx.command.list_commands(ctx)  # type: ignore[attr-defined]  # a group
                 hint = mistakes.no_command(argument, commands)
             problems.append(

@@ -129,11 +129,15 @@ def read_ways(options: Mapping[str, Any], cni: Iterable[bool]) -> list[Given]:
     path = options["pod"]
     require_yaml("--pod")
     require_one_stdin(path, options)
+    from istio_iptables.commands.mistakes import looks_like_rules
     from istio_iptables.commands.started import given_of
     from istio_iptables.kubernetes.pod import start_of
 
     found, text = installation(options), read_text(path, "manifest")
     name = options["pod_name"]
+    if looks_like_rules(text):
+        message = f"--pod: {_name(path)}: these are rules, not a manifest (--rules reads rules)"
+        raise UsageProblems([message])
     ways = [given_of(start_of(text, _name(path), name, found, cni=each)) for each in cni]
     # What is wrong with the manifest is told once.
     told: dict[str, None] = {}

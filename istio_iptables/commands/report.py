@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -13,25 +14,61 @@ import click
 from istio_iptables.api.reporting import report
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
 from istio_iptables.commands.load import warn
-from istio_iptables.commands.options import Example, SettingsCommand
+from istio_iptables.commands.options import Example, SettingsCommand, split_extra
 from istio_iptables.commands.sources import SOURCE_OPTIONS, read_asked
-from istio_iptables.errors import ExitStatus
+from istio_iptables.errors import ExitStatus, UsageProblems
 from istio_iptables.streams import OutputFailed
-from istio_iptables.text import write_exactly
+from istio_iptables.text import excerpt, write_exactly
 
 __all__ = ["command"]
 
 
 @click.pass_context
 def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 - click's values
+    output: str | None = options["output"]
+    if output is None:
+        message = "--output (-o): is missing: the file for the page, or - for stdout"
+        raise UsageProblems([*split_extra(ctx), message])
+    _require_page(output)
     asked = read_asked(ctx, options)
-    page = report(asked.plan, asked.there, family=asked.family, name=asked.name or "the plan")
+    about = "" if asked.rules else "these settings"
+    if asked.pod and asked.rules is None:
+        about = f"{asked.pod} ({'stdin' if options['pod'] == '-' else options['pod']})"
+    page = report(
+        asked.plan,
+        asked.there,
+        family=asked.family,
+        name=asked.name or "the plan",
+        about=about,
+    )
     warn(page.warnings, strict=asked.strict)
-    if options["output"] == "-":
+    if output == "-":
         write_exactly(page.html)
     else:
-        _write(Path(options["output"]), page.html)
+        _write(Path(output), page.html)
     return ExitStatus.DONE
+
+
+def _require_page(output: str) -> None:
+    """Raise UsageProblems for an output that is probably meant otherwise: a list of ports, another file."""
+    name = f"--output (-o): {excerpt(output)}"
+    if re.fullmatch(r"[\d,:*\s]+", output):
+        message = f"{name} looks like ports: those have --istio-local-outbound-ports-exclude here"
+        raise UsageProblems([message])
+    try:
+        if output == "-" or not Path(output).is_file():
+            return
+        with Path(output).open("rb") as file:
+            start = file.read(len(_PAGE))
+    except (OSError, ValueError):
+        # Whether it can be written is told when it is.
+        return
+    if start and start.upper() != _PAGE:
+        raise UsageProblems([f"{name} is there and is not an HTML page: it is left as it is"])
+
+
+#: How a page begins.
+_PAGE = b"<!DOCTYPE HTML"
 
 
 def _write(path: Path, page: str) -> None:
@@ -87,8 +124,7 @@ command = SettingsCommand(
         click.Option(
             ["-o", "--output"],
             metavar="FILE",
-            required=True,
-            help="Where to write it; - is stdout.",
+            help="Where to write it; - is stdout.  [required]",
         ),
     ),
 )

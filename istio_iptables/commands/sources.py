@@ -67,6 +67,8 @@ class Asked(NamedTuple):
     #: What messages call a text.
     name: str
     strict: bool
+    #: The pod of ``--pod``, as messages name it.
+    pod: str = ""
 
     @property
     def there(self) -> Source:
@@ -125,12 +127,13 @@ def read_asked(
         live = True
     if path is None:
         require_namespace(ctx)
+    given = read_pod(options)
     # Somebody else's rules, or there is no plan: its family must not depend on this machine.
     unplanned = live and not settings_given(ctx, options)
     plan = read_inputs(
         ctx,
         either_family=either_family or path is not None or unplanned,
-        given=read_pod(options),
+        given=given,
         purpose=Purpose(ways if path is None and not live else (), follow=False),
     )
     rules: Source | None = None
@@ -145,4 +148,5 @@ def read_asked(
         Family(options["family"]) if options["family"] else None,
         "stdin" if path == "-" else path or "",
         plan.config.strict,
+        given.pod if given else "",
     )

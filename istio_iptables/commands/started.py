@@ -61,7 +61,7 @@ def given_of(start: Start) -> Given:
     own = (name for each in _OWN for name in each.environment)
     left = {name: os.environ[name] for name in own if name in os.environ}
     left |= {name: text for name, (text, _) in start.environment.items() if name == "ENVOY_USER"}
-    return Given(left, values, (*start.warnings, *warnings))
+    return Given(left, values, (*start.warnings, *warnings), start.workload.title)
 
 
 def mistakes_in(start: Start) -> list[str]:

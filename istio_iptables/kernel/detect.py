@@ -34,16 +34,16 @@ class Detected(NamedTuple):
         return (chosen, self.other) if self.other else (chosen,)
 
 
-def detect(forced: str, ownership: Ownership) -> Detected:
+def detect(forced: str, ownership: Ownership, asked_by: str = "") -> Detected:
     """The backend for this namespace: the *forced* one, else the one whose tables hold rules.
 
-    Without rules anywhere it is legacy, where the kernel has it. Where there are no tables, this
+    *asked_by* names what forces it. Without rules anywhere it is legacy, where the kernel has it. Where there are no tables, this
     loads and starts nothing.
     """
     legacy = {family: legacy_tables(family, ownership.tables) for family in Family}
     used = {"legacy": any(legacy.values()), "nft": any(map(nft_tables, Family))}
     contents = {name: _look(name, ownership) for name in used if used[name]}
-    name, reason = forced, "asked for by --force-iptables-binary"
+    name, reason = forced, f"asked for by {asked_by}" if asked_by else "asked for"
     if not name:
         readings = {name: contents[name][1] if used[name] else () for name in used}
         has_legacy = legacy[Family.IPV4] is not None

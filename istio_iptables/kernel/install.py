@@ -49,6 +49,8 @@ class InstallOptions(NamedTuple):
     backend: str = ""
     #: Hold the pod's lock only, not the file that iptables locks (--cni-mode).
     pod_lock: bool = False
+    #: The flag or the variable that *backend* is from.
+    backend_from: str = ""
 
 
 _HERE = InstallOptions()
@@ -80,7 +82,7 @@ def install(  # noqa: PLR0913 - what, whose, to whom, where and how
 
     def attempt() -> None:
         require_plan_mapped(plan)
-        detected = detect(where.backend, ownership)
+        detected = detect(where.backend, ownership, where.backend_from)
         if native is None:
             tell(f"backend {detected.backend.name}: {detected.reason}")
         difference = _difference(detected, wanted, ownership, native, look)
@@ -89,17 +91,14 @@ def install(  # noqa: PLR0913 - what, whose, to whom, where and how
             return
         if difference.replaces and not replace:
             raise Differs(*_refusal(difference))
-        _carry_out(difference, detected, wanted, ownership, tell)
-        _tell_lost(difference, tell)
-        if not (difference.changes or difference.native):
-            what = "replaced" if difference.old.network else "added what was missing of"
-            tell(f"the rules were in place already; {what} the routes and addresses")
-            return
-        count = sum(ruleset.rule_count for ruleset in plan.rulesets)
-        families = " and ".join(ruleset.family.title for ruleset in plan.rulesets)
-        if native is not None:
-            count, families = native.rule_count, f"native nftables, {families}"
-        tell(f"{'replaced by' if difference.any_owned else 'installed'} {count} rules ({families})")
+        _carry_out(
+            difference,
+            detected,
+            wanted,
+            ownership,
+            tell,
+            lambda: _installed(difference, plan, native),
+        )
 
     with entered(where.namespace), locked(tell, pod_only=where.pod_lock):
         retrying(attempt)
@@ -117,16 +116,30 @@ def clean(ownership: Ownership, tell: Callable[[str], None], where: InstallOptio
         detected = detect(where.backend, ownership)
         difference = _difference(detected, _EMPTY, ownership)
         # Also without rules: a run that was killed may have left a table that it had only just made.
-        _carry_out(difference, detected, _EMPTY, ownership, tell)
-        _tell_lost(difference, tell)
-        count = len(difference.changes) + difference.native_count
-        if count:
-            tell(f"removed our rules from {count} table{'' if count == 1 else 's'}")
-        else:
-            tell("there are no rules of ours: nothing to do")
+        _carry_out(difference, detected, _EMPTY, ownership, tell, lambda: _removed(difference))
 
     with entered(where.namespace), locked(tell, pod_only=where.pod_lock):
         retrying(attempt)
+
+
+def _installed(difference: _Difference, plan: DesiredState, native: NativePlan | None) -> str:
+    """What was done to install *plan*, or *native* in its place."""
+    if not (difference.changes or difference.native):
+        what = "replaced" if difference.old.network else "added what was missing of"
+        return f"the rules were in place already; {what} the routes and addresses"
+    count = sum(ruleset.rule_count for ruleset in plan.rulesets)
+    families = " and ".join(ruleset.family.title for ruleset in plan.rulesets)
+    if native is not None:
+        count, families = native.rule_count, f"native nftables, {families}"
+    return f"{'replaced by' if difference.any_owned else 'installed'} {count} rules ({families})"
+
+
+def _removed(difference: _Difference) -> str:
+    """What a clean-up has done."""
+    count = len(difference.changes) + difference.native_count
+    if not count:
+        return "there are no rules of ours: nothing to do"
+    return f"removed our rules from {count} table{'' if count == 1 else 's'}"
 
 
 def _tell_lost(difference: _Difference, tell: Callable[[str], None]) -> None:
@@ -298,14 +311,20 @@ def _refusal(difference: _Difference) -> list[str]:
     ]
 
 
-def _carry_out(
+def _carry_out(  # noqa: PLR0913, PLR0917 - what is told last is made by the caller
     difference: _Difference,
     detected: Detected,
     plan: DesiredState,
     ownership: Ownership,
     tell: Callable[[str], None],
+    what_was_done: Callable[[], str],
 ) -> None:
     """Carry out the difference: everything is prepared before the first step, and nothing after."""
+
+    def tell_done() -> None:
+        _tell_lost(difference, tell)
+        tell(what_was_done())
+
     with ExitStack() as stack:
         link = stack.enter_context(routes.Link())
         carry_out(
@@ -313,7 +332,8 @@ def _carry_out(
                 *_additions(difference.new, link),
                 *_table_steps(difference, plan, link, stack),
                 *_empty_table_steps(detected, plan, ownership, tell),
-            ]
+            ],
+            tell_done,
         )
 
 

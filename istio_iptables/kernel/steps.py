@@ -22,10 +22,10 @@ class Step(NamedTuple):
     back: Callable[[], None]
 
 
-def carry_out(steps: Sequence[Step]) -> None:
+def carry_out(steps: Sequence[Step], tell_done: Callable[[], object]) -> None:
     """Do the steps; if something is raised, take back what was done and raise it again.
 
-    Interrupts wait until it is over.
+    Interrupts wait until it is over, and *tell_done* has said so.
     """
     begun: list[Step] = []
     with held(), Reserve() as reserve:
@@ -49,6 +49,7 @@ def carry_out(steps: Sequence[Step]) -> None:
                 message = f"the change was broken off: {what}"
                 raise KernelRefused(message, *failed) from error
             raise
+        tell_done()
 
 
 def _take_back(begun: Sequence[Step]) -> list[str]:

@@ -105,6 +105,14 @@ function read() {
   return packet;
 }
 
+function typed(name) {
+  return form.elements[name].value.trim();
+}
+
+function hasPorts(packet) {
+  return ["tcp", "udp", "sctp"].some((name) => data.protocols[name] === packet.protocol);
+}
+
 function line(tag, text, kind) {
   const made = document.createElement(tag);
   made.textContent = text;
@@ -126,11 +134,13 @@ function follow(event) {
     line("p", "No class of this page has such packets: istio-iptables explain can tell.", "error");
     return;
   }
-  const verdict = line("p", "");
+  const where = typed("destination");
+  const port = hasPorts(packet) ? ` port ${packet.destination_port}` : "";
+  const verdict = line("p", `${typed("protocol")} to ${where}${port}: `);
   verdict.append(Object.assign(document.createElement("strong"), { textContent: group.fate }));
   if (group.rule) line("p", `Decided by ${group.rule}: ${group.text}`, "mono");
   if (group.way !== undefined) {
-    line("p", "The way of a packet that the rules treat alike:", "faint");
+    line("p", "The rules treat it like this example of the same class of packets:", "faint");
     line("pre", data.ways[group.way]).tabIndex = 0;
   }
 }

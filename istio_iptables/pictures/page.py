@@ -31,7 +31,7 @@ th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.6rem;
   border-bottom: 1px solid var(--line); }
 td code { overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 5px; }
-.scroll > svg { display: block; }
+.scroll > svg { display: block; max-width: 100%; height: auto; min-width: var(--least); }
 a { color: var(--way); }
 nav a { margin-right: 1rem; }
 :focus-visible { outline: 3px solid var(--way); outline-offset: 2px; }
@@ -46,9 +46,14 @@ input, select, button { font: inherit; color: var(--ink); background: var(--pape
   .wide thead { display: none; } .wide td { border: 0; padding: 0.1rem 0; }
   .wide td[data-head]::before { content: attr(data-head) ": "; color: var(--faint); }
   .wide tr { border-bottom: 1px solid var(--line); padding: 0.4rem 0; } }
+@media print { body { max-width: none; padding: 0; font-size: 0.8rem; }
+  nav, #follow { display: none; } h2 { break-after: avoid; } tr { break-inside: avoid; }
+  .scroll { overflow: visible; border: 0; } .scroll > svg { min-width: 0; } }
 """
 
 
+#: How small a picture may be made to fit the width: letters of 12 px stay readable.
+_LEAST = 0.7
 #: What holds text of ours alone.
 _RAW = frozenset({"script", "style"})
 
@@ -102,7 +107,8 @@ def table(
 
 
 def scrolling(picture: ET.Element, label: str) -> ET.Element:
-    """A picture that may be wider than the page; the keyboard scrolls it too."""
+    """A picture made as small as the page if it can be read then, else the keyboard scrolls it too."""
+    picture.set("style", f"--least: {_LEAST * int(picture.attrib['width']):.0f}px")
     return element("div", picture, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 

@@ -48,6 +48,7 @@ _NAMESPACE_OF_PROCESS = r"(?a)(/proc/\d+)/(?:task/\d+/)?ns/net"
 _DNS_PORT = 53
 _AGENT_DNS_PORT = 15053
 _LAST_PORT = 65535
+_OUTBOUND_PORT, _INBOUND_PORT = 15001, 15006
 #: The address on lo that goes with IPv6 rules, and how many others a line names.
 _PASSTHROUGH_IPV6 = "::6"
 _MOST_ADDRESSES = 3
@@ -426,6 +427,12 @@ def _ipv6(networks: tuple[Network, ...] | Wildcard, *, loopback: bool = True) ->
 def _harmful(config: Config, values: Mapping[str, Value]) -> list[str]:
     """One line for each setting whose value breaks the pod although the kernel takes it."""
     warnings = [*_same_ports(config, values), *_port_zero(config, values)]
+    if (config.envoy_port, config.inbound_capture_port) == (_INBOUND_PORT, _OUTBOUND_PORT):
+        labels = f"{values['envoy_port'].label}, {values['inbound_capture_port'].label}"
+        warnings.append(
+            f"{labels}: these look swapped: -p is the outbound listener ({_OUTBOUND_PORT}), -z the"
+            f" inbound one ({_INBOUND_PORT})"
+        )
     if config.mode is not Mode.TPROXY:
         return warnings
     table = _MAIN_ROUTE_TABLES.get(config.tproxy_route_table)

@@ -99,8 +99,10 @@ def test_empty_tables_are_nobodys() -> None:
 
 
 def test_a_forced_backend_is_used_whatever_is_there() -> None:
-    """--force-iptables-binary decides, and the reason says so."""
+    """--force-iptables-binary or its variable decides, and the reason says which."""
     load_layout("docker", "nft")
     result = install("legacy", *DUAL)
     assert result.status == 0
-    assert "backend legacy: asked for by --force-iptables-binary" in result.err
+    assert "backend legacy: asked for by --force-iptables-binary\n" in result.err
+    again = run(*DUAL, environment={"FORCE_IPTABLES_BINARY": "legacy"})
+    assert "backend legacy: asked for by $FORCE_IPTABLES_BINARY\n" in again.err

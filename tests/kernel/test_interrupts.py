@@ -55,6 +55,10 @@ ROUNDS = {"legacy": 12, "nft": 12, "native": 4}
 TRACE = "setsockopt,sendto,sendmsg,vfork,clone,clone3,wait4"
 
 
+#: What is told of a change that was made.
+DONE = r"info: (installed|replaced by|removed our rules)"
+
+
 @cache
 def after(name: str | None, backend: str) -> State:
     """What a namespace is like with a configuration installed."""
@@ -142,10 +146,14 @@ def test_at_every_boundary(backend: str, name: str, tmp_path: Path) -> None:
             begin(old, backend)
             fault = f"inject={call}:signal={which.name}:when={number}"
             options = ("-o", "/dev/null", "-e", f"trace={call}", "-e", fault)
-            check_interrupted(traced(options, words), which)
+            interrupted = traced(options, words)
+            check_interrupted(interrupted, which)
             now = state(backends=(backend,))
             assert now in (after(old, backend), after(new, backend)), (call, number)
-            seen[now == after(new, backend)] += 1
+            changed = now == after(new, backend)
+            # Who reads "interrupted" has to know which of the two it is.
+            assert bool(re.search(DONE, interrupted.stderr)) is changed, interrupted.stderr
+            seen[changed] += 1
     # The moments were on both sides of the change.
     assert seen[True]
     assert seen[False]

@@ -189,6 +189,6 @@ def test_steps_are_taken_back_in_reverse() -> None:
         Step("third", lambda: done.append("3"), lambda: done.append("-3")),
     ]
     with pytest.raises(KernelRefused) as raised:
-        carry_out(steps)
+        carry_out(steps, lambda: done.append("told"))
     assert done == ["1", "-2", "-1"]
     assert raised.value.lines == ("refused", "everything that was changed before was put back")

@@ -405,13 +405,17 @@ def test_a_manifest_does_not_say_where(tmp_path: Path) -> None:
         (["--pod", "", "-n"], "--pod: the name of the file is empty"),
         (["--pod", "a", "--pod", "b", "-n"], "--pod: is there 2 times: one manifest is read"),
         (["inject", "-f", "a", "--filename", "b"], "-f: is there 2 times: one manifest is read"),
-        (["inject", "web.yaml"], "-f: the manifest is missing: did you mean -f web.yaml?"),
+        (
+            ["inject", "web.yaml"],
+            "unexpected argument 'web.yaml': did you mean --filename web.yaml?",
+        ),
         (["-n", "--", "-b", "80"], "-b: stands behind --, which ends the options"),
     ],
 )
-def test_a_line_about_which_manifest(words: list[str], line: str) -> None:
+def test_a_line_about_which_manifest(tmp_path: Path, words: list[str], line: str) -> None:
     """None is read, and none is forgotten in silence."""
-    result = run(words)
+    write(tmp_path, pod(), name="web.yaml")
+    result = run(words, folder=tmp_path)
     assert result.status == 2
     assert line in result.errors
 

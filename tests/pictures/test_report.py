@@ -33,6 +33,17 @@ _HOSTILE = """*nat
 -A ISTIO_OUTPUT -d 127.0.0.1/32 -j RETURN
 COMMIT
 """
+_MANIFEST = """apiVersion: v1
+kind: Pod
+metadata:
+  name: web
+  annotations:
+    traffic.sidecar.istio.io/excludeOutboundIPRanges: "2001:db8::/32"
+spec:
+  containers:
+  - name: web
+    image: web
+"""
 #: A chain of others that is not followed.
 _AT_A_DEVICE = """table netdev other {
 	chain first {
@@ -81,6 +92,27 @@ def test_all_parts_are_there() -> None:
     assert "captured outbound on port 15001" in page
     assert "<svg" in page
     assert len(page) < _LIMIT
+
+
+def test_the_page_of_a_manifest(tmp_path: Path) -> None:
+    """Its title names the pod; what was warned of stands in it; defaults of injection stand apart."""
+    manifest = tmp_path / "web.yaml"
+    manifest.write_text(_MANIFEST)
+    target = tmp_path / "page.html"
+    done = run(["report", "--pod", str(manifest), "--ip-family", "ipv4", "-o", str(target)])
+    page = target.read_text()
+    assert f"<h1>Traffic capture of Pod web ({manifest})</h1>" in page
+    assert "2001:db8::/32" in done.err
+    assert "IPv6 is off, which leaves 2001:db8::/32 without a rule</p>" in page
+    assert "Nothing is wrong." not in page
+    given, _, injected = page.partition("Defaults of Istio's injection.")
+    given = given.partition("Settings that were given.")[2]
+    assert "--istio-service-exclude-cidr" in given
+    assert "--envoy-port" not in given
+    assert "default of mesh proxyListenPort" in injected
+    again = tmp_path / "again.html"
+    run(["report", "--pod", str(manifest), "--ip-family", "ipv4", "-o", str(again)])
+    assert again.read_text() == page
 
 
 def test_the_page_needs_nothing_else() -> None:
@@ -148,14 +180,15 @@ def test_a_page_is_written_whole_or_not_at_all(
 ) -> None:
     """A file stays as it was if the page can't be made or written, and nothing else is left."""
     target = tmp_path / "page.html"
-    target.write_text("before")
+    before = "<!doctype html>\nbefore"
+    target.write_text(before)
     target.chmod(0o640)
     with pytest.raises(IstioIptablesError):
         run_command(["report", "--rules", str(tmp_path / "none"), "-o", str(target)])
-    assert target.read_text() == "before"
+    assert target.read_text() == before
     with pytest.raises(IstioIptablesError, match=r"--output: .*/none/page\.html: No such file"):
         run_command(["report", "-i", "*", "-o", str(tmp_path / "none" / "page.html")])
-    with pytest.raises(IstioIptablesError, match=r"^--output \(-o\): is missing$"):
+    with pytest.raises(IstioIptablesError, match=r"^--output \(-o\): is missing: "):
         run_command(["report", "-i", "*"])
     link = tmp_path / "link"
     link.symlink_to(link)
@@ -169,6 +202,24 @@ def test_a_page_is_written_whole_or_not_at_all(
     capsys.readouterr()
     run_command(["report", "-i", "*", "-o", "-"])
     assert capsys.readouterr().out.startswith("<!DOCTYPE html>")
+
+
+def test_an_output_that_is_meant_otherwise(tmp_path: Path) -> None:
+    """-o is for ports elsewhere; and a file that is not a page is not overwritten."""
+    (tmp_path / "kept.yaml").write_text(_MANIFEST)
+    (tmp_path / "empty").touch()
+    for output, reason in (
+        ("3306,25", "'3306,25' looks like ports: those have --istio-local-outbound-ports-exclude"),
+        ("80", "'80' looks like ports"),
+        ("kept.yaml", "'kept.yaml' is there and is not an HTML page"),
+    ):
+        result = run(["report", "-i", "*", "-o", output], folder=tmp_path)
+        assert result.status == 2
+        (problem,) = result.errors
+        assert problem.startswith(f"--output (-o): {reason}")
+    assert run(["report", "-i", "*", "-o", "empty"], folder=tmp_path).status == 0
+    assert {each.name for each in tmp_path.iterdir()} == {"kept.yaml", "empty"}
+    assert (tmp_path / "kept.yaml").read_text() == _MANIFEST
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -202,6 +253,29 @@ def test_a_browser_shows_it(browser: Chrome, tmp_path: Path, width: int, scheme:
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_the_picture_fits(browser: Chrome, tmp_path: Path) -> None:
+    """On a usual screen nothing of the chains is behind a scroll bar; on a small one they stay readable."""
+    sizes = (
+        "return (each => [each.scrollWidth, each.clientWidth])(document.querySelector('.scroll'))"
+    )
+    _open(browser, _report(_plan()), tmp_path, width=1300)
+    wide, room = browser.execute_script(sizes)
+    assert wide <= room
+    _open(browser, _report(_plan()), tmp_path, width=600)
+    wide, room = browser.execute_script(sizes)
+    assert wide > room
+
+
+def test_paper_has_no_form(browser: Chrome, tmp_path: Path) -> None:
+    """What only a screen is for is not printed, and the picture is as wide as the paper."""
+    _open(browser, _report(_plan()), tmp_path)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    shown = "return [...document.querySelectorAll('nav, #follow')].map(each => each.offsetHeight)"
+    assert browser.execute_script(shown) == [0, 0]
+    assert browser.execute_script("return document.querySelector('#rules').offsetHeight") > 0
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_the_keyboard_follows_a_packet(browser: Chrome, tmp_path: Path) -> None:
     """Tab reaches every part, and what is typed is answered; what is no packet is told so."""
     from selenium.webdriver import ActionChains, Keys
@@ -219,7 +293,8 @@ def test_the_keyboard_follows_a_packet(browser: Chrome, tmp_path: Path) -> None:
             break
     assert {"direction", "protocol", "destination"} <= reached
     answer = browser.find_element("id", "answer")
-    assert answer.text.startswith("untouched")
+    assert answer.text.startswith("tcp to 127.0.0.1 port 443: untouched")
+    assert "this example of the same class" in answer.text
     # By lo, as explain has it.
     assert "nat ISTIO_OUTPUT 3" in answer.text
     ActionChains(browser).send_keys("x", Keys.ENTER).perform()
