@@ -78,7 +78,8 @@ def fate_of(found: Trace, config: Config) -> Verdict:
     if len(fates) == 1 and found.complete:
         return fates[0]
     texts = " or ".join(dict.fromkeys(brief(each) for each in fates))
-    if not any(each.place or each.tie for one in found.outcomes for each in one.assumptions):
+    unknown = any(each.place or each.tie for one in found.outcomes for each in one.assumptions)
+    if found.complete and not unknown:
         return Verdict(f"as its connection began: {texts}")
     return Verdict(f"can't be known from here: {texts}")
 

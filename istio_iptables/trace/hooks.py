@@ -378,7 +378,11 @@ class _Journeys:
         if len(orders) == 1:
             yield from self._in_order(way, hook, orders[0])
             return
-        self.cut |= len(orders) > _MAX_ORDERS
+        if len(orders) > _MAX_ORDERS:
+            if self._is_one_in_any_order(way, hook, orders[0]):
+                yield from self._in_order(way, hook, orders[0])
+                return
+            self.cut = True
         results: list[tuple[list[Way], list[_Order]]] = []
         for order in orders[:_MAX_ORDERS]:
             ways = list(self._in_order(way, hook, order))
@@ -396,6 +400,24 @@ class _Journeys:
             tie = Assumption("", text, answer=True, tie=Tie(hook, chains))
             for after in ways:
                 yield after._replace(assumptions=(*after.assumptions, tie))
+
+    def _is_one_in_any_order(self, way: Way, hook: str, order: _Order) -> bool:
+        """Whether no chain does anything, or one maps the connection and all are nat's."""
+        chains = [each for calls in order for each in calls]
+        # What asking does by itself: it is settled whether the packet is tracked, and nat is done.
+        asked = way._replace(packet=_as_tracked(way.packet)._replace(early_state=""))
+        acting = []
+        for each in chains:
+            ways = [
+                after._replace(destination_done=way.destination_done, source_done=way.source_done)
+                for after in self._in_order(way, hook, ((each,),))
+            ]
+            if not _come_to_the_same(ways, [asked]):
+                acting.append(ways)
+        if len(acting) != 1 or any(each.kind != "nat" for each in chains):
+            return not acting
+        ((one, *others),) = acting
+        return not others and one.steps[-1].verdict in _MAPS
 
     def _in_order(self, way: Way, hook: str, calls: _Order) -> Iterator[Way]:
         if not calls or way.end is not None:

@@ -237,6 +237,20 @@ def test_chains_of_one_priority_are_asked_in_both_orders(
     assert any("have the same priority" in each for each in table.warnings)
 
 
+def test_many_chains_of_one_priority() -> None:
+    """More orders than are tried: a flat answer only where none can make a difference."""
+    native(*CAPTURE)
+    for port in range(81, 86):
+        chain = f"type nat hook output priority -100; tcp dport {port} redirect to :9"
+        command("nft", f"table ip t{port} {{ chain x {{ {chain}; }}; }}")
+    assert verdict("--dst", "192.0.2.9:80") == OUT
+    assert verdict("--dst", "192.0.2.9:80", "--uid", "1337") == "goes out by eth0 untouched"
+    out = explain("--dst", "192.0.2.9:83").out
+    assert "there are more ways, which are not followed" in out
+    assert out.splitlines()[-1] == "depends on what can't be known from here"
+    assert "as its connection began" not in run("matrix", "--live").out
+
+
 def test_a_filter_chain_at_the_priority_of_nat() -> None:
     """Whether it sees the connection before nat is as little known."""
     native(*CAPTURE)
