@@ -1,4 +1,4 @@
-"""Policy routes and the ::6 address: what is there, and changing it through pyroute2.
+"""Policy routes and the ::6 address: what is there, and changing it.
 
 A change is prepared before anything is done: pyroute2, which writes the messages to the kernel,
 takes 150 ms to import, and may be missing. What is done then is sending one after the other, each
