@@ -178,7 +178,7 @@ def _require_lab() -> None:
     from importlib.util import find_spec
 
     if find_spec("istio_iptables.lab") is None:
-        message = "lab: it is no part of this installation (the container image leaves it out)"
+        message = "lab: it is not part of this installation (the container image leaves it out)"
         raise UsageProblems([message])
 
 

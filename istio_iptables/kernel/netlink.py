@@ -41,7 +41,7 @@ _NETLINK_NETFILTER = 12
 _NLM_F_REQUEST = 0x1
 _NLM_F_DUMP = 0x300
 _NLM_F_DUMP_INTR = 0x10
-#: How often a dump that somebody changed meanwhile is begun again.
+#: How often a dump that another program changed meanwhile is begun again.
 _ATTEMPTS = 10
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
@@ -87,7 +87,7 @@ def _dump(protocol: int, kind: int, body: bytes) -> list[bytes]:
         answers = _dump_once(protocol, kind, body)
         if answers is not None:
             return answers
-    raise OSError(errno.EINTR, "it was changed by someone else all the time")
+    raise OSError(errno.EINTR, "it was changed by another program all the time")
 
 
 def _dump_once(protocol: int, kind: int, body: bytes) -> list[bytes] | None:

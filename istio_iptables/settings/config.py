@@ -238,8 +238,8 @@ def typed_fields(values: Mapping[str, Value], machine: Host) -> dict[str, object
 def _wrong_together(fields: Mapping[str, object], values: Mapping[str, Value]) -> list[str]:
     """What is wrong with settings whose items are right, one by one."""
     problems = [
-        f"{values[name].label}: {values[name].text!r} names nobody"
-        for name in ("proxy_uid", "proxy_gid")
+        f"{values[name].label}: {values[name].text!r} is empty: name at least one {what}"
+        for name, what in (("proxy_uid", "user"), ("proxy_gid", "group"))
         if values[name].text and not values[name].text.strip(", ")
     ]
     groups = fields["owner_groups"]

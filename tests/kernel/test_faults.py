@@ -106,7 +106,7 @@ def test_tables_that_never_stand_still(fault: str) -> None:
     """When others change a table under our hands each time, we give up with a line."""
     before = state()
     result = _legacy_run_with(f"inject={fault}", *CONFIGURATIONS["documented"])
-    check_told(result, "changed by someone else")
+    check_told(result, "changed by another program")
     assert state() == before
 
 
@@ -116,7 +116,7 @@ def test_tables_that_never_stand_still(fault: str) -> None:
 def test_a_table_that_changed_meanwhile_is_tried_again(
     call: str, error: str, wanted: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Someone changes a table before our commit, or between it and its counters: begun anew."""
+    """Another program changes a table before our commit, or between it and its counters: begun anew."""
     log = tmp_path / "log"
     words = ("strace", "-qq", "-o", str(log), "-e", "signal=none", "-e", "trace=setsockopt", CLI)
     with sandbox():
