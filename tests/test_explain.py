@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -379,7 +380,7 @@ def test_dns_servers_that_are_not_captured_are_told(tmp_path: Path) -> None:
     saved = run(["-n", *DNS]).out
     path = tmp_path / "saved"
     path.write_text(
-        saved.replace("-A ISTIO_OUTPUT_DNS -p", "-A ISTIO_OUTPUT_DNS -d 10.96.0.10/32 -p")
+        re.sub("(-A ISTIO_OUTPUT_DNS) (-p ... -m ... --dport)", r"\1 -d 10.96.0.10/32 \2", saved)
     )
     note = (
         "DNS capture is on for the servers of resolv.conf alone (10.96.0.10), and 8.8.8.8 is not"

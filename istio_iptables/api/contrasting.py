@@ -8,12 +8,13 @@ from istio_iptables.api.conditions import FIELDS, condition
 from istio_iptables.api.matrix import OPENING, Matrix
 from istio_iptables.api.rules import is_native
 from istio_iptables.api.subjects import subject_of
-from istio_iptables.api.unseen import not_followed
+from istio_iptables.api.unseen import chains_at_devices, not_followed
 from istio_iptables.differences.rulesets import diff_native, diff_network, diff_rulesets
 from istio_iptables.netfilter.model import Family, Ruleset
 from istio_iptables.netfilter.plan import DesiredState
 from istio_iptables.trace.cells import Memory, everything
 from istio_iptables.trace.classes import NotAPartition
+from istio_iptables.trace.hooks import has_ties
 from istio_iptables.trace.merging import merge
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ class Comparison(NamedTuple):
     #: The families that were compared.
     families: tuple[Family, ...]
     warnings: tuple[str, ...]
+    #: What decides about packets as well and is not known: where there is such and no packet is
+    #: treated differently, it can't be told whether all are treated the same.
+    unknown: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether anything differs."""
@@ -112,11 +116,60 @@ def compare(one: Side | Plan, other: Side | Plan) -> Comparison:
         *_network(sides, subjects),
     )
     divergences: list[Divergence] = []
-    if rules[0] != rules[1] or subjects[0].routes != subjects[1].routes:
-        matrices = Matrix(subjects[0]), Matrix(subjects[1])
-        for family in families:
-            divergences += _diverging(family, *matrices)
-    return Comparison(differences, tuple(divergences), families, tuple(dict.fromkeys(warnings)))
+    unknown: list[str] = []
+    if not _are_one_namespace(subjects):
+        unknown += _not_followed(sides, subjects, families)
+        is_other = rules[0] != rules[1] or subjects[0].routes != subjects[1].routes
+        if is_other or any(map(has_ties, rules[0])):
+            matrices = Matrix(subjects[0]), Matrix(subjects[1])
+            for family in families:
+                divergences += _diverging(family, *matrices)
+            unknown += (line for each in matrices for line in each.ties)
+    return Comparison(
+        differences,
+        tuple(divergences),
+        families,
+        tuple(dict.fromkeys((*warnings, *unknown))),
+        tuple(dict.fromkeys(unknown)),
+    )
+
+
+def _are_one_namespace(subjects: Sequence[Subject]) -> bool:
+    """Whether both sides are the rules that are in one place in the kernel."""
+    one, other = subjects
+    return (
+        one.state is not None
+        and other.state is not None
+        and one.namespace == other.namespace
+        and one.rulesets == other.rulesets
+    )
+
+
+def _not_followed(
+    sides: Iterable[Side], subjects: Sequence[Subject], families: Iterable[Family]
+) -> Iterator[str]:
+    """A line for each side with chains whose rules are not known, or not those of the other side."""
+    asked = frozenset(families)
+    devices = [chains_at_devices(each.rulesets) for each in subjects]
+    tables = [_at_devices(each.rulesets) for each in subjects]
+    for side, subject, mine in zip(sides, subjects, devices, strict=True):
+        names = dict.fromkeys(
+            each.name
+            for each in subject.unseen_chains
+            if each.families & asked and not (each in mine and tables[0] == tables[1])
+        )
+        if names:
+            yield f"what {' and '.join(names)} of {side.name} makes of packets is not followed"
+
+
+def _at_devices(rulesets: Iterable[Ruleset]) -> list[Table]:
+    """The tables with chains that packets come to at an interface."""
+    return [
+        table
+        for ruleset in rulesets
+        for table in ruleset.tables
+        if chains_at_devices([Ruleset(ruleset.family, (table,))])
+    ]
 
 
 def _of_iptables(ruleset: Ruleset) -> Ruleset:

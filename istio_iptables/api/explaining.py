@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from istio_iptables.api.explanation import Answer, Explanation
 from istio_iptables.api.packets import complete_packet, own_addresses
 from istio_iptables.api.subjects import subject_of
-from istio_iptables.api.unseen import chains_on_way, not_followed
+from istio_iptables.api.unseen import chains_on_way, not_followed, tied
 from istio_iptables.errors import UsageProblems
+from istio_iptables.istio.capture import describe
 from istio_iptables.istio.checks import escape, findings, left_out_live, with_proxies_of
 from istio_iptables.istio.escapes import APPLICATIONS
 from istio_iptables.netfilter.model import Family, Ruleset
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from istio_iptables.api.rules import Source
     from istio_iptables.api.subjects import Subject
     from istio_iptables.istio.checks import Finding
+    from istio_iptables.netfilter.packet import Surroundings
     from istio_iptables.trace.hooks import Trace
 
 __all__ = ["explain"]
@@ -101,6 +103,7 @@ def _follow(
     if subject.addresses is not None:
         warnings += left_out_live(subject.rulesets, subject.own)
     warnings += _native_chains(found, subject)
+    warnings += tied(found.outcomes)
     warnings += _in_one_place(found)
     faults = _faults(subject, packet)
     own = escape(ruleset, packet, world, subject.plan.config)
@@ -116,7 +119,7 @@ def _follow(
             tuple(each for each in subject.rulesets if each.family is not packet.family),
             faults,
             subject.unseen_chains,
-            (*notes, *_remarks(found, subject)),
+            (*notes, *_remarks(found, subject), *_lost_answers(found, ruleset, world, subject)),
             tuple(warnings),
         )
     )
@@ -140,14 +143,15 @@ def _native_chains(found: Trace, subject: Subject) -> list[str]:
 
 
 def _in_one_place(found: Trace) -> list[str]:
-    """Tables whose rules match at one place, so that their order is not known."""
+    """Tables whose rules match at one place in an order that is not known, and decides nothing."""
+    tied = {each.tie.hook for one in found.outcomes for each in one.assumptions if each.tie}
     tables: dict[tuple[str, int], dict[str, None]] = {}
     for step in (step for outcome in found.outcomes for step in outcome.steps):
-        if step.number is not None:
+        if step.number is not None and step.hook not in tied:
             tables.setdefault((step.hook, step.priority), {})[step.table] = None
     return [
         f"{' and '.join(names)} have chains of the priority {priority} at hook {hook}: which of them"
-        " the kernel asks first is not known from here, and taken to be as they are shown"
+        " the kernel asks first is not known from here, and makes no difference to this packet"
         for (hook, priority), names in tables.items()
         if len(names) > 1
     ]
@@ -202,4 +206,42 @@ def _remarks(found: Trace, subject: Subject) -> tuple[str, ...]:
                 f"no policy route delivers packets with the mark {packet.mark:#x} here: what the"
                 " application answers to Envoy does not arrive"
             )
+    return tuple(dict.fromkeys(said))
+
+
+def _lost_answers(
+    found: Trace, ruleset: Ruleset, world: Surroundings, subject: Subject
+) -> tuple[str, ...]:
+    """What Envoy or the agent answers to a captured packet, if it is tracked in another zone."""
+    config = subject.plan.config
+    said = []
+    for outcome in found.outcomes:
+        packet, port = outcome.packet, outcome.to_port
+        if not outcome.translated or describe(outcome, config).captured is None:
+            continue
+        back = Packet(
+            packet.family,
+            packet.protocol,
+            packet.destination,
+            packet.source,
+            port,
+            packet.source_port,
+            out_interface=packet.in_interface,
+            uid=config.proxy_uids[0].first if config.proxy_uids else None,
+            gid=config.proxy_gids[0].first if config.proxy_gids else None,
+        )
+        zones = {each.packet.zone for each in trace(ruleset, back, world).outcomes}
+        if None in {packet.zone, *zones} or packet.zone in zones:
+            continue
+        others = " or ".join(map(str, sorted(each for each in zones if each is not None)))
+        # A packet of no connection is looked up again when it comes back over lo, in zone 0.
+        lost = (
+            "it is not translated back, and no connection comes about"
+            if packet.zone
+            else "it may not be translated back"
+        )
+        said.append(
+            f"the connection is tracked in zone {packet.zone}, and what is answered from port {port}"
+            f" in zone {others}: {lost}"
+        )
     return tuple(dict.fromkeys(said))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from istio_iptables.api.conditions import FIELDS, condition, words
 from istio_iptables.api.packets import own_addresses, packet_words, usual_values
 from istio_iptables.api.subjects import subject_of
-from istio_iptables.api.unseen import not_followed
+from istio_iptables.api.unseen import not_followed, tied
 from istio_iptables.istio.capture import DEPENDS, Verdict, brief, deciding_step, describe, fate_of
 from istio_iptables.netfilter.fieldvalues import WHOLE_MARK, address_number, address_text
 from istio_iptables.netfilter.model import TABLES, Family, Ruleset, is_built_in
@@ -108,12 +108,23 @@ class Matrix:
     """All packets of each address family, divided by what the rules do."""
 
     def __init__(self, subject: Subject) -> None:
-        #: One line for each thing about the rules that is not seen.
-        self.warnings = (*subject.warnings, *not_followed(subject.unseen_chains))
         self._subject = subject
         self._config = subject.plan.config
         self._conditions: dict[tuple[str, int, bool], tuple[Values, Condition | None]] = {}
         self._items = {each.family: self._divide(each) for each in subject.rulesets}
+        #: One line for chains whose order makes a difference to packets and is not known.
+        self.ties = tied(
+            outcome
+            for items in self._items.values()
+            for _, found, _ in items
+            for outcome in found.outcomes
+        )
+        #: One line for each thing about the rules that is not seen.
+        self.warnings = (
+            *subject.warnings,
+            *not_followed(subject.unseen_chains),
+            *self.ties,
+        )
 
     @property
     def classes(self) -> tuple[TrafficClass, ...]:
@@ -296,10 +307,10 @@ def _without_zones(ruleset: Ruleset) -> Ruleset:
 
 def _fate(found: _Found) -> Fate:
     unknown = {
-        f"{place} {text}"
+        f"{each.place} {each.text}"
         for outcome in found.outcomes
-        for place, text, _ in outcome.assumptions
-        if place
+        for each in outcome.assumptions
+        if each.place or each.tie
     }
     unknown |= {
         outcome.steps[-1].text

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.trace.hooks import Outcome
 
-__all__ = ["Unseen", "chains_at_devices", "chains_on_way", "not_followed", "unseen_chains"]
+__all__ = ["Unseen", "chains_at_devices", "chains_on_way", "not_followed", "tied", "unseen_chains"]
 
 #: Where an interface hands packets over, before and behind all that is followed.
 _DEVICE = frozenset({"INGRESS", "EGRESS"})
@@ -78,6 +78,21 @@ def not_followed(unseen: Iterable[Unseen]) -> list[str]:
     if not lines:
         return []
     return [f"the kernel asks chains as well that are not followed: {', '.join(lines)}"]
+
+
+def tied(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
+    """A line for each group of chains whose order makes a difference to these, and is not known."""
+    ties = {
+        each.tie: None
+        for outcome in outcomes
+        for each in outcome.assumptions
+        if each.tie is not None
+    }
+    return tuple(
+        f"{' and '.join(each.chains)} have the same priority at hook {each.hook}: the kernel asks the"
+        " one first that was registered last, which can't be read; every order is followed"
+        for each in ties
+    )
 
 
 def _unreadable(text: str) -> Iterable[Unseen]:

@@ -89,7 +89,9 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         print_json(_json(found))
     else:
         _print(found)
-    return ExitStatus.FAILED if found else ExitStatus.DONE
+    if found:
+        return ExitStatus.FAILED
+    return ExitStatus.USAGE if found.unknown else ExitStatus.DONE
 
 
 def _is_elsewhere(ctx: click.Context) -> bool:
@@ -160,7 +162,9 @@ def _print(found: Comparison) -> None:
     else:
         counted = "1 difference" if count == 1 else f"{count} differences"
         rules = f"B differs from A: {counted} of rules"
-    if not found.divergences:
+    if not found.divergences and found.unknown:
+        line = f"{rules}; whether every packet is treated the same can't be told ({titles})"
+    elif not found.divergences:
         line = f"{rules}; the same for every packet ({titles})"
     else:
         line = f"{rules}; traffic treated differently ({titles}):"
@@ -197,8 +201,9 @@ def _lines(each: Divergence) -> Iterator[str]:
 
 def _json(found: Comparison) -> dict[str, object]:
     return {
-        "same": not found,
-        "same_for_every_packet": not found.divergences,
+        "same": False if found else None if found.unknown else True,
+        "same_for_every_packet": (False if found.divergences else None if found.unknown else True),
+        "unknown": list(found.unknown),
         "families": [each.value for each in found.families],
         "differences": [difference_json(each) for each in found.differences],
         "classes": [

@@ -78,7 +78,7 @@ def fate_of(found: Trace, config: Config) -> Verdict:
     if len(fates) == 1 and found.complete:
         return fates[0]
     texts = " or ".join(dict.fromkeys(brief(each) for each in fates))
-    if all(not each.place for outcome in found.outcomes for each in outcome.assumptions):
+    if not any(each.place or each.tie for one in found.outcomes for each in one.assumptions):
         return Verdict(f"as its connection began: {texts}")
     return Verdict(f"can't be known from here: {texts}")
 

@@ -8,6 +8,7 @@ the kernel does so as soon as one rule redirects or asks for a state, and nat me
 
 from __future__ import annotations
 
+from itertools import islice, permutations, product
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,7 @@ from istio_iptables.trace.table import (
     Assumption,
     Called,
     End,
+    Tie,
     TraceStep,
     Translation,
     Walk,
@@ -27,10 +29,14 @@ from istio_iptables.trace.table import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import TypeAlias
 
     from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.netfilter.packet import Packet, Route, Surroundings
+
+    #: What the kernel calls of one priority, one after the other: a chain, or all chains of nat.
+    _Order: TypeAlias = "tuple[tuple[Called, ...], ...]"
 
 __all__ = [
     "MAX_OUTCOMES",
@@ -38,13 +44,17 @@ __all__ = [
     "Assumption",
     "End",
     "Outcome",
+    "Tie",
     "Trace",
     "TraceStep",
+    "has_ties",
     "trace",
 ]
 
 #: How many ways a packet is followed when rules can't be decided.
 MAX_OUTCOMES = 32
+#: How many orders of chains of one priority are tried: all of four tables.
+_MAX_ORDERS = 24
 
 #: The tables of iptables with rules at each hook, in the kernel's order.
 _HOOKS = {
@@ -127,7 +137,12 @@ def trace(ruleset: Ruleset, packet: Packet, world: Surroundings, *, misses: bool
                     way.refused,
                 )
             )
-    return Trace(packet, tuple(outcomes))
+    return Trace(packet, tuple(outcomes), complete=not journeys.cut)
+
+
+def has_ties(ruleset: Ruleset) -> bool:
+    """Whether chains of one priority may be asked in several orders."""
+    return any(len(orders) > 1 for hook in _HOOKS for orders in _calls(ruleset, hook))
 
 
 def _starts(ruleset: Ruleset, packet: Packet, world: Surroundings) -> Iterator[Way]:
@@ -166,6 +181,8 @@ class _Journeys:
             table.name: {chain.name: chain for chain in table.chains} for table in ruleset.tables
         }
         self._calls = {hook: tuple(_calls(ruleset, hook)) for hook in _HOOKS}
+        #: Whether a hook was come to whose chains may be asked in more orders than are tried.
+        self.cut = False
 
     def outgoing(self, start: Way) -> Iterator[Way]:
         """From a process here to the network, or over loopback to a process here."""
@@ -343,7 +360,43 @@ class _Journeys:
             way = way._replace(hooks=(*way.hooks, hook))
         yield from self._through(way, hook, self._calls[hook])
 
-    def _through(self, way: Way, hook: str, calls: tuple[tuple[Called, ...], ...]) -> Iterator[Way]:
+    def _through(
+        self, way: Way, hook: str, stages: tuple[tuple[_Order, ...], ...]
+    ) -> Iterator[Way]:
+        if not stages or way.end is not None:
+            yield way
+            return
+        for after in self._in_any_order(way, hook, stages[0]):
+            yield from self._through(after, hook, stages[1:])
+
+    def _in_any_order(self, way: Way, hook: str, orders: tuple[_Order, ...]) -> Iterator[Way]:
+        """The ways through chains of one priority, for each order that makes a difference.
+
+        The kernel asks the one that was registered last first, which can't be read from it.
+        """
+        if len(orders) == 1:
+            yield from self._in_order(way, hook, orders[0])
+            return
+        self.cut |= len(orders) > _MAX_ORDERS
+        results: list[tuple[list[Way], list[_Order]]] = []
+        for order in orders[:_MAX_ORDERS]:
+            ways = list(self._in_order(way, hook, order))
+            for known, alike in results:
+                if _come_to_the_same(known, ways):
+                    alike.append(order)
+                    break
+            else:
+                results.append((ways, [order]))
+        if len(results) == 1:
+            yield from results[0][0]
+            return
+        for ways, alike in results:
+            text, chains = _said(alike, orders)
+            tie = Assumption("", text, answer=True, tie=Tie(hook, chains))
+            for after in ways:
+                yield after._replace(assumptions=(*after.assumptions, tie))
+
+    def _in_order(self, way: Way, hook: str, calls: _Order) -> Iterator[Way]:
         if not calls or way.end is not None:
             yield way
             return
@@ -352,18 +405,18 @@ class _Journeys:
             (one,) = called
             for after in self._walk(way, hook, one):
                 for settled in self._settle(way, after, hook, one.kind):
-                    yield from self._through(settled, hook, rest)
+                    yield from self._in_order(settled, hook, rest)
             return
         if called and _asks_nat(hook, way):
             found = self._nat(way, hook, called, len(way.steps))
         elif hook in _DESTINATION_HOOKS and not way.destination_done:
             found = iter((_translate(way),))
         else:
-            yield from self._through(way, hook, rest)
+            yield from self._in_order(way, hook, rest)
             return
         for after in found:
             for settled in self._settle(way, after, hook, "nat"):
-                yield from self._through(settled, hook, rest)
+                yield from self._in_order(settled, hook, rest)
 
     def _nat(self, way: Way, hook: str, called: tuple[Called, ...], start: int) -> Iterator[Way]:
         """The ways through the chains of nat, up to the first that maps the connection.
@@ -401,8 +454,10 @@ class _Journeys:
         elif kind == "route" and _may_be_routed_anew(before, way):
             # A mark that raw gave it counts only now, and only if the value is another one.
             anew = self._by_its_mark(way)
-            differs = anew.by_mark != way.by_mark or not same(
-                anew.next_interface, way.next_interface
+            differs = (
+                anew.by_mark != way.by_mark
+                or anew.end is not way.end
+                or not same(anew.next_interface, way.next_interface)
             )
             text = "its TOS or hop limit is another now, so that it is routed anew by its mark"
             yield anew.assuming("", text, answer=True) if differs else way
@@ -418,7 +473,11 @@ class _Journeys:
     def _by_its_mark(self, way: Way) -> Way:
         """The way behind mangle for a packet that is routed anew, now that its mark is another."""
         packet = way.packet
-        if self._world.route(packet) is not None and not way.bound_to:
+        route = self._world.route(packet)
+        if route is not None and not way.bound_to:
+            if route.refused:
+                # At once: what stands behind this chain never sees it.
+                return way._replace(end=End.DROPPED, refused=route.refused)
             return way._replace(next_interface=None, by_mark=False)
         home = self._world.is_routed_home(packet)
         was = self._world.is_routed_home(packet._replace(mark=way.routed_mark))
@@ -462,8 +521,11 @@ def _is_lo(name: str | None) -> bool:
     return name is not None and among(name, named(_LO))
 
 
-def _calls(ruleset: Ruleset, hook: str) -> Iterator[tuple[Called, ...]]:
-    """What the kernel calls at a hook, in its order: a chain, or all chains of nat at once."""
+def _calls(ruleset: Ruleset, hook: str) -> Iterator[tuple[_Order, ...]]:
+    """What the kernel calls at a hook, one priority after the other, each in the orders it may have.
+
+    A call is a chain, or all chains of nat at once.
+    """
     place = _DESTINATION_NAT if hook in _DESTINATION_HOOKS else _SOURCE_NAT
     kinds = {"nat": "nat", "mangle": "route" if hook == "OUTPUT" else "filter"}
     found = [
@@ -472,7 +534,7 @@ def _calls(ruleset: Ruleset, hook: str) -> Iterator[tuple[Called, ...]]:
         for table in ruleset.tables
         if table.name == name and table.chain(hook)
     ]
-    # Of chains of one priority, the one that was made last is called first.
+    # Of chains of one priority in one table, the one that was made last is called first.
     found += [
         Called(table.name, chain.name, chain.base.kind, chain.base.priority)
         for table in reversed(ruleset.tables)
@@ -480,17 +542,114 @@ def _calls(ruleset: Ruleset, hook: str) -> Iterator[tuple[Called, ...]]:
         if chain.base is not None and chain.base.hook == hook and not table.dormant
     ]
     found.sort(key=attrgetter("priority"))
-    nat = tuple(each for each in found if each.kind == "nat")
-    waiting = hook in _NAT_HOOKS
-    for each in found:
-        if each.kind == "nat":
+    idle = {each for each in found if _is_idle(ruleset, each)}
+    nat = [each for each in found if each.kind == "nat"]
+    mappings = [
+        tuple(one for part in parts for (one,) in part)
+        for parts in product(
+            *(
+                tuple(_orders([(each,) for each in nat if each.priority == priority], idle))
+                for priority in dict.fromkeys(each.priority for each in nat)
+            )
+        )
+    ]
+    others = [each for each in found if each.kind != "nat"]
+    places = {each.priority for each in others} | ({place} if hook in _NAT_HOOKS else set())
+    for priority in sorted(places):
+        here = [(each,) for each in others if each.priority == priority]
+        if priority != place or hook not in _NAT_HOOKS:
+            yield tuple(_orders(here, idle))
             continue
-        if waiting and each.priority >= place:
-            waiting = False
-            yield nat
-        yield (each,)
-    if waiting:
-        yield nat
+        orders = (order for one in mappings for order in _orders([one, *here], idle))
+        yield tuple(islice(orders, _MAX_ORDERS + 1))
+
+
+def _is_idle(ruleset: Ruleset, called: Called) -> bool:
+    """Whether a chain lets everything pass, whenever it is asked."""
+    table = ruleset.table(called.table)
+    chain = table.chain(called.chain) if table else None
+    return chain is None or (not chain.rules and chain.policy in {None, "ACCEPT"})
+
+
+def _orders(calls: Sequence[tuple[Called, ...]], idle: set[Called]) -> Iterator[_Order]:
+    """The orders that *calls* may have; of one table only the one in which they are."""
+    still = tuple(each for each in calls if idle.issuperset(each))
+    moving = [each for each in calls if not idle.issuperset(each)]
+    # nat is a caller of its own, of whichever tables its chains are.
+    owners = [
+        "nat" if each[0].kind == "nat" and len(each) > 1 else each[0].table for each in moving
+    ]
+    found = (
+        (*still, *(moving[at] for at in order))
+        for order in permutations(range(len(moving)))
+        if all(
+            one < other or owners[one] != owners[other]
+            for place, one in enumerate(order)
+            for other in order[place + 1 :]
+        )
+    )
+    return islice(found, _MAX_ORDERS + 1)
+
+
+def _before(order: _Order) -> set[tuple[str, str]]:
+    """Which chains are asked before which, in one order."""
+    names = [f"{each.table} {each.chain}" for calls in order for each in calls]
+    return {(one, other) for at, one in enumerate(names) for other in names[at + 1 :]}
+
+
+def _said(alike: Iterable[_Order], orders: Iterable[_Order]) -> tuple[str, tuple[str, ...]]:
+    """What the orders *alike* have in common and others have not, and the chains it is about."""
+    always = set.intersection(*map(_before, orders))
+    shared = sorted(set.intersection(*map(_before, alike)) - always)
+    told = [
+        (one, other)
+        for one, other in shared
+        if not any((one, name) in shared and (name, other) in shared for name, _ in shared)
+    ]
+    chains = tuple(
+        sorted({name for pair in set.union(*map(_before, orders)) - always for name in pair})
+    )
+    if not told:
+        return f"the kernel asks {', '.join(chains)} in some other order", chains
+    pairs = " and ".join(f"{one} before {other}" for one, other in told)
+    return f"the kernel asks {pairs}", chains
+
+
+def _come_to_the_same(some: list[Way], others: list[Way]) -> bool:
+    """Whether the ways of two orders are the same but for the rules that were passed."""
+    return len(some) == len(others) and all(
+        any(_comes_to(one, other) for other in others) for one in some
+    )
+
+
+def _comes_to(one: Way, other: Way) -> bool:
+    if one.end is not other.end or set(one.assumptions) != set(other.assumptions):
+        return False
+    if one.end is not None:
+        return one.refused == other.refused
+    family = one.packet.family
+    return (
+        all(
+            same(getattr(one.packet, field), getattr(other.packet, field), family)
+            for field in ("source", "destination")
+        )
+        and all(
+            same(value, beside)
+            for field, value, beside in zip(one._fields, one, other, strict=True)
+            if field not in _PASSED
+        )
+        and all(
+            same(value, beside)
+            for field, value, beside in zip(
+                one.packet._fields, one.packet, other.packet, strict=True
+            )
+            if field not in {"source", "destination"}
+        )
+    )
+
+
+#: What of a way tells how the packet came where it is, and not what becomes of it.
+_PASSED = frozenset({"packet", "steps", "misses", "assumptions"})
 
 
 def _is_loopback(packet: Packet) -> bool:

@@ -25,6 +25,7 @@ __all__ = [
     "Called",
     "End",
     "Miss",
+    "Tie",
     "TraceStep",
     "Translation",
     "Walk",
@@ -95,6 +96,13 @@ class TraceStep(NamedTuple):
         return self.verdict.lower() if native else f"-P {self.chain} {self.verdict}"
 
 
+class Tie(NamedTuple):
+    """Chains of one priority in several tables: which of them the kernel asks first is not known."""
+
+    hook: str
+    chains: tuple[str, ...]
+
+
 class Assumption(NamedTuple):
     """An answer that an outcome rests on: whether something unknown is so."""
 
@@ -102,6 +110,8 @@ class Assumption(NamedTuple):
     place: str
     text: str
     answer: bool
+    #: What the order of chains is assumed of; None for anything else.
+    tie: Tie | None = None
 
 
 class Translation(NamedTuple):

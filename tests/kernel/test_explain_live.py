@@ -352,6 +352,57 @@ def test_what_no_route_leads_to_is_not_sent(route: str, reason: str) -> None:
     assert found["path"] == []
 
 
+@pytest.mark.parametrize("kind", ["prohibit", "blackhole", "unreachable"])
+def test_a_mark_that_no_route_is_for_ends_the_packet(kind: str) -> None:
+    """It is routed anew behind mangle, before nat is asked."""
+    install("legacy", *DOCUMENTED)
+    load(
+        "legacy", Family.IPV4, "*mangle\n-A OUTPUT -p tcp --dport 80 -j MARK --set-mark 9\nCOMMIT\n"
+    )
+    command("ip", "rule", "add", "fwmark", "9", "pref", "100", kind)
+    verdict = answer("--dst", "198.51.100.9:80")["verdict"]
+    assert verdict.startswith("dropped behind mangle OUTPUT policy: ")
+    assert answer("--dst", "198.51.100.9:81")["verdict"] == OUT
+
+
+_ASKED = "-A OUTPUT -p tcp --dport 80 -j CT --zone 7"
+_ANSWERED = "-A OUTPUT -p tcp --sport 15001 -j CT --zone 7"
+
+
+@pytest.mark.parametrize(
+    ("rules", "note"),
+    [
+        ((_ASKED,), "no connection comes about"),
+        (("-A OUTPUT -p tcp --dport 80 -j CT --zone-orig 7",), ""),
+        ((_ASKED, _ANSWERED), ""),
+    ],
+)
+def test_answers_in_another_zone_are_lost(rules: tuple[str, ...], note: str) -> None:
+    """They are not translated back: a client waits in vain, and explain says so."""
+    install("legacy", *DOCUMENTED)
+    load("legacy", Family.IPV4, "\n".join(("*raw", *rules, "COMMIT", "")))
+    found = answer("--dst", "10.9.0.9:80")
+    assert found["verdict"] == OUT
+    said = [each for each in found["notes"] if "zone" in each]
+    assert [each.endswith(note) for each in said] == ([True] if note else [])
+    with socket.create_server(("", 15001)), socket.socket() as client:
+        client.settimeout(1 if note else 60)
+        try:
+            client.connect(("10.9.0.9", 80))
+        except TimeoutError:
+            assert note
+        else:
+            assert not note
+
+
+def test_answers_alone_in_a_zone_may_be_lost() -> None:
+    """Over loopback they are looked up a second time, with another answer."""
+    install("legacy", *DOCUMENTED)
+    load("legacy", Family.IPV4, f"*raw\n{_ANSWERED}\nCOMMIT\n")
+    *_, note = answer("--dst", "10.9.0.9:80")["notes"]
+    assert note.endswith("from port 15001 in zone 7: it may not be translated back")
+
+
 def test_a_packet_that_can_not_be_here_is_called_so() -> None:
     """An address that is none of the namespace, at either end, and an interface that is not there."""
     install("legacy", *DOCUMENTED)

@@ -199,6 +199,62 @@ def test_two_tables_at_one_place_are_told() -> None:
     assert "inet b and inet a have chains of the priority 0 at hook OUTPUT" in warning
 
 
+IN_IPTABLES = "iptables-legacy -t nat -A OUTPUT -p tcp --dport 80 -j REDIRECT --to-ports 9999"
+IN_NFT = (
+    'nft "table ip aaa { chain b { type nat hook output priority -100;'
+    ' tcp dport 80 redirect to :9999; }; }"'
+)
+NATIVE = ("--native-nftables", "--nft-like-iptables")
+
+
+@pytest.mark.parametrize(
+    ("other", "arguments", "chains"),
+    [
+        (IN_IPTABLES, NATIVE, ("inet istio-proxy-nat output", "nat OUTPUT")),
+        (IN_NFT, NATIVE, ("inet istio-proxy-nat output", "ip aaa b")),
+        (IN_NFT, ("--force-iptables-binary", "nft"), ("ip aaa b", "nat OUTPUT")),
+        (IN_NFT, ("--force-iptables-binary", "legacy"), ("ip aaa b", "nat OUTPUT")),
+    ],
+)
+def test_chains_of_one_priority_are_asked_in_both_orders(
+    other: str, arguments: tuple[str, ...], chains: tuple[str, str]
+) -> None:
+    """Where that decides, no flat answer is given: the kernel goes by what was registered last."""
+    command("sh", "-c", other)
+    assert run(*arguments, *CAPTURE).status == 0
+    result = explain("--dst", "192.0.2.9:80")
+    one, two = chains
+    assert result.out.splitlines()[-1] == "depends on what can't be known from here"
+    assert f"if the kernel asks {one} before {two}" in result.out
+    assert f"if the kernel asks {two} before {one}" in result.out
+    assert f"then: {OUT}" in result.out
+    assert "is redirected to port 9999" in result.out
+    assert any(f"{one} and {two} have the same priority" in each for each in result.warnings)
+    # Where either comes to the same, the answer is flat.
+    assert verdict("--dst", "192.0.2.9:81") == OUT
+    table = run("matrix", "--live")
+    assert "can't be known from here" in table.out
+    assert any("have the same priority" in each for each in table.warnings)
+
+
+def test_a_filter_chain_at_the_priority_of_nat() -> None:
+    """Whether it sees the connection before nat is as little known."""
+    native(*CAPTURE)
+    chain = "type filter hook output priority -100; tcp dport 80 drop"
+    command("nft", f"table inet fw {{ chain x {{ {chain}; }}; }}")
+    out = explain("--dst", "192.0.2.9:80").out
+    assert "if the kernel asks inet fw x before inet istio-proxy-nat output" in out
+    assert "then: dropped by inet fw x 1" in out
+    assert f"then: {OUT}" in out
+
+
+def test_chains_of_one_table_have_an_order() -> None:
+    """The one that was made last is asked first."""
+    chain = "type nat hook output priority -100; tcp dport 80 redirect to"
+    command("nft", f"table ip a {{ chain x {{ {chain} :7; }}; chain y {{ {chain} :8; }}; }}")
+    assert verdict("--dst", "192.0.2.9:80").startswith("is redirected to port 8,")
+
+
 def test_without_nft() -> None:
     """Native rules were asked for: refused. They were not: the verdict is conditional."""
     native(*CAPTURE)

@@ -91,3 +91,30 @@ def test_foreign_native_chains_count() -> None:
         line.split() == ["tcp,", "port", "9", "dropped", "inet", "x", "o", "1"]
         for line in done.stdout.splitlines()
     )
+
+
+def test_what_is_not_followed_can_not_be_told() -> None:
+    """Rules of the other backend, or an order that is not known: compare says neither the same."""
+    flags = "-i '*' -b '*' --ip-family ipv4"
+    redirect = "-t nat -A OUTPUT -p tcp --dport 80 -j REDIRECT --to-ports 9999"
+    done = inside(
+        f"istio-iptables {flags} 2>/dev/null\n"
+        f'iptables-nft {redirect}; istio-iptables compare "{flags}" --live; echo $?\n'
+        "istio-iptables compare --live --live; echo $?; iptables-nft -t nat -F\n"
+        f"istio-iptables clean; istio-iptables {flags} --native-nftables; iptables-legacy {redirect}\n"
+        'unshare --net sh -c "'
+        f"iptables-legacy {redirect}; istio-iptables {flags} --native-nftables\n"
+        'istio-iptables compare --live \\"--network-namespace /proc/\\$PPID/ns/net\\""; echo $?'
+    )
+    untold = "A and B have the same rules; whether every packet is treated the same can't be told"
+    same = "A and B have the same rules; the same for every packet (IPv4 and IPv6)"
+    assert done.stdout.splitlines() == [
+        f"{untold} (IPv4 and IPv6)",
+        "2",
+        same,
+        "0",
+        f"{untold} (IPv4 and IPv6)",
+        "2",
+    ]
+    assert "what nft chain nat OUTPUT of B makes of packets is not followed" in done.stderr
+    assert "have the same priority at hook OUTPUT" in done.stderr

@@ -260,9 +260,9 @@ def second(packet: Packet, plan: DesiredState, world: Surroundings) -> Packet:
 def possible(found: Trace) -> list[Outcome]:
     """The ways of a packet whose connection was opened in the same direction: ours was."""
     return [
-        each
-        for each in found.outcomes
-        if all(answer for place, _, answer in each.assumptions if not place)
+        outcome
+        for outcome in found.outcomes
+        if all(each.answer for each in outcome.assumptions if not each.place)
     ]
 
 
