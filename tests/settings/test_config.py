@@ -56,7 +56,7 @@ class TestIds:
     @pytest.mark.parametrize("name", ["proxy_uid", "proxy_gid"])
     def test_a_list_without_an_item(self, name: str) -> None:
         """A list of nothing but commas was meant to say something."""
-        with pytest.raises(UsageProblems, match="is empty: name at least one (user|group)"):
+        with pytest.raises(UsageProblems, match=r"is empty: name at least one (user|group)"):
             configured(**{name: ",,"})
 
 
