@@ -219,8 +219,8 @@ def test_a_kernel_without_legacy_tables() -> None:
 
 
 def _without_proc_names(*more: str) -> Finished:
-    # /proc/net leads to the process's own; an empty folder there has none of the two files.
-    hide = 'mount -t tmpfs none /proc/$$/net && exec "$0" "$@"'
+    # The folder of the process's only thread is the one that is read; an empty one has none of the files.
+    hide = 'mount -t tmpfs none /proc/$$/task/$$/net && exec "$0" "$@"'
     return process("sh", "-c", hide, CLI, *DUAL, *more)
 
 
