@@ -95,7 +95,7 @@ REFUSALS: list[tuple[str, list[str], dict[str, str], str]] = [
         "after-the-end-of-options",
         ["--", "-b"],
         {},
-        "-b: this is an option of 'istio-iptables check'",
+        "-b: stands behind --, which ends the options",
     ),
     ("log-flag-without-value", ["--log_target"], {}, "--log_target: the value is missing"),
     ("no-value", ["-b"], {}, "--istio-inbound-ports (-b): the value is missing"),

@@ -12,6 +12,7 @@ from istio_iptables.commands.options import Example, SettingsCommand, split_extr
 from istio_iptables.commands.pod import (
     INSTALLATION_OPTIONS,
     installation,
+    manifest_option,
     require_one_stdin,
     require_yaml,
 )
@@ -114,9 +115,10 @@ def _inject(
     from istio_iptables.kubernetes.lint import lint, lint_injection
     from istio_iptables.kubernetes.pod import started_by
     from istio_iptables.kubernetes.sidecar import inject
+    from istio_iptables.kubernetes.typed import require_types
 
-    mistakes = lint(workload)
-    told["warning"] += mistakes
+    require_types(workload)
+    told["warning"] += lint(workload)
     if reason := reason_to_skip(workload):
         # Host networking is a wish for something else, which keeps the pod out of the mesh.
         kind = "warning" if workload.spec.get("hostNetwork") else "info"
@@ -154,9 +156,7 @@ command = SettingsCommand(
         ),
     ),
     more=(
-        click.Option(
-            ["-f", "--filename", "file"], metavar="FILE", help="The manifest; - is stdin."
-        ),
+        manifest_option(["-f", "--filename", "file"], "The manifest; - is stdin."),
         *INSTALLATION_OPTIONS,
         *INJECTION_OPTIONS,
         click.Option(["--strict"], is_flag=True, help="Fail on warnings."),

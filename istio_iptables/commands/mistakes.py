@@ -178,6 +178,8 @@ def no_option(name: str, ctx: click.Context) -> str:
     """What was meant by the option *name*, which this command has not; "" if that can't be told."""
     if name in _OPTIONS:
         return _OPTIONS[name]
+    if name in _all_options(ctx.command):
+        return "stands behind --, which ends the options"
     known = _long_options(ctx.command)
     word = name.strip("-")
     close = get_close_matches(name, known, n=2, cutoff=0.75)

@@ -19,6 +19,7 @@ __all__ = [
     "INSTALLATION_OPTIONS",
     "POD_OPTIONS",
     "installation",
+    "manifest_option",
     "read_pod",
     "read_ways",
     "require_one_stdin",
@@ -47,11 +48,27 @@ INSTALLATION_OPTIONS = (
         " meshConfig]",
     ),
 )
+
+
+def _once(_: click.Context, option: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """The one value of an option; raises UsageProblems for several, of which one would be forgotten."""
+    if len(given) > 1:
+        message = f"{option.opts[0]}: is there {len(given)} times: one manifest is read"
+        raise UsageProblems([message])
+    if given == ("",):
+        raise UsageProblems([f"{option.opts[0]}: the name of the file is empty"])
+    return given[0] if given else None
+
+
+def manifest_option(names: list[str], text: str) -> click.Option:
+    """The option for a manifest, which can be there once."""
+    return click.Option(names, metavar="FILE", multiple=True, callback=_once, help=text)
+
+
 POD_OPTIONS = (
-    click.Option(
+    manifest_option(
         ["--pod"],
-        metavar="FILE",
-        help="A Kubernetes manifest with the pod whose istio-init has the flags: those that it has,"
+        "A Kubernetes manifest with the pod whose istio-init has the flags: those that it has,"
         " or those that injection would give it. Flags beside it win; - is stdin.",
     ),
     click.Option(

@@ -12,17 +12,23 @@ from istio_iptables.errors import UsageProblems
 from istio_iptables.kubernetes.annotations import EXCLUDE_INBOUND_PORTS, STATUS_PORT
 from istio_iptables.kubernetes.lint import lint_owners
 from istio_iptables.settings.config import StandIn, configure
-from istio_iptables.settings.declarations import SETTINGS
+from istio_iptables.settings.converters import TRUE
+from istio_iptables.settings.declarations import SETTINGS, setting
 from istio_iptables.settings.sources import Origin, Value, gather
 from istio_iptables.text import excerpt
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from istio_iptables.kubernetes.pod import Start
 
 __all__ = ["given_of", "mistakes_in"]
 
-#: The variables that say where this process works, and nothing of the pod's rules.
-_OWN = ("NETWORK_NAMESPACE",)
+#: The settings that say where this process works, and nothing of the pod's rules: a manifest that is
+#: another's must not decide which namespace is changed.
+_OWN = tuple(map(setting, ("network_namespace", "cni_mode")))
+#: Those that leave a pod without rules.
+_WITHOUT_RULES = ("dry_run", "skip_rule_apply", "cleanup_only")
 _EXCLUDED = "istio_local_exclude_ports"
 #: What Istio leaves out of inbound capture of its own accord.
 _ISTIOS_PORTS = frozenset({"15020", "15021", "15090", "0", ""})
@@ -38,9 +44,9 @@ def given_of(start: Start) -> Given:
     with suppress(UsageProblems):
         # What can't be used is told of with the flags that may stand over it.
         warnings += _mistakes(start, values)[0]
-    environ = {name: text for name, (text, _) in start.environment.items()}
-    environ |= {name: os.environ[name] for name in _OWN if name in os.environ}
-    left = {name: environ[name] for name in ("ENVOY_USER", *_OWN) if name in environ}
+    own = (name for each in _OWN for name in each.environment)
+    left = {name: os.environ[name] for name in own if name in os.environ}
+    left |= {name: text for name, (text, _) in start.environment.items() if name == "ENVOY_USER"}
     return Given(left, values, (*start.warnings, *warnings), start.workload.title)
 
 
@@ -86,9 +92,28 @@ def _values(start: Start) -> tuple[dict[str, Value], list[str]]:
         for name, value in values.items()
         if value.given
     }
+    for each in _OWN:
+        if value := own.pop(each.name, None):
+            warnings.append(
+                f"{value.label}: counts in the container only: with --pod that of the command line does"
+            )
+    warnings += _no_rules(own)
     if _EXCLUDED in own and not _asked(start, own[_EXCLUDED]):
         own[_EXCLUDED] = own[_EXCLUDED]._replace(unasked=True)
     return own, warnings
+
+
+def _no_rules(values: Mapping[str, Value]) -> list[str]:
+    """What among the variables of a pod leaves it without rules."""
+    given = {name: values[name] for name in _WITHOUT_RULES if name in values}
+    if any(each.text in TRUE and not each.variable for each in given.values()):
+        # Arguments: of istio-validation, or somebody's who wrote them for this.
+        return []
+    return [
+        f"{each.place}: leaves the pod without rules: nothing is captured"
+        for each in given.values()
+        if each.text in TRUE
+    ]
 
 
 def _asked(start: Start, ports: Value) -> bool:

@@ -40,12 +40,8 @@ __all__ = [
     "STATUS_PORT",
     "TEMPLATES",
     "TRAFFIC",
-    "interfaces",
-    "mode_of_cni",
-    "ports_or_all",
     "problems",
-    "ranges",
-    "ranges_or_all",
+    "refused_by_cni",
 ]
 
 MODE = "sidecar.istio.io/interceptionMode"
@@ -155,8 +151,7 @@ def _mode(text: str) -> str:
     return "" if text in {"REDIRECT", "TPROXY", "NONE"} else "is not REDIRECT, TPROXY or NONE"
 
 
-def mode_of_cni(text: str) -> str:
-    """Why Istio's CNI plugin refuses *text* as a mode; "" if it does not."""
+def _mode_of_cni(text: str) -> str:
     return "" if text in {"REDIRECT", "TPROXY"} else f"{excerpt(text)} is not REDIRECT or TPROXY"
 
 
@@ -175,28 +170,45 @@ def _quantity(text: str) -> str:
     return "" if canonical(text) is not None else "is no quantity"
 
 
-#: Why a list is refused; "" if it is not.
-interfaces = _items(_interface)
-ports_or_all = _items(_port, star=True)
-ranges = _items(_cidr)
-ranges_or_all = _items(_cidr, star=True)
+_interfaces = _items(_interface)
+_ports_or_all = _items(_port, star=True)
+_ranges = _items(_cidr)
+_ranges_or_all = _items(_cidr, star=True)
 
 #: What the injector looks at; of the other annotations (includeOutboundPorts among them) nothing.
 _CHECKS: dict[str, Callable[[str], str]] = {
     MODE: _mode,
     STATUS_PORT: _port,
-    INCLUDE_OUTBOUND_RANGES: ranges_or_all,
-    EXCLUDE_OUTBOUND_RANGES: ranges,
-    INCLUDE_INBOUND_PORTS: ports_or_all,
+    INCLUDE_OUTBOUND_RANGES: _ranges_or_all,
+    EXCLUDE_OUTBOUND_RANGES: _ranges,
+    INCLUDE_INBOUND_PORTS: _ports_or_all,
     EXCLUDE_INBOUND_PORTS: _items(_port),
     EXCLUDE_OUTBOUND_PORTS: _items(_port),
-    EXCLUDE_INTERFACES: interfaces,
-    KUBEVIRT_INTERFACES: interfaces,
-    REROUTE_INTERFACES: interfaces,
+    EXCLUDE_INTERFACES: _interfaces,
+    KUBEVIRT_INTERFACES: _interfaces,
+    REROUTE_INTERFACES: _interfaces,
     MERGE_METRICS: _boolean,
     **dict.fromkeys(READINESS, _uint32),
     **dict.fromkeys(RESOURCES, _quantity),
 }
+#: What Istio's CNI plugin looks at, on a pod that is injected.
+_CHECKS_OF_CNI: dict[str, Callable[[str], str]] = {
+    MODE: _mode_of_cni,
+    INCLUDE_OUTBOUND_RANGES: _ranges_or_all,
+    EXCLUDE_OUTBOUND_RANGES: _ranges,
+    INCLUDE_INBOUND_PORTS: _ports_or_all,
+    EXCLUDE_INBOUND_PORTS: _ports_or_all,
+    INCLUDE_OUTBOUND_PORTS: _ports_or_all,
+    EXCLUDE_OUTBOUND_PORTS: _ports_or_all,
+    EXCLUDE_INTERFACES: _interfaces,
+    KUBEVIRT_INTERFACES: _interfaces,
+    REROUTE_INTERFACES: _interfaces,
+}
+
+
+def refused_by_cni(name: str, text: str) -> str:
+    """Why Istio's CNI plugin refuses a pod whose annotation *name* is *text*; "" if it does not."""
+    return _CHECKS_OF_CNI[name](text) if name in _CHECKS_OF_CNI else ""
 
 
 def problems(annotations: Mapping[str, str]) -> list[str]:

@@ -17,7 +17,7 @@ from istio_iptables.settings.converters import FALSE, TRUE
 from istio_iptables.text import excerpt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from istio_iptables.kubernetes.manifest import Workload
     from istio_iptables.kubernetes.values import Installation
@@ -45,19 +45,18 @@ class _Row(NamedTuple):
     option: str
     annotations: tuple[str, ...]
     default: str
-    check: Callable[[str], str]
 
 
 _ROWS = (
-    _Row("-m", (names.MODE,), "REDIRECT", names.mode_of_cni),
-    _Row("-i", (names.INCLUDE_OUTBOUND_RANGES,), "*", names.ranges_or_all),
-    _Row("-x", (names.EXCLUDE_OUTBOUND_RANGES,), "", names.ranges),
-    _Row("-b", (names.INCLUDE_INBOUND_PORTS,), "*", names.ports_or_all),
-    _Row("-d", (names.EXCLUDE_INBOUND_PORTS,), _STATUS_PORT, names.ports_or_all),
-    _Row("-q", (names.INCLUDE_OUTBOUND_PORTS,), "", names.ports_or_all),
-    _Row("-o", (names.EXCLUDE_OUTBOUND_PORTS,), _STATUS_PORT, names.ports_or_all),
-    _Row("-k", (names.REROUTE_INTERFACES, names.KUBEVIRT_INTERFACES), "", names.interfaces),
-    _Row("-c", (names.EXCLUDE_INTERFACES,), "", names.interfaces),
+    _Row("-m", (names.MODE,), "REDIRECT"),
+    _Row("-i", (names.INCLUDE_OUTBOUND_RANGES,), "*"),
+    _Row("-x", (names.EXCLUDE_OUTBOUND_RANGES,), ""),
+    _Row("-b", (names.INCLUDE_INBOUND_PORTS,), "*"),
+    _Row("-d", (names.EXCLUDE_INBOUND_PORTS,), _STATUS_PORT),
+    _Row("-q", (names.INCLUDE_OUTBOUND_PORTS,), ""),
+    _Row("-o", (names.EXCLUDE_OUTBOUND_PORTS,), _STATUS_PORT),
+    _Row("-k", (names.REROUTE_INTERFACES, names.KUBEVIRT_INTERFACES), ""),
+    _Row("-c", (names.EXCLUDE_INTERFACES,), ""),
 )
 #: Variables of istio-proxy, and the options that each switches on.
 _SWITCHES = {
@@ -91,8 +90,8 @@ def cni_arguments(
         name = next((each for each in row.annotations if each in annotations), "")
         text = annotations.get(name, row.default)
         place = places.get(name) or f"annotation {name}" if name else f"default of {_PLUGIN}"
-        if name and (reason := row.check(text)):
-            problems.append(f"{workload.title}: {_PLUGIN} refuses it: annotation {name}: {reason}")
+        if name and (reason := names.refused_by_cni(name, text)):
+            problems.append(f"{workload.title}: {_PLUGIN} refuses it: {place}: {reason}")
         if row.option == "-d":
             items = [*(each for each in text.strip().split(",") if each), *_OWN_PORTS]
             place = place if place.endswith(_PLUGIN) else f"{place}, {_PLUGIN}"
@@ -139,7 +138,7 @@ def _reason_to_skip(workload: Workload, proxy: Mapping[str, Any] | None) -> str:
     reasons = {
         f"it has {_INIT}": find(workload.containers("initContainers"), _INIT),
         f"it is in the namespace {_NAMESPACE}": workload.namespace == _NAMESPACE,
-        f"{names.INJECT} is false": inject_asked == "false",
+        f"{names.INJECT} is false": inject_asked in FALSE,
         f"{_NO_ENVOY} is true": _variables(workload, proxy).get(_NO_ENVOY) in TRUE,
         f"its {PROXY} is a {as_text(role)} and no {_ROLE}": role != _ROLE,
     }

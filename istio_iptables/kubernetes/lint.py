@@ -10,6 +10,7 @@ from istio_iptables.kubernetes.injection import INIT_NAMES, PROXY, RunAs
 from istio_iptables.kubernetes.manifest import as_text
 from istio_iptables.kubernetes.proxyconfig import FIELDS
 from istio_iptables.kubernetes.template import ARGUMENTS, CNI, MODE
+from istio_iptables.settings.converters import FALSE
 from istio_iptables.settings.declarations import DNS, FAMILIES, INBOUND, OUTBOUND, SETTINGS
 from istio_iptables.settings.declarations import PROXY as PROXY_GROUP
 from istio_iptables.settings.types import within
@@ -126,6 +127,7 @@ _ARGUMENT_OF = {
 _NOT_OF_CNI = {
     variable for each in SETTINGS if each.group in _ABOUT_RULES for variable in each.environment
 } - {"ISTIO_META_DNS_CAPTURE", "ISTIO_DUAL_STACK", "INVALID_DROP"}
+_LISTS = ("containers", "initContainers")
 #: Istio had rules for it once.
 _TRACE = "IPTABLES_TRACE_LOGGING"
 
@@ -133,7 +135,7 @@ _TRACE = "IPTABLES_TRACE_LOGGING"
 def lint(workload: Workload) -> list[str]:
     """One line for each annotation or label of a manifest that Istio won't read as it is meant."""
     texts = (("annotation", workload.annotations), ("label", workload.labels))
-    found = [*_misplaced(workload), *_of_no_text(workload)]
+    found = [*_misplaced(workload), *_of_no_text(workload), *_twice(workload)]
     for kind, given in texts:
         found += [f"{kind} {name}: {hint}" for name in given if (hint := _misspelled(name))]
     found += [
@@ -193,6 +195,13 @@ def _of_no_text(workload: Workload) -> Iterator[str]:
                 )
 
 
+def _twice(workload: Workload) -> Iterator[str]:
+    listed = [each["name"] for key in _LISTS for each in workload.containers(key)]
+    for name in dict.fromkeys(listed):
+        if listed.count(name) > 1:
+            yield f"container {name} is there twice, which Kubernetes refuses"
+
+
 def lint_injection(injection: Injection) -> list[str]:
     """One line for each wish of a pod that its injection does not fulfil, or that Istio's CNI plugin won't."""
     return _titled(
@@ -242,6 +251,12 @@ def _fields(injection: Injection) -> Iterator[str]:
 
 def _status_port(injection: Injection) -> Iterator[str]:
     """The agent's port, which inbound capture does not leave out if the ProxyConfig alone has it."""
+    asked = injection.annotations.get(names.STATUS_PORT, "")
+    if asked != asked.strip():
+        yield (
+            f"annotation {names.STATUS_PORT}: {excerpt(asked)} has blanks, which Istio can't read for"
+            " the application's probes: they ask port 0"
+        )
     agent = injection.installation.setting("defaultConfig.statusPort")
     port = agent.text
     excluded = injection.excluded_inbound_ports.text.split(",")
@@ -277,6 +292,7 @@ def _by_cni(injection: Injection) -> Iterator[str]:
     mode = injection.look_up(MODE)
     if mode.text == "NONE":
         yield f"{mode.place}: Istio's CNI plugin refuses NONE, so that the pod does not start"
+    yield from _refused_by_cni(injection)
     ranges = injection.installation.value("global.proxy.includeIPRanges")
     if not ranges.text and names.INCLUDE_OUTBOUND_RANGES not in injection.annotations:
         yield f"{ranges.place}: Istio's CNI plugin does not see that it is empty, and captures all"
@@ -288,6 +304,25 @@ def _by_cni(injection: Injection) -> Iterator[str]:
             port = injection.look_up(argument)
             if not port.place.startswith("default "):
                 yield f"{port.place}: Istio's CNI plugin does not read it"
+
+
+def _refused_by_cni(injection: Injection) -> Iterator[str]:
+    """What keeps a pod from starting that the injector takes."""
+    labels = injection.pod.labels
+    kind = "label" if names.INJECT in labels else "annotation"
+    asked = labels.get(names.INJECT, injection.annotations.get(names.INJECT))
+    if asked in FALSE:
+        yield (
+            f"{kind} {names.INJECT}: {excerpt(asked)} is no for Istio's CNI plugin and not for the"
+            " injector: there are no rules, and the pod does not start"
+        )
+    for argument in ARGUMENTS:
+        listed = injection.look_up(argument)
+        if argument.option == "-d":
+            listed = injection.excluded_inbound_ports
+        for name in argument.annotations[:1] if argument is not MODE else ():
+            if reason := names.refused_by_cni(name, listed.text):
+                yield f"{listed.place}: Istio's CNI plugin refuses the pod, which does not start: {reason}"
 
 
 def owner_in(spec: Mapping[str, Any], container: Mapping[str, Any]) -> RunAs:

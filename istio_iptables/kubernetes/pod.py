@@ -16,6 +16,7 @@ from istio_iptables.kubernetes.injection import (
 from istio_iptables.kubernetes.lint import lint, lint_injection, owner_in
 from istio_iptables.kubernetes.manifest import NO_POD, as_text, read_documents, workloads
 from istio_iptables.kubernetes.merging import find
+from istio_iptables.kubernetes.typed import require_types
 from istio_iptables.text import excerpt
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def start_of(
     mistakes: list[str] = []
     documents = read_documents(text, name, mistakes)
     workload = _chosen(list(workloads(documents, name)), name, wanted)
+    require_types(workload)
     mistakes += lint(workload)
     inits = [each for each in workload.containers("initContainers") if each["name"] in INIT_NAMES]
     if inits and not cni:

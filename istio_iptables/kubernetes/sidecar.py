@@ -225,8 +225,11 @@ def _rewrite_probes(
         environment[environment.index(earlier)] = {"name": APP_PROBERS, "value": told}
     elif told:
         environment.append({"name": APP_PROBERS, "value": told})
-    asked = injection.annotations.get(names.STATUS_PORT, "").strip()
-    port = int(asked) if asked else agent
+    asked = injection.annotations.get(names.STATUS_PORT)
+    port = agent
+    if asked is not None:
+        # Go's Atoi takes no blanks, and its failure leaves 0; lint tells of it.
+        port = int(asked) if asked.isdecimal() else 0
     for key in _LISTS:
         if key in spec:
             spec[key] = [

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from istio_iptables.errors import UsageProblems
 from istio_iptables.kubernetes.manifest import as_text
 from istio_iptables.kubernetes.quantity import canonical
+from istio_iptables.text import excerpt
 
-__all__ = ["EMPTY_STATUS", "typed_container", "typed_spec"]
+if TYPE_CHECKING:
+    from istio_iptables.kubernetes.manifest import Workload
+
+__all__ = ["EMPTY_STATUS", "require_types", "typed_container", "typed_spec"]
 
 #: What a status without anything has for these kinds; it is written even where there is none.
 EMPTY_STATUS: dict[str, dict[str, int]] = {
@@ -27,6 +31,8 @@ EMPTY_STATUS: dict[str, dict[str, int]] = {
 }
 _TEXTS = ("image", "imagePullPolicy", "workingDir", "restartPolicy", "terminationMessagePath")
 _LISTS = ("command", "args")
+_CONTAINERS = ("containers", "initContainers")
+_OWNERS = ("runAsUser", "runAsGroup")
 #: What has to be a mapping, or a list of mappings, since the template is merged with it.
 _MAPPINGS = (
     "resources",
@@ -49,9 +55,45 @@ def _checked(owner: dict[str, Any], label: str) -> dict[str, Any]:
         items = found.get(key, [])
         if not isinstance(items, list) or not all(isinstance(each, dict) for each in items):
             raise UsageProblems([f"{label}: {key} is no list of mappings"])
-    if any(not isinstance(each.get("name"), str) for each in found.get("env", [])):
-        raise UsageProblems([f"{label}: env has a variable without a name"])
+    for number, each in enumerate(found.get("env", []), 1):
+        name = each.get("name")
+        if name is None:
+            raise UsageProblems([f"{label}: env, item {number}: has no name"])
+        if not isinstance(name, str):
+            raise UsageProblems(
+                [f"{label}: env, item {number}: name: {_said(name)} is no text: put it in quotes"]
+            )
     return found
+
+
+def require_types(workload: Workload) -> None:
+    """Raise UsageProblems for what decides whether and as whom a pod is captured, and is of another type."""
+    spec = workload.spec
+    problems = []
+    host = spec.get("hostNetwork")
+    if host is not None and not isinstance(host, bool):
+        problems.append(f"hostNetwork: {_said(host)} is not true or false")
+    owners = [("", spec)]
+    owners += [
+        (f"{each['name']}: ", each) for key in _CONTAINERS for each in workload.containers(key)
+    ]
+    for label, owner in owners:
+        context = owner.get("securityContext")
+        if not isinstance(context, dict):
+            continue
+        for key in _OWNERS:
+            given = context.get(key)
+            number = isinstance(given, float) and given.is_integer()
+            number = number or (isinstance(given, int) and not isinstance(given, bool))
+            if given is not None and not number:
+                problems.append(f"{label}securityContext.{key}: {_said(given)} is no number")
+    if problems:
+        raise UsageProblems([f"{workload.title}: {each}" for each in problems])
+
+
+def _said(value: object) -> str:
+    """*value* as a line says it."""
+    return "this" if isinstance(value, dict | list) else excerpt(as_text(value))
 
 
 def typed_spec(spec: dict[str, Any], title: str) -> dict[str, Any]:

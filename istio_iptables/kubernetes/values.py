@@ -266,7 +266,11 @@ def _checked(mesh: dict[str, Any], label: str) -> dict[str, Any]:
 _COMMA = re.compile(r"(?<!\\),")
 _DOT = re.compile(r"(?<!\\)\.")
 _CONSTANTS: dict[str, Any] = {"true": True, "false": False, "null": None}
-_NUMBER = re.compile(r"-?[1-9][0-9]{0,17}|0")
+#: What Go's ParseInt takes, of what does not begin with a zero.
+_NUMBER = re.compile(r"[-+][0-9]+|[1-9][0-9]*|0")
+_INT64 = range(-(2**63), 2**63)
+#: Of a number's digits: Python refuses thousands of them.
+_LONGEST = 4000
 #: As in Helm.
 _DEEPEST = 30
 
@@ -279,10 +283,13 @@ def _set(text: str) -> dict[str, Any]:
         if not equals or not path or value.startswith("{") or "[" in path:
             raise UsageProblems([f"--set: {excerpt(each)} is not KEY=VALUE, with one value"])
         plain = value.replace("\\,", ",")
-        tree: Any = _CONSTANTS.get(plain, plain)
-        if _NUMBER.fullmatch(plain):
+        # TRUE and False are constants too.
+        tree: Any = _CONSTANTS.get(plain.casefold(), plain)
+        if _NUMBER.fullmatch(plain) and len(plain) <= _LONGEST and int(plain) in _INT64:
             tree = int(plain)
         keys = _DOT.split(path)
+        if not all(keys):
+            raise UsageProblems([f"--set: {excerpt(each)} has a key without a name"])
         if len(keys) > _DEEPEST:
             raise UsageProblems([f"--set: {excerpt(each)} is nested too deep"])
         for key in reversed(keys):

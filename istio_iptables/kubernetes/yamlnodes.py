@@ -261,7 +261,10 @@ def _scalar(event: Any) -> Any:  # noqa: ANN401 - of YAML
     if event.tag in _PLAIN_TAGS:
         return resolve(text)
     if event.tag == f"{_TAG}binary":
-        return b64decode(text, validate=True).decode()
+        try:
+            return b64decode(text, validate=True).decode()
+        except ValueError as error:
+            raise _mistake(event, "a value with the tag !!binary is no text in base64") from error
     if event.tag == _MERGE:
         return _Merge
     raise _tagged(event)

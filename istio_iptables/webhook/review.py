@@ -13,6 +13,7 @@ from istio_iptables.kubernetes.annotations import PROXY_CONFIG
 from istio_iptables.kubernetes.injection import Injection, reason_to_skip
 from istio_iptables.kubernetes.manifest import workloads
 from istio_iptables.kubernetes.sidecar import inject
+from istio_iptables.kubernetes.typed import require_types
 from istio_iptables.webhook.patch import json_patch
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ def _patch(
     if after.get("kind") != "Pod" or not found:
         raise UsageProblems(["the object of the review is no Pod of v1"])
     pod = found[0]
+    require_types(pod)
     if reason := reason_to_skip(pod):
         raise _Skipped(reason)
     containers = pod.containers("containers")

@@ -136,6 +136,8 @@ def test_what_the_plugin_makes(
             "leaves it alone: DISABLE_ENVOY is true",
         ),
         (injected({"sidecar.istio.io/inject": "false"}), "sidecar.istio.io/inject is false"),
+        (injected({"sidecar.istio.io/inject": "F"}), "sidecar.istio.io/inject is false"),
+        (injected({"sidecar.istio.io/inject": "0"}), "sidecar.istio.io/inject is false"),
         (pod(hostNetwork=True), "is not injected: it has host networking"),
         (injected({f"{TRAFFIC}excludeOutboundPorts": "*"}), "'*' is not accepted here"),
         (

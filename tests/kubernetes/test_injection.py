@@ -10,6 +10,7 @@ import yaml
 from istio_iptables.kubernetes.annotations import problems
 from istio_iptables.kubernetes.proxyconfig import typed
 from istio_iptables.kubernetes.quantity import canonical
+from istio_iptables.kubernetes.values import read_installation
 from tests.program import run
 
 if TYPE_CHECKING:
@@ -506,3 +507,55 @@ def test_ports_of_metrics(tmp_path: Path, annotations: dict[str, str], *, refuse
     path = tmp_path / "pod.yaml"
     path.write_text(yaml.safe_dump(pod(annotations)), encoding="utf-8")
     assert run(["inject", "-f", str(path)]).status == (2 if refused else 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("TRUE", True),
+        ("False", False),
+        ("NULL", None),
+        ("0", 0),
+        ("-0", 0),
+        ("+5", 5),
+        ("-05", -5),
+        ("007", "007"),
+        ("1_0", "1_0"),
+        ("9223372036854775807", 2**63 - 1),
+        ("9223372036854775808", "9223372036854775808"),
+        ("yes", "yes"),
+        ("", ""),
+    ],
+)
+def test_values_are_typed_as_helm_does(text: str, value: object) -> None:
+    """In every spelling that Go takes."""
+    found = read_installation([], [f"global.mine={text}"], None).values["global"]
+    assert found.get("mine") == value
+    assert type(found.get("mine")) is type(value)
+
+
+def test_names_of_variables_and_binary(tmp_path: Path) -> None:
+    """What YAML reads otherwise than it looks is named, with its place."""
+    result = run(["inject", "-f", _file(tmp_path, "env: [{name: A}, {name: N, value: x}]")])
+    assert result.errors == ["Pod p: app: env, item 2: name: 'false' is no text: put it in quotes"]
+    result = run(["inject", "-f", _file(tmp_path, "env: [{value: x}]")])
+    assert result.errors == ["Pod p: app: env, item 1: has no name"]
+    path = _file(tmp_path, 'env: [{name: A, value: !!binary "**"}]')
+    line = "line 1: a value with the tag !!binary is no text in base64"
+    assert run(["inject", "-f", path]).errors == [f"{path}: {line}"]
+
+
+def _file(folder: Path, container: str) -> str:
+    path = folder / "pod.yaml"
+    spec = f"spec: {{containers: [{{name: app, {container}}}]}}"
+    path.write_text(f"{{apiVersion: v1, kind: Pod, metadata: {{name: p}}, {spec}}}")
+    return str(path)
+
+
+@pytest.mark.parametrize(("port", "asked"), [(" 123 ", 0), ("123", 123), ("0123", 123)])
+def test_the_port_that_probes_ask(tmp_path: Path, port: str, asked: int) -> None:
+    """Go's Atoi takes no blanks, and Istio goes on with 0."""
+    app = {"name": "app", "readinessProbe": {"httpGet": {"port": 80}}}
+    document = pod({"status.sidecar.istio.io/port": port}, containers=[app])
+    (found, _) = injected(tmp_path, document)["spec"]["containers"]
+    assert found["readinessProbe"]["httpGet"]["port"] == asked

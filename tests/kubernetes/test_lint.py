@@ -17,6 +17,9 @@ MODE = "sidecar.istio.io/interceptionMode"
 STATUS_PORT = "status.sidecar.istio.io/port"
 CONFIG = "proxy.istio.io/config"
 CNI = ("--set", "pilot.cni.enabled=true")
+INJECT = "sidecar.istio.io/inject"
+NO_FOR_PLUGIN = "is no for Istio's CNI plugin and not for the injector: there are no rules"
+REFUSED_BY_PLUGIN = "Istio's CNI plugin refuses the pod, which does not start"
 FAMILY = "--ip-family=ipv4"
 DRY = ("--dry-run", FAMILY)
 
@@ -431,6 +434,52 @@ CASES = [
     (pod(containers=own_proxy(runAsUser=1234, runAsGroup=4321)), (), []),
     (pod({MODE: "TPROXY"}), (), []),
     (pod(hostNetwork=True), (), ["is left as it is: it has host networking"]),
+    (
+        pod({STATUS_PORT: " 123 "}),
+        (),
+        [
+            (
+                f"annotation {STATUS_PORT}: ' 123 ' has blanks, which Istio can't read for the"
+                " application's probes: they ask port 0"
+            )
+        ],
+    ),
+    (
+        pod(containers=[{"name": "app"}, {"name": "app"}]),
+        (),
+        ["container app is there twice, which Kubernetes refuses"],
+    ),
+    # Of the CNI plugin: what it refuses, and what it takes for no.
+    (pod({INJECT: "0"}), CNI, [f"annotation {INJECT}: '0' {NO_FOR_PLUGIN}"]),
+    (pod(labels={INJECT: "False"}), CNI, [f"label {INJECT}: 'False' {NO_FOR_PLUGIN}"]),
+    (pod({INJECT: "False"}), (), []),
+    (
+        pod({f"{TRAFFIC}includeOutboundPorts": "80,"}),
+        (*CNI, "--set", "global.proxy.includeIPRanges=10.0.0.0/8"),
+        [f"annotation {TRAFFIC}includeOutboundPorts: {REFUSED_BY_PLUGIN}: item 2: '' is no port"],
+    ),
+    (
+        pod(),
+        (*CNI, "--set", "global.proxy.includeIPRanges=10.0.0.0/8\\, 10.1.0.0/16"),
+        [f"value global.proxy.includeIPRanges: {REFUSED_BY_PLUGIN}: item 2: ' 10.1.0.0/16' is no"],
+    ),
+    # The pod has no rules.
+    (
+        pod({CONFIG: 'proxyMetadata: {DRY_RUN: "true"}'}),
+        (),
+        [f"annotation {CONFIG}, proxyMetadata.DRY_RUN: leaves the pod without rules"],
+    ),
+    (
+        pod({CONFIG: 'proxyMetadata: {SKIP_RULE_APPLY: "T"}'}),
+        (),
+        [f"annotation {CONFIG}, proxyMetadata.SKIP_RULE_APPLY: leaves the pod without rules"],
+    ),
+    (
+        pod({CONFIG: 'proxyMetadata: {CLEANUP_ONLY: "1"}'}),
+        (),
+        [f"annotation {CONFIG}, proxyMetadata.CLEANUP_ONLY: leaves the pod without rules"],
+    ),
+    (pod({CONFIG: 'proxyMetadata: {DRY_RUN: "false"}'}), (), []),
     # The pod of the documentation.
     (pod({"sidecar.istio.io/inject": "true"}), (), []),
     (deployment({}, {}), CNI, []),

@@ -367,3 +367,85 @@ def test_helm_values_as_helm_prints_them(tmp_path: Path) -> None:
     line = ["--pod", path, "--values", str(one), "--values", str(two), *DRY]
     wanted = ["-p", "15101", "-i", "*", "-b", "80", "-d", "15090,15021", *DRY]
     assert run(line).out == run(wanted).out
+
+
+ELSEWHERE = "counts in the container only: with --pod that of the command line does"
+
+
+def test_a_manifest_does_not_say_where(tmp_path: Path) -> None:
+    """Which namespace is changed is the operator's to say, by flag or variable, and nobody else's."""
+    place = "annotation proxy.istio.io/config, proxyMetadata."
+    config = "proxyMetadata: {NETWORK_NAMESPACE: /proc/1/ns/net, CNI_MODE: 'true'}"
+    raw = write(tmp_path, pod({"proxy.istio.io/config": config}))
+    words = ["istio-iptables", "-i", "*", "--network-namespace", "/proc/1/ns/net", "--cni-mode"]
+    made = pod(initContainers=[{"name": "istio-init", "args": words}])
+    for path, places in (
+        (raw, (f"{place}NETWORK_NAMESPACE", f"{place}CNI_MODE")),
+        (write(tmp_path, made, name="made.yaml"), ("args of istio-init",) * 2),
+    ):
+        for own in ({}, {"NETWORK_NAMESPACE": "/proc/self/ns/net"}):
+            result = run(["--pod", path, *DRY, "--format", "json"], own)
+            assert result.warnings[:2] == [
+                f"--network-namespace ({places[0]}): {ELSEWHERE}",
+                f"--cni-mode ({places[1]}): {ELSEWHERE}",
+            ]
+            found = json.loads(result.out)["settings"]
+            assert found["network_namespace"]["value"] == own.get("NETWORK_NAMESPACE", "")
+            assert found["cni_mode"]["value"] == "false"
+    flag = ["--network-namespace", "/proc/self/ns/net", "--format", "json"]
+    found = json.loads(run(["--pod", raw, *DRY, *flag]).out)["settings"]
+    assert found["network_namespace"]["value"] == "/proc/self/ns/net"
+    lint = run(["inject", "-f", raw]).warnings
+    assert f"Pod p: --network-namespace ({place}NETWORK_NAMESPACE): {ELSEWHERE}" in lint
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--pod", "", "-n"], "--pod: the name of the file is empty"),
+        (["--pod", "a", "--pod", "b", "-n"], "--pod: is there 2 times: one manifest is read"),
+        (["inject", "-f", "a", "--filename", "b"], "-f: is there 2 times: one manifest is read"),
+        (
+            ["inject", "web.yaml"],
+            "unexpected argument 'web.yaml': did you mean --filename web.yaml?",
+        ),
+        (["-n", "--", "-b", "80"], "-b: stands behind --, which ends the options"),
+    ],
+)
+def test_a_line_about_which_manifest(tmp_path: Path, words: list[str], line: str) -> None:
+    """None is read, and none is forgotten in silence."""
+    write(tmp_path, pod(), name="web.yaml")
+    result = run(words, folder=tmp_path)
+    assert result.status == 2
+    assert line in result.errors
+
+
+NO_NUMBER, NO_TRUTH = "is no number", "is not true or false"
+
+
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        ({"hostNetwork": "false"}, f"hostNetwork: 'false' {NO_TRUTH}"),
+        ({"hostNetwork": 1}, f"hostNetwork: '1' {NO_TRUTH}"),
+        (
+            {"securityContext": {"runAsUser": True}},
+            f"securityContext.runAsUser: 'true' {NO_NUMBER}",
+        ),
+        (
+            {"containers": [{"name": "a", "securityContext": {"runAsGroup": "1234"}}]},
+            f"a: securityContext.runAsGroup: '1234' {NO_NUMBER}",
+        ),
+        (
+            {"initContainers": [{"name": "istio-init", "securityContext": {"runAsUser": [1]}}]},
+            f"istio-init: securityContext.runAsUser: this {NO_NUMBER}",
+        ),
+    ],
+)
+def test_types_that_kubernetes_refuses(tmp_path: Path, spec: dict[str, Any], line: str) -> None:
+    """Of what decides whether and as whom a pod is captured; not taken for a yes, or for a number."""
+    path = write(tmp_path, pod(**spec))
+    for words in (["--pod", path, *DRY], ["inject", "-f", path]):
+        result = run(words)
+        assert (result.status, result.out) == (2, "")
+        assert result.errors == [f"Pod p: {line}"]
