@@ -301,7 +301,8 @@ def lint_image(injection: Injection) -> list[str]:
     if "/" in named or not missing:
         return []
     given = " ".join(f"--set {each}=..." for each in missing)
-    return [f"image {injection.image(PROXY_IMAGE)} is of Istio's development: give {given}"]
+    image = f"image {injection.image(PROXY_IMAGE)}: the default of {' and '.join(missing)}"
+    return [f"{image} is Istio's development: give {given}"]
 
 
 def _status_port(injection: Injection) -> Iterator[str]:

@@ -587,13 +587,14 @@ def test_names_of_an_installation(tmp_path: Path) -> None:
 def test_an_image_that_nobody_chose(tmp_path: Path) -> None:
     """It is Istio's of the day; told once, where it is written, and for no rules."""
     path = write(tmp_path, pod(), pod())
-    line = "image registry.istio.io/testing/proxyv2:{} is of Istio's development: give {}"
-    both = line.format("latest", "--set global.hub=... --set global.tag=...")
+    line = "image registry.istio.io/testing/proxyv2:{}: the default of {} is Istio's development: give {}"
+    given = "--set global.hub=... --set global.tag=..."
+    both = line.format("latest", "global.hub and global.tag", given)
     result = run(["inject", "-f", path])
     assert (result.status, result.warnings) == (0, [both])
     strict = run(["inject", "-f", path, "--strict"])
     assert (strict.status, strict.out, strict.errors) == (2, "", [f"{both} (--strict)"])
-    hub = line.format("1.25.2", "--set global.hub=...")
+    hub = line.format("1.25.2", "global.hub", "--set global.hub=...")
     assert run(["inject", "-f", path, "--set", "global.tag=1.25.2"]).warnings == [hub]
     assert run(["inject", "-f", path, "--set", "global.proxy.image=mine/proxy:1"]).warnings == []
     path = write(tmp_path, pod())
