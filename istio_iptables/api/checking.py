@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from istio_iptables.api.comparing import diff, holds_ours
+from istio_iptables.api.comparing import diff, holds_ours, planned_rulesets
 from istio_iptables.api.diagnostics import Diagnostic, Report, Severity
 from istio_iptables.api.evidence import gather
 from istio_iptables.api.livechecks import LiveChecks, proxy_of
+from istio_iptables.api.recovering import install_again
 from istio_iptables.api.rules import LIVE, Live
 from istio_iptables.api.subjects import subject_of
 from istio_iptables.differences.rulesets import ChangeKind
 from istio_iptables.istio.checks import FindingKind, findings, losses
 from istio_iptables.istio.escapes import APPLICATIONS
+from istio_iptables.istio.ownership import NATIVE_NAMES, OWNERSHIP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from istio_iptables.api.capture import Plan
     from istio_iptables.api.rules import Source
     from istio_iptables.api.subjects import Subject
+    from istio_iptables.differences.rulesets import Difference
     from istio_iptables.netfilter.model import Family, Ruleset
 
 __all__ = ["Diagnostic", "Report", "Severity", "check"]
@@ -43,7 +46,9 @@ def check(
         missing = () if subject.plan.config.native_nftables else subject.plan.rulesets
         found = [_nothing(subject)]
     else:
-        found = [*_differences(subject), *_of_the_rules(subject)]
+        differing = list(_differences(subject))
+        changed = any(each.severity is Severity.ERROR for each in differing)
+        found = [*differing, *_of_the_rules(subject, changed=changed), *_captures_nothing(subject)]
     unread: tuple[str, ...] = ()
     what = name
     if subject.state is not None:
@@ -80,28 +85,55 @@ def _differences(subject: Subject) -> Iterator[Diagnostic]:
         rules = Live(subject.namespace, subject.state.backend)
     for each in diff(subject.plan, rules, name=subject.source):
         foreign = each.kind is ChangeKind.FOREIGN
+        remedy = _again(subject)
+        if foreign:
+            remedy = "see with explain what it decides"
+        elif _refused(each):
+            remedy = (
+                "it is not ours: move it to a table of its own, since install and clean refuse to"
+                " change a table that holds it"
+            )
         yield Diagnostic(
             f"{each.kind.value}-rule" if each.chain else each.kind.value,
             Severity.WARNING if foreign else Severity.ERROR,
             each.line,
-            "see with explain what it decides" if foreign else "install again with --reconcile",
+            remedy,
         )
     for sign in subject.recovered.signs if subject.recovered else ():
         yield Diagnostic("origin", Severity.INFO, sign, "clean, then install once")
 
 
-def _of_the_rules(
-    subject: Subject, applications: Iterable[tuple[int, int]] = APPLICATIONS
-) -> Iterator[Diagnostic]:
-    """Loops, and applications that pass for Envoy."""
-    rulesets = subject.native or subject.rulesets
-    for each in findings(rulesets, subject.routes, proxy_of(subject), applications):
+def _again(subject: Subject) -> str:
+    """The advice to install again, by the settings that the rules are held against."""
+    line = install_again(subject.plan, subject.namespace, subject.recovered)
+    if subject.recovered is None:
+        return f"install again: {line}"
+    return f"install again with the pod's arguments, by the rules that are left: {line}"
+
+
+def _refused(difference: Difference) -> bool:
+    """Whether it is something of others in a native table of ours, which none of our commands removes."""
+    if difference.kind is not ChangeKind.EXTRA or difference.table not in NATIVE_NAMES:
+        return False
+    name = difference.table.partition(" ")[2]
+    if not difference.chain:
+        return not difference.text.startswith(("flags:", "comment:"))
+    return difference.chain not in OWNERSHIP.native.chains(name)
+
+
+def _of_the_rules(subject: Subject, *, changed: bool) -> Iterator[Diagnostic]:
+    """Loops, applications that pass for Envoy, and what is dropped behind the rules.
+
+    *changed* says whether rules of ours are otherwise than the settings ask for.
+    """
+    rulesets = subject.followed
+    for each in findings(rulesets, subject.routes, proxy_of(subject), APPLICATIONS):
         loop = each.fault is FindingKind.LOOP
         yield Diagnostic(
             each.fault.value,
             Severity.ERROR if loop else Severity.WARNING,
             each.line,
-            "give the proxy's user and group (-u, -g) as Envoy runs"
+            _against_a_loop(subject, changed=changed)
             if loop
             else "run the application as another user and group",
         )
@@ -112,3 +144,43 @@ def _of_the_rules(
             each.line,
             "remove that rule, or let it accept what goes to Envoy's ports",
         )
+
+
+def _against_a_loop(subject: Subject, *, changed: bool) -> str:
+    plan = subject.plan
+    if any(
+        each.fault is FindingKind.LOOP
+        for each in findings(planned_rulesets(plan), plan.routes, proxy_of(subject), ())
+    ):
+        return (
+            "the settings themselves lead there, see with explain by which rule: give the proxy's"
+            " user and group (-u, -g) as Envoy runs, and what counts as loopback as Istio has it"
+        )
+    if changed:
+        return f"the rules are not as the settings ask for, so {_again(subject)}"
+    return "see with explain which rule leads there"
+
+
+def _captures_nothing(subject: Subject) -> Iterator[Diagnostic]:
+    """Directions of which the settings capture nothing: as asked for, or as rules were lost."""
+    config = subject.plan.config
+    for way, captured, flags, example in (
+        (
+            "outbound",
+            (config.outbound_cidrs or config.outbound_ports) and config.owner_groups,
+            "-i or -q",
+            "-i '*'",
+        ),
+        ("inbound", config.inbound_ports, "-b", "-b '*'"),
+    ):
+        if not captured:
+            recovered = subject.recovered is not None
+            yield Diagnostic(
+                "nothing-captured",
+                Severity.WARNING if recovered else Severity.INFO,
+                f"no {way} TCP is captured: the settings name none ({flags})",
+                f"if that is not meant, install with the pod's arguments, such as {example}; if it is,"
+                " give check the flags"
+                if recovered
+                else f"{example} captures all of it",
+            )

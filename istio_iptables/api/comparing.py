@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from istio_iptables.api.rules import LIVE, Live, is_native, rules_of
-from istio_iptables.differences.preceding import preceding, preceding_natively
+from istio_iptables.differences.preceding import (
+    preceding,
+    preceding_natively,
+    preceding_otherwise,
+)
 from istio_iptables.differences.rulesets import (
     ChangeKind,
     Difference,
@@ -124,9 +128,13 @@ def _with_live(plan: Plan, namespace: str, backend: str) -> Differences:
         found = [
             *diff_native(ours, planned),
             *preceding_natively(state.native or (), planned, _marks(plan)),
+            *preceding_otherwise(state.rulesets, planned, find_owned),
+            *preceding_otherwise(state.other_rulesets, planned, find_owned),
         ]
     else:
+        foreign = [each for each in state.native or () if each not in ours]
         found = list(diff_rulesets(state.rulesets, plan.rulesets, find_owned))
+        found += _preceding_iptables(plan, foreign, state.other_rulesets)
     # In both backends: the kernel asks the tables of the other one at the same hooks.
     for each in (state.rulesets, state.other_rulesets):
         found += preceding(each, plan.rulesets, find_owned, _marks(plan))
@@ -154,6 +162,24 @@ def _with_live(plan: Plan, namespace: str, backend: str) -> Differences:
         missing=count if nothing else 0,
         warnings=warnings,
     )
+
+
+def _preceding_iptables(
+    plan: Plan, native: Sequence[Table], others: Sequence[Ruleset]
+) -> Iterator[Difference]:
+    """The foreign rules in *native* tables and those of the other backend that may decide first."""
+    planned = {each.family: each.tables for each in plan.rulesets}
+    found: dict[Difference, None] = {}
+    if native:
+        from istio_iptables.netfilter.nftlisting import families  # few have such tables
+
+        for there in families(native):
+            tables = planned.get(there.family, ())
+            # A rule of both families is told once.
+            found |= dict.fromkeys(preceding_natively(there.tables, tables, _marks(plan)))
+    yield from found
+    for family, tables in planned.items():
+        yield from preceding_otherwise(others, tables, find_owned, family)
 
 
 def planned_natively(plan: Plan) -> tuple[Table, ...]:

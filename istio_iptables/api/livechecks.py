@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from istio_iptables.api.comparing import holds_ours
 from istio_iptables.api.diagnostics import Diagnostic, Severity
 from istio_iptables.api.packets import PACKET_FIELDS, complete_packet
+from istio_iptables.api.unseen import unseen_chains
 from istio_iptables.istio.capture import describe
 from istio_iptables.istio.checks import left_out_live, with_proxies_of
 from istio_iptables.istio.ownership import find_owned
-from istio_iptables.istio.rules import AGENT_DNS_PORT, NATIVE_TABLE
+from istio_iptables.istio.rules import AGENT_DNS_PORT
 from istio_iptables.kernel.processes import sockets_of
 from istio_iptables.kernel.sockets import TCP, UDP, takes
 from istio_iptables.netfilter.fieldvalues import number, protocol_name, protocol_number
@@ -346,18 +347,23 @@ class LiveChecks:
         return all(describe(each, self._config).captured is not None for each in outcomes)
 
     def _native(self) -> Iterator[Diagnostic]:
-        chains = [
-            each.line
-            for each in self._subject.unseen_chains
-            if not (self._subject.native and NATIVE_TABLE in each.line)
-        ]
-        if chains:
-            yield Diagnostic(
-                "unseen-chains",
-                Severity.INFO,
-                f"chains that are not followed decide as well: {_listed(chains)}",
-                "nft list ruleset shows their rules",
-            )
+        """Chains whose rules are not known, by whether captured traffic comes to them."""
+        state = self._subject.state
+        # The rules of the other backend are followed as well.
+        unseen = unseen_chains(state._replace(other_rulesets=()), native=True) if state else ()
+        meant = [each for each in unseen if each.decides]
+        for chains, severity in (
+            (meant, Severity.WARNING),
+            ([each for each in unseen if each not in meant], Severity.INFO),
+        ):
+            if chains:
+                names = _listed(each.line for each in chains)
+                yield Diagnostic(
+                    "unseen-chains",
+                    severity,
+                    f"chains that are not followed decide as well: {names}",
+                    "nft list ruleset shows their rules",
+                )
 
     def _twice(self) -> Iterator[Diagnostic]:
         """Istio's own program takes legacy for in use as soon as its tables exist."""

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from istio_iptables.settings.config import Config, Host
     from istio_iptables.settings.sources import Value
 
-__all__ = ["RESOLV_CONF", "Recovered", "recover"]
+__all__ = ["RESOLV_CONF", "Recovered", "install_again", "recover"]
 
 #: The file that a command line with DNS servers names: it has to list them.
 RESOLV_CONF = "resolv.conf"
@@ -80,10 +80,55 @@ class Recovered(NamedTuple):
 
     def spelled(self, *program: str) -> str:
         """The same with *program* between the variables and the words."""
-        from shlex import quote  # few commands need it
+        return _spelled(program, self.arguments, self.environment)
 
-        variables = (f"{name}={quote(text)}" for name, text in self.environment.items())
-        return " ".join([*variables, *program, *map(quote, self.arguments)])
+
+def _spelled(
+    program: Iterable[str], arguments: Iterable[str], environment: Mapping[str, str]
+) -> str:
+    from shlex import quote  # few commands need it
+
+    variables = (f"{name}={quote(text)}" for name, text in environment.items())
+    return " ".join([*variables, *program, *map(quote, arguments)])
+
+
+#: What a plan may be asked for with, and is no part of what is to be installed.
+_NOT_INSTALLED = frozenset(
+    {"network_namespace", "skip_rule_apply", "reconcile", "force_apply", "cleanup_only", "json"}
+)
+
+
+def install_again(plan: Plan, namespace: str, recovered: Recovered | None) -> str:
+    """The command line that makes the rules of *plan* in *namespace*, in place of others of ours.
+
+    Where the settings are *recovered*, its DNS servers are those that the pod's resolv.conf lists now.
+    """
+    if recovered is not None:
+        words, environment = list(recovered.arguments), recovered.environment
+        if recovered.nameservers:
+            at = words.index(setting("resolv_conf").flag)
+            del words[at : at + 2]
+    else:
+        named = {
+            name: value.text
+            for name, value in plan.values.items()
+            if value.given
+            and value.text != value.setting.default
+            and name not in _NOT_INSTALLED
+            and value.setting.group in _RANKS
+        }
+        words, environment = list(_words(named)), _environment(named)
+    where = ("--network-namespace", namespace) if namespace else ()
+    return _spelled(["istio-iptables"], [*words, *where, "--reconcile"], environment)
+
+
+def _environment(named: Mapping[str, str]) -> dict[str, str]:
+    """The settings that only variables can give."""
+    return {
+        each.environment[0]: named[each.name]
+        for each in SETTINGS
+        if each.name in named and not each.on_command_line
+    }
 
 
 def recover(rulesets: Sequence[Ruleset], routes: Iterable[PolicyRoute] = ()) -> Recovered:
@@ -104,11 +149,7 @@ def recover(rulesets: Sequence[Ruleset], routes: Iterable[PolicyRoute] = ()) -> 
     return Recovered(
         best.plan,
         tuple(_words(best.named)),
-        {
-            each.environment[0]: best.named[each.name]
-            for each in SETTINGS
-            if each.name in best.named and not each.on_command_line
-        },
+        _environment(best.named),
         best.servers if "resolv_conf" in best.named else (),
         bool(readings),
         best.differences if single is rulesets else _differences(best.plan, rulesets),

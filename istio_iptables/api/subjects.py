@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from istio_iptables.api.capture import Capture, plan
 from istio_iptables.api.rules import Live, is_native, rules_of
-from istio_iptables.api.unseen import chains_at_devices, unseen_chains
+from istio_iptables.api.unseen import chains_at_devices, unseen_chains, with_other_backend
 from istio_iptables.errors import CannotTell, KernelRefused
 from istio_iptables.netfilter.packet import Surroundings
 from istio_iptables.netfilter.plan import DesiredState
@@ -53,6 +53,16 @@ class Subject(NamedTuple):
     recovered: Recovered | None = None
     #: The native rules of ours, where those are asked about.
     native: tuple[Ruleset, ...] = ()
+
+    @property
+    def followed(self) -> tuple[Ruleset, ...]:
+        """All rules that packets meet, of both backends and native ones, as far as they are known."""
+        state = self.state
+        if state is None:
+            return self.native or self.rulesets
+        found = _with_native(state.rulesets, state.native) if state.native else state.rulesets
+        other = "nft" if state.backend == "legacy" else "legacy"
+        return with_other_backend(found, state.other_rulesets, other)
 
     @property
     def world(self) -> Surroundings:

@@ -18,10 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from istio_iptables.kernel.live import LiveState, UnseenChain
-    from istio_iptables.netfilter.model import Ruleset
+    from istio_iptables.netfilter.model import Ruleset, Table
     from istio_iptables.trace.hooks import Outcome
 
-__all__ = ["Unseen", "chains_at_devices", "chains_on_way", "not_followed", "tied", "unseen_chains"]
+__all__ = [
+    "Unseen",
+    "chains_at_devices",
+    "chains_on_way",
+    "not_followed",
+    "tied",
+    "unseen_chains",
+    "with_other_backend",
+]
 
 #: Where an interface hands packets over, before and behind all that is followed.
 _DEVICE = frozenset({"INGRESS", "EGRESS"})
@@ -43,6 +51,13 @@ class Unseen(NamedTuple):
     def line(self) -> str:
         """The chain and its place, in one line."""
         return f"{self.name} ({self.kind}, hook {self.hook}, priority {self.priority})"
+
+    @property
+    def decides(self) -> bool:
+        """Whether captured traffic comes to it, and may be lost or led elsewhere."""
+        if self.kind == "nat":
+            return self.hook in {"PREROUTING", "OUTPUT"}
+        return self.hook != "FORWARD"
 
 
 def unseen_chains(state: LiveState, *, native: bool = False) -> tuple[Unseen, ...]:
@@ -129,6 +144,31 @@ def _of_other_backend(ruleset: Ruleset, backend: str) -> Iterable[Unseen]:
                     chain.name,
                     _priority(table.name, chain.name),
                 )
+
+
+def with_other_backend(
+    rulesets: Iterable[Ruleset], others: Iterable[Ruleset], backend: str
+) -> tuple[Ruleset, ...]:
+    """*rulesets*, and beside them the tables of the other *backend*, such as ``nft filter``."""
+    tables = {
+        each.family: [_with_bases(table, backend) for table in each.tables] for each in others
+    }
+    return tuple(
+        each._replace(tables=(*each.tables, *tables.get(each.family, ()))) for each in rulesets
+    )
+
+
+def _with_bases(table: Table, backend: str) -> Table:
+    chains = []
+    for chain in table.chains:
+        base = None
+        if chain.name in BUILT_IN_CHAINS.get(table.name, ()):
+            # A packet with another mark is routed anew behind it.
+            route = (table.name, chain.name) == ("mangle", "OUTPUT")
+            kind = "route" if route else "nat" if table.name == "nat" else "filter"
+            base = Base(kind, chain.name, _priority(table.name, chain.name))
+        chains.append(chain._replace(base=base))
+    return table._replace(name=f"{backend} {table.name}", chains=tuple(chains))
 
 
 def _priority(table: str, hook: str) -> int:

@@ -288,8 +288,10 @@ class _Probe:
             packets.append((arrives._replace(in_interface="eth0"), "what arrives at the pod"))
         for packet, what in packets:
             for outcome in trace(self._ruleset, packet, self._world).outcomes:
-                if outcome.end is End.DROPPED and outcome.taken_by and not outcome.assumptions:
-                    line = f"{what} is captured, and dropped on its way to Envoy"
+                # Without a rule that does it, it is for want of a route, of which nothing is known.
+                if outcome.end is End.DROPPED and outcome.taken_by and not outcome.refused:
+                    maybe = "may be" if outcome.assumptions else "is captured, and"
+                    line = f"{what} {maybe} dropped on its way to Envoy"
                     yield self._finding(FindingKind.LOSS, outcome.steps[-1], packet, line)
 
     # Applications that pass for Envoy.

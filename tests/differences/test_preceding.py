@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from istio_iptables.differences.preceding import preceding
+from istio_iptables.differences.preceding import preceding, preceding_natively
 from istio_iptables.differences.rulesets import ChangeKind
 from istio_iptables.istio.ownership import find_owned
 from istio_iptables.netfilter import savefile
 from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.nftlisting import read_listing
 from tests.program import run
 
 PLAN = ["-n", "-u", "1337", "-i", "*", "-b", "*", "--ip-family", "ipv4"]
@@ -117,3 +118,65 @@ def test_a_mark_of_a_policy_route_decides(rule: str, decides: bool) -> None:  # 
     )
     assert bool(preceding([live], [wanted], find_owned, {0x539})) is decides
     assert not preceding([live], [wanted], find_owned)
+
+
+NATIVE = """table inet x {{
+	map drops {{
+		type inet_service : verdict
+		elements = {{ 80 : drop, 81 : accept }}
+	}}
+	map lets {{
+		type inet_service : verdict
+		elements = {{ 80 : accept counter packets 0 bytes 0, 81 : jump y }}
+	}}
+	map marks {{
+		type inet_service : mark
+	}}
+	chain y {{
+		counter packets 0 bytes 0
+	}}
+	chain c {{
+		type {kind} hook output priority {priority}; policy accept;
+		{rule}
+	}}
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "priority", "rule", "decides"),
+    [
+        ("filter", -150, "tcp dport vmap @drops", True),
+        ("filter", -150, "tcp dport vmap @lets", False),
+        ("filter", -150, "tcp dport vmap @gone", False),
+        ("filter", -100, "tcp dport vmap @drops", False),
+        ("nat", -100, "dnat ip to ip daddr map { 10.9.0.9 : 10.9.0.1 }", True),
+        ("nat", -100, "tcp dport 80 redirect to :tcp dport map { 80 : 9999 }", True),
+        ("nat", -99, "tcp dport 80 redirect to :9999", False),
+        ("route", -150, "meta mark set tcp dport map @marks", False),
+        ("filter", -150, "tcp option maxseg size set rt mtu", False),
+    ],
+)
+def test_native_rules_before_those_of_iptables(
+    kind: str,
+    priority: int,
+    rule: str,
+    decides: bool,  # noqa: FBT001 - a case
+) -> None:
+    """They decide by what they, or the maps that they name, say; nat first of all at the same place."""
+    wanted = savefile.parse(run(PLAN).out, Family.IPV4)
+    live = read_listing(NATIVE.format(kind=kind, priority=priority, rule=rule).splitlines())
+    found = list(preceding_natively(live, wanted.tables))
+    assert [(each.table, each.chain, each.text) for each in found] == (
+        [("inet x", "c", rule)] if decides else []
+    )
+
+
+def test_a_mark_by_a_map_may_be_any() -> None:
+    """Where a mark leads past TPROXY."""
+    wanted = savefile.parse(run([*PLAN, "-m", "TPROXY"]).out, Family.IPV4)
+    rule = "meta mark set tcp dport map @marks"
+    text = NATIVE.format(kind="filter", priority=-200, rule=rule).replace("output", "prerouting")
+    live = read_listing(text.splitlines())
+    assert list(preceding_natively(live, wanted.tables, {0x539}))
+    assert not list(preceding_natively(live, wanted.tables))

@@ -207,6 +207,204 @@ def test_what_is_captured_and_then_dropped(rule: tuple[str, ...], what: str) -> 
     )
 
 
+NATIVE = ("--native-nftables", "--nft-like-iptables", "--ip-family", "ipv4")
+
+
+def _nft(text: str) -> None:
+    subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
+
+
+def _findings(*arguments: str) -> list[tuple[str, str, str]]:
+    """Kind, severity and evidence of all that is to be mended."""
+    done = run("check", "--live", "-i", "*", "-b", "*", *arguments, "--json")
+    document = json.loads(done.out)
+    found = [(each["kind"], each["severity"], each["evidence"]) for each in document["findings"]]
+    assert (done.status, document["ok"]) == ((1, False) if found[0][1] != "info" else (0, True))
+    return [each for each in found if each[1] != "info"]
+
+
+def test_a_rule_of_iptables_behind_native_ones() -> None:
+    """Packets go through both."""
+    assert run("-i", "*", "-b", "*", *NATIVE).status == 0
+    ports = ("-p", "tcp", "-m", "multiport", "--dports", "15001,15006")
+    with listening(15001, 15006):
+        assert _findings(*NATIVE) == []
+        command("iptables-legacy", "-A", "INPUT", *ports, "-j", "DROP")
+        found = _findings(*NATIVE)
+    assert [each[:2] for each in found] == [("loss", "warning")] * 2
+    assert all("is captured, and dropped on its way to Envoy" in each[2] for each in found)
+    assert all("decided by filter INPUT 1" in each[2] for each in found)
+
+
+@pytest.mark.parametrize(
+    ("chain", "kind", "says"),
+    [
+        (
+            "type filter hook input priority 0; tcp dport { 15001, 15006 } drop;",
+            "loss",
+            "decided by inet x c 1 (tcp dport { 15001, 15006 } drop)",
+        ),
+        ("type filter hook output priority -150; tcp dport 80 drop;", "foreign-rule", "inet x c"),
+        (
+            "type nat hook output priority -120; tcp dport 80 redirect to :9999;",
+            "foreign-rule",
+            "foreign: inet x c rule 1: tcp dport 80 redirect to :9999",
+        ),
+        (
+            "type filter hook prerouting priority -400; tcp dport 8080 notrack;",
+            "foreign-rule",
+            "foreign: inet x c rule 1: tcp dport 8080 notrack",
+        ),
+        ("type filter hook output priority -150; tcp dport vmap @m;", "foreign-rule", "vmap @m"),
+        (
+            "type nat hook output priority -150; dnat ip to ip daddr map { 10.9.0.9 : 10.9.0.1 };",
+            "foreign-rule",
+            "dnat ip to ip daddr map { 10.9.0.9 : 10.9.0.1 }",
+        ),
+    ],
+)
+@pytest.mark.parametrize("ours", [("--ip-family", "ipv4"), NATIVE])
+def test_native_rules_of_others(ours: tuple[str, ...], chain: str, kind: str, says: str) -> None:
+    """What they do to captured traffic is told beside rules of either kind, as the rule that does it."""
+    assert run("-i", "*", "-b", "*", *ours).status == 0
+    named = "map m { type inet_service : verdict; elements = { 80 : drop, 81 : accept }; }"
+    with listening(15001, 15006):
+        _nft("table inet x { chain c { type nat hook postrouting priority 100; masquerade; }; }")
+        assert _findings(*ours) == []
+        _nft(f"delete table inet x; table inet x {{ {named}; chain c {{ {chain} }}; }}")
+        found = _findings(*ours)
+        differs = run("diff", "-i", "*", "-b", "*", *ours)
+    assert {each[:2] for each in found} == {(kind, "warning")}
+    assert says in found[0][2]
+    assert differs.status == (kind == "foreign-rule")
+
+
+def test_native_chains_that_can_not_be_listed(tmp_path: Path) -> None:
+    """Where captured traffic comes to them, that is a warning: nobody knows what they do."""
+    install("legacy", *FLAGS)
+    _nft("table inet x { chain c { type nat hook postrouting priority 100; masquerade; }; }")
+    (tmp_path / "nft").symlink_to("/bin/false")
+    path = f"{tmp_path}:{PATH['PATH']}"
+
+    def severity() -> str:
+        words = (CLI, "check", "--live", *FLAGS, "--json")
+        done = subprocess.run(words, capture_output=True, check=False, env={**PATH, "PATH": path})
+        found = json.loads(done.stdout)["findings"]
+        return str(next(each for each in found if each["kind"] == "unseen-chains")["severity"])
+
+    with listening(15001, 15006):
+        assert severity() == "info"
+        _nft("table inet x { chain d { type filter hook input priority 0; drop; }; }")
+        assert severity() == "warning"
+
+
+@pytest.mark.parametrize("ours", [("--ip-family", "ipv4"), NATIVE])
+def test_nat_of_another_kind(ours: tuple[str, ...]) -> None:
+    """Its redirect may come first: which of them the kernel asks first is not known."""
+    assert run("-i", "*", "-b", "*", *ours).status == 0
+    rule = ("OUTPUT", "-p", "tcp", "--dport", "80", "-j", "REDIRECT", "--to-ports", "9999")
+    with listening(15001, 15006):
+        command("iptables-nft", "-t", "nat", "-A", *rule)
+        found = _findings(*ours, *([] if ours == NATIVE else ["--force-iptables-binary", "legacy"]))
+    assert ("foreign-rule", "warning") in [each[:2] for each in found]
+    assert any("IPv4 nat OUTPUT rule 1" in each[2] for each in found)
+
+
+def test_a_rule_of_the_other_backend() -> None:
+    """The kernel asks it as well; one that lets pass is no finding."""
+    ours = ("--ip-family", "ipv4", "--force-iptables-binary", "legacy")
+    assert run("-i", "*", "-b", "*", *ours).status == 0
+    with listening(15001, 15006):
+        command("iptables-nft", "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
+        assert _findings(*ours) == []
+        command("iptables-nft", "-A", "INPUT", "-p", "tcp", "--dport", "15001", "-j", "DROP")
+        (found,) = _findings(*ours)
+    assert found[:2] == ("loss", "warning")
+    assert "decided by nft filter INPUT 2" in found[2]
+
+
+def test_a_rule_that_may_drop() -> None:
+    """A condition that is not known is no reason to call it good."""
+    ours = ("--ip-family", "ipv4", "--force-iptables-binary", "nft")
+    assert run("-i", "*", "-b", "*", *ours).status == 0
+    with listening(15001, 15006):
+        assert _findings(*ours) == []
+        hook = "type filter hook input priority 0"
+        _nft(f"table ip filter {{ chain INPUT {{ {hook}; tcp dport {{ 15001, 15006 }} drop; }}; }}")
+        found = _findings(*ours)
+        command("iptables-nft", "-F", "INPUT")
+        rule = ("OUTPUT", "-p", "tcp", "-m", "string", "--string", "x", "--algo", "bm")
+        command("iptables-nft", "-A", *rule, "-j", "DROP")
+        found += _findings(*ours)
+    assert [each[:2] for each in found] == [("loss", "warning")] * 3
+    assert all("may be dropped on its way to Envoy" in each[2] for each in found)
+
+
+def test_what_install_would_refuse_is_not_said_to_be_mended_by_it() -> None:
+    """Others' things in a native table of ours have to go elsewhere."""
+    assert run("-i", "*", "-b", "*", *NATIVE).status == 0
+    _nft(
+        "table inet istio-proxy-nat { set s { type inet_service; };"
+        " chain zz { type nat hook output priority -110; tcp dport 80 redirect to :9999; }; }"
+    )
+    document = json.loads(run("check", "--json").out)
+    remedies = [each["remedy"] for each in document["findings"] if each["kind"].startswith("extra")]
+    assert len(remedies) == 3
+    assert all("move it to a table of its own" in each for each in remedies)
+    assert "holds what is not ours" in run("-i", "*", "-b", "*", *NATIVE, "--reconcile").err
+
+
+def test_rules_that_capture_nothing() -> None:
+    """A warning unless the flags say so: a lost rule can make it look as if it was meant."""
+    install("legacy", *FLAGS)
+    with listening(15001, 15006):
+        assert "nothing-captured" not in alone()[1]
+        for family in ("iptables-legacy", "ip6tables-legacy"):
+            saved = command(f"{family}-save", "-t", "nat")
+            if "-A ISTIO_OUTPUT -j ISTIO_REDIRECT" in saved:
+                command(family, "-t", "nat", "-D", "ISTIO_OUTPUT", "-j", "ISTIO_REDIRECT")
+        status, found, _ = alone()
+        assert (status, set(found)) == (1, {"nothing-captured", "dns"})
+        assert found["nothing-captured"][0].startswith("no outbound TCP is captured")
+        assert run("--reconcile").status == 0
+        found = alone()[1]
+        assert [each.split(":")[0] for each in found["nothing-captured"]] == [
+            "no outbound TCP is captured",
+            "no inbound TCP is captured",
+        ]
+        assert run("-b", "*", "--reconcile").status == 0
+        done = run("check", "--live", "-b", "*")
+    assert done.status == 0
+    assert "info: no outbound TCP is captured" in done.out
+
+
+@pytest.mark.parametrize("asked", [(), ("--live", *FLAGS, "--ip-family", "ipv4")])
+def test_the_advice_is_a_command_line_that_mends_it(asked: tuple[str, ...]) -> None:
+    """One that is taken literally; a loop that comes of a missing rule has the same."""
+    install("legacy", *FLAGS, "--ip-family", "ipv4")
+    command("iptables-legacy", "-t", "nat", "-D", "ISTIO_OUTPUT", "4")
+    where = ("--network-namespace", "/proc/self/ns/net")
+    with listening(15001, 15006):
+        document = json.loads(run("check", *asked, *where, "--json").out)
+        remedies = {each["kind"]: each["remedy"] for each in document["findings"]}
+        line = remedies["missing-rule"].partition(": ")[2]
+        assert line.endswith(" --network-namespace /proc/self/ns/net --reconcile")
+        assert remedies["loop"].endswith(line)
+        program, *words = shlex.split(line)
+        assert program == "istio-iptables"
+        assert run(*words).status == 0
+        assert run("check", "--live", *FLAGS, "--ip-family", "ipv4").status == 0
+
+
+def test_a_loop_of_the_settings() -> None:
+    """Where the settings make it, no rule is missing, and other settings mend it."""
+    loop = ("-i", "*", "-b", "*", "--ip-family", "ipv4")
+    environment = {"ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR": "127.0.0.2/32"}
+    done = run("check", *loop, "--json", environment=environment)
+    found = {each["kind"]: each for each in json.loads(done.out)["findings"]}
+    assert found["loop"]["remedy"].startswith("the settings themselves lead there")
+
+
 def test_tproxys_envoy_is_known_by_its_group() -> None:
     """It runs as user 0 with the proxy's group."""
     install("legacy", *FLAGS, "-m", "TPROXY")
