@@ -10,7 +10,8 @@ from istio_iptables.commands.flags import read_flags
 from istio_iptables.commands.load import Given
 from istio_iptables.errors import UsageProblems
 from istio_iptables.kubernetes.annotations import EXCLUDE_INBOUND_PORTS, STATUS_PORT
-from istio_iptables.kubernetes.lint import lint_owners
+from istio_iptables.kubernetes.lint import lint_injection, lint_owners
+from istio_iptables.kubernetes.pod import started_by
 from istio_iptables.settings.config import configure
 from istio_iptables.settings.converters import TRUE
 from istio_iptables.settings.declarations import SETTINGS, setting
@@ -20,6 +21,7 @@ from istio_iptables.text import excerpt
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from istio_iptables.kubernetes.injection import Injection
     from istio_iptables.kubernetes.pod import Start
 
 __all__ = ["given_of", "mistakes_in"]
@@ -64,8 +66,11 @@ def given_of(start: Start) -> Given:
     return Given(left, values, (*start.warnings, *warnings), start.workload.title)
 
 
-def mistakes_in(start: Start) -> list[str]:
-    """One line for each likely mistake in *start*, what istio-iptables refuses included."""
+def mistakes_in(injection: Injection) -> list[str]:
+    """One line for each likely mistake in a pod that is to be injected, what istio-iptables refuses included."""
+    if injection.reason_for_none:
+        return lint_injection(injection)
+    start = started_by(injection)
     try:
         values, warnings = _values(start)
         mine, rest = _mistakes(start, values)
