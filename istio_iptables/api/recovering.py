@@ -16,7 +16,7 @@ from istio_iptables.istio.ownership import OWNERSHIP, find_owned
 from istio_iptables.istio.plan import build
 from istio_iptables.istio.recovery import SERVERS, read_settings
 from istio_iptables.kernel.host import ThisHost
-from istio_iptables.settings.config import configure
+from istio_iptables.settings.config import StandIn, configure
 from istio_iptables.settings.declarations import (
     APPLYING,
     DNS,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from istio_iptables.istio.recovery import Readings
     from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.netfilter.plan import PolicyRoute
-    from istio_iptables.settings.config import Config
+    from istio_iptables.settings.config import Config, Host
     from istio_iptables.settings.sources import Value
 
 __all__ = ["RESOLV_CONF", "Recovered", "install_again", "recover"]
@@ -98,10 +98,12 @@ _NOT_INSTALLED = frozenset(
 )
 
 
-def install_again(plan: Plan, namespace: str, recovered: Recovered | None) -> str:
+def install_again(
+    plan: Plan, namespace: str, recovered: Recovered | None, *, live: bool = True
+) -> str:
     """The command line that makes the rules of *plan* in *namespace*, in place of others of ours.
 
-    Where the settings are *recovered*, its DNS servers are those that the pod's resolv.conf lists now.
+    *live* says whether the rules that it is about are those of a namespace. Where the settings are *recovered*, its DNS servers are those that the pod's resolv.conf lists now.
     """
     if recovered is not None:
         words, environment = list(recovered.arguments), recovered.environment
@@ -112,11 +114,13 @@ def install_again(plan: Plan, namespace: str, recovered: Recovered | None) -> st
         named = {
             name: value.text
             for name, value in plan.values.items()
-            if value.given
-            and value.text != value.setting.default
+            if value.text != value.setting.default
             and name not in _NOT_INSTALLED
             and value.setting.group in _RANKS
         }
+        if not live and named.get("ip_family") == "dual":
+            # A file is held against rules of both families unless somebody says otherwise.
+            del named["ip_family"]
         words, environment = list(_words(named)), _environment(named)
     where = ("--network-namespace", namespace) if namespace else ()
     return _spelled(["istio-iptables"], [*words, *where, "--reconcile"], environment)
@@ -129,17 +133,6 @@ def _environment(named: Mapping[str, str]) -> dict[str, str]:
         for each in SETTINGS
         if each.name in named and not each.on_command_line
     }
-
-
-class _Servers(ThisHost):
-    """This machine, with other DNS servers."""
-
-    def __init__(self, servers: tuple[str, ...]) -> None:
-        self._servers = servers
-
-    def nameservers(self, resolv_conf: str) -> tuple[str, ...]:  # noqa: ARG002 - those of the rules
-        """The servers, whatever the file."""
-        return self._servers
 
 
 def recover(rulesets: Sequence[Ruleset], routes: Iterable[PolicyRoute] = ()) -> Recovered:
@@ -235,7 +228,7 @@ def _try(texts: dict[str, str], rulesets: Sequence[Ruleset]) -> _Trial:
     """What these settings make; raises UsageProblems for those that can't be together."""
     listed = texts.get(SERVERS, "")
     servers = tuple(listed.split(",")) if listed else ()
-    machine = _Servers(servers)
+    machine = StandIn(servers=servers, names=ThisHost())
     named = {
         name: text
         for name, text in texts.items()
@@ -262,13 +255,13 @@ def _differences(plan: Plan, rulesets: Sequence[Ruleset]) -> tuple[Difference, .
     return diff_rulesets(rulesets, wanted, find_owned)
 
 
-def _configured(named: Mapping[str, str], machine: ThisHost) -> tuple[Config, Mapping[str, Value]]:
+def _configured(named: Mapping[str, str], machine: Host) -> tuple[Config, Mapping[str, Value]]:
     values, _ = gather({"ip_family": "dual", **named, "dry_run": "true"}, {})
     config, _ = configure(values, machine, plan_counts=False)
     return config, values
 
 
-def _not_to_be_named(config: Config, machine: ThisHost) -> Iterator[str]:
+def _not_to_be_named(config: Config, machine: Host) -> Iterator[str]:
     """The settings that leave no trace in the rules of *config*, or only that of the default."""
     if config.mode is not Mode.TPROXY:
         yield from ("istio_inbound_tproxy_mark", "istio_inbound_tproxy_route_table")

@@ -59,6 +59,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         raise UsageProblems(problems)
     require_yaml("inject")
     require_one_stdin(path, options)
+    from istio_iptables.kubernetes.lint import lint_installation
     from istio_iptables.kubernetes.manifest import NO_POD, workloads
     from istio_iptables.kubernetes.yamledit import rewritten
     from istio_iptables.kubernetes.yamlnodes import plain_value, read_nodes
@@ -69,6 +70,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     nodes = read_nodes(text, name, told["warning"])
     documents = [plain_value(each) for each in nodes]
     found = installation(options)
+    told["warning"] += lint_installation(found)
     pods = 0
     for document in documents:
         try:
@@ -112,8 +114,7 @@ def _inject(
     """Inject *workload* unless Istio leaves it as it is; what is to be said goes to *told*."""
     from istio_iptables.commands.started import mistakes_in
     from istio_iptables.kubernetes.injection import Injection, reason_to_skip
-    from istio_iptables.kubernetes.lint import lint, lint_injection
-    from istio_iptables.kubernetes.pod import started_by
+    from istio_iptables.kubernetes.lint import lint, lint_image
     from istio_iptables.kubernetes.sidecar import inject
     from istio_iptables.kubernetes.typed import require_types
 
@@ -127,11 +128,9 @@ def _inject(
     injection = Injection(
         workload, found, native=options["native"], init_image=options["init_image"] or ""
     )
-    told["warning"] += (
-        lint_injection(injection)
-        if injection.reason_for_none
-        else mistakes_in(started_by(injection))
-    )
+    told["warning"] += mistakes_in(injection)
+    # One for all pods of an installation.
+    told["warning"] += [each for each in lint_image(injection) if each not in told["warning"]]
     inject(injection, options["revision"])
 
 

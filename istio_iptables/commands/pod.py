@@ -33,13 +33,20 @@ INSTALLATION_OPTIONS = (
         metavar="FILE",
         multiple=True,
         help="Helm values of Istio's installation, as `helm get values istiod -n istio-system"
-        " -o yaml` prints them; again for more, the last one wins.",
+        " -o yaml` prints them, or the ConfigMap istio-sidecar-injector that holds them; again for"
+        " more, the last one wins.",
     ),
     click.Option(
         ["--set", "sets"],
         metavar="KEY=VALUE",
         multiple=True,
         help="One Helm value (global.proxy.includeIPRanges=10.0.0.0/8), over those of --values.",
+    ),
+    click.Option(
+        ["--set-string", "texts"],
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="The same, and the value is a text (global.proxy.excludeOutboundPorts=25).",
     ),
     click.Option(
         ["--mesh-config"],
@@ -90,7 +97,7 @@ def require_yaml(option: str) -> None:
     try:
         import yaml  # noqa: F401 - whether it is there
     except ImportError as error:
-        message = f"{option}: needs PyYAML: pip install 'istio-iptables[kubernetes]'"
+        message = f"{option}: needs PyYAML: pip install PyYAML"
         raise UsageProblems([message]) from error
 
 
@@ -109,6 +116,7 @@ def installation(options: Mapping[str, Any]) -> Installation:
         [(_name(each), read_text(each, "manifest")) for each in options["values"]],
         options["sets"],
         None if path is None else (_name(path), read_text(path, "manifest")),
+        options["texts"],
     )
 
 
@@ -116,7 +124,7 @@ def read_pod(options: Mapping[str, Any]) -> Given | None:
     """What ``--pod`` says; None without it. Raises UsageProblems for what can't be used."""
     if options["pod"] is None:
         others = {"pod_name": "--pod-name", "cni": "--cni", "values": "--values", "sets": "--set"}
-        others["mesh_config"] = "--mesh-config"
+        others |= {"texts": "--set-string", "mesh_config": "--mesh-config"}
         given = [flag for name, flag in others.items() if options[name]]
         if given:
             raise UsageProblems([f"{flag}: is for a manifest: give --pod" for flag in given])
@@ -131,6 +139,7 @@ def read_ways(options: Mapping[str, Any], cni: Iterable[bool]) -> list[Given]:
     require_one_stdin(path, options)
     from istio_iptables.commands.mistakes import looks_like_rules
     from istio_iptables.commands.started import given_of
+    from istio_iptables.kubernetes.lint import lint_installation
     from istio_iptables.kubernetes.pod import start_of
 
     found, text = installation(options), read_text(path, "manifest")
@@ -139,6 +148,7 @@ def read_ways(options: Mapping[str, Any], cni: Iterable[bool]) -> list[Given]:
         message = f"--pod: {_name(path)}: these are rules, not a manifest (--rules reads rules)"
         raise UsageProblems([message])
     ways = [given_of(start_of(text, _name(path), name, found, cni=each)) for each in cni]
+    ways[0] = ways[0]._replace(warnings=(*lint_installation(found), *ways[0].warnings))
     # What is wrong with the manifest is told once.
     told: dict[str, None] = {}
     for number, way in enumerate(ways):

@@ -36,13 +36,16 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
     if problems:
         raise UsageProblems(problems)
     require_yaml("webhook")
+    from istio_iptables.commands.started import mistakes_in
     from istio_iptables.webhook.review import Settings, require_injection
     from istio_iptables.webhook.running import Options, address_of, serve
 
     def load() -> Settings:
         image = options["init_image"] or ""
-        found = Settings(installation(options), options["native"], options["revision"], image)
-        require_injection(found)
+        found = Settings(
+            installation(options), options["native"], options["revision"], image, mistakes_in
+        )
+        tell("warning", require_injection(found))
         return found
 
     metrics = options["metrics_listen"]

@@ -134,6 +134,10 @@ class Injection:
                 if name in self.annotations
             }
             self.environment()
+            if not found and not self.reason_for_none:
+                # What can't stand in the template is refused there.
+                for each in ARGUMENTS:
+                    self.look_up(each)
         except UsageProblems as error:
             found += error.lines
         if found:
@@ -239,7 +243,12 @@ class Injection:
             found = self.installation.setting(argument.mesh)
             # A port that is 0 is none, for the template.
             return found if found.value else found._replace(value=MESH[argument.mesh])
-        return self.installation.value(argument.value) if argument.value else Found("", "")
+        if not argument.value:
+            return Found("", "")
+        found = self.installation.value(argument.value)
+        if argument.annotations[:1] and argument.annotations[0] in names.TRAFFIC:
+            found = found._replace(value=between_quotes(found.text, found.place))
+        return found
 
     def _argument(self, argument: Argument) -> tuple[tuple[str, ...], str] | None:
         found = self.look_up(argument)

@@ -6,10 +6,11 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 from istio_iptables.kubernetes import annotations as names
-from istio_iptables.kubernetes.injection import INIT_NAMES, PROXY, RunAs
+from istio_iptables.kubernetes.injection import INIT_NAMES, PROXY, PROXY_IMAGE, RunAs
 from istio_iptables.kubernetes.manifest import as_text
 from istio_iptables.kubernetes.proxyconfig import FIELDS
 from istio_iptables.kubernetes.template import ARGUMENTS, CNI, MODE
+from istio_iptables.kubernetes.values import CHART, MESH
 from istio_iptables.settings.converters import FALSE
 from istio_iptables.settings.declarations import DNS, FAMILIES, INBOUND, OUTBOUND, SETTINGS
 from istio_iptables.settings.declarations import PROXY as PROXY_GROUP
@@ -21,9 +22,17 @@ if TYPE_CHECKING:
 
     from istio_iptables.kubernetes.injection import Injection
     from istio_iptables.kubernetes.manifest import Workload
+    from istio_iptables.kubernetes.values import Installation
     from istio_iptables.settings.config import Config
 
-__all__ = ["lint", "lint_injection", "lint_owners", "owner_in"]
+__all__ = [
+    "lint",
+    "lint_image",
+    "lint_injection",
+    "lint_installation",
+    "lint_owners",
+    "owner_in",
+]
 
 _ISTIO = "istio.io"
 #: Those that Istio reads of a pod.
@@ -128,6 +137,10 @@ _NOT_OF_CNI = {
     variable for each in SETTINGS if each.group in _ABOUT_RULES for variable in each.environment
 } - {"ISTIO_META_DNS_CAPTURE", "ISTIO_DUAL_STACK", "INVALID_DROP"}
 _LISTS = ("containers", "initContainers")
+#: Where what an installation gives is known.
+_TREES = {"value": CHART, "mesh": MESH}
+#: Of Istio's chart, and like one that decides about pods.
+_REAL_VALUES = frozenset({"revisionTags"})
 #: Istio had rules for it once.
 _TRACE = "IPTABLES_TRACE_LOGGING"
 
@@ -163,7 +176,7 @@ def _misspelled(name: str) -> str:
     for known in sorted(_OF_PODS | _OTHERS):
         known_domain, _, known_rest = known.partition("/")
         alike = _likeness(rest.lower(), known_rest.lower())
-        alike_domain = _likeness(domain, known_domain)
+        alike_domain = _likeness(domain, known_domain, _LIKE_DOMAIN) if alike else 0
         if alike >= _LIKE and alike_domain >= _LIKE_DOMAIN and alike + alike_domain > likeness:
             best, likeness = known, alike + alike_domain
     if not best:
@@ -172,8 +185,14 @@ def _misspelled(name: str) -> str:
     return f"Istio has no such name: did you mean {word}?"
 
 
-def _likeness(one: str, other: str) -> float:
-    return 1.0 if one == other else SequenceMatcher(None, one, other, autojunk=False).ratio()
+def _likeness(one: str, other: str, least: float = _LIKE) -> float:
+    """How alike two names are, from 0 to 1; 0 for less than *least*, which often takes no comparing."""
+    if one == other:
+        return 1.0
+    found = SequenceMatcher(None, one, other, autojunk=False)
+    if found.real_quick_ratio() < least or found.quick_ratio() < least:
+        return 0.0
+    return found.ratio()
 
 
 def _misplaced(workload: Workload) -> Iterator[str]:
@@ -247,6 +266,43 @@ def _fields(injection: Injection) -> Iterator[str]:
         alike = _likeness(best.lower(), field.lower()) >= _LIKE
         hint = f": did you mean {best}?" if alike else ""
         yield f"{place}: ProxyConfig has no field {excerpt(field)}{hint}"
+
+
+def lint_installation(installation: Installation) -> list[str]:
+    """One line for each Helm value and field of the mesh that there is not, and that is like one there is."""
+    found = []
+    for place in installation.places:
+        what, _, path = place.partition(" ")
+        if place != installation.places[place] or what not in _TREES:
+            continue
+        tree: Any = _TREES[what]
+        *above, last = path.split(".")
+        for key in above:
+            tree = tree.get(key) if isinstance(tree, dict) else None
+        if what == "mesh" and above == ["defaultConfig"]:
+            tree = FIELDS
+        if isinstance(tree, dict) and last not in tree and last not in _REAL_VALUES:
+            best = max(tree, key=lambda each: _likeness(each.lower(), last.lower()), default="")
+            if _likeness(best.lower(), last.lower()) >= _LIKE:
+                found.append(f"{place}: Istio has no such one: did you mean {best}?")
+    return found
+
+
+def lint_image(injection: Injection) -> list[str]:
+    """A line if the image of istio-proxy is one that nobody chose: that of Istio's development."""
+    installation = injection.installation
+    named = injection.annotations.get(names.PROXY_IMAGE, installation.value(PROXY_IMAGE).text)
+    missing = [
+        each
+        for each in ("global.hub", "global.tag")
+        if installation.value(each).place.startswith("default ")
+        and installation.value(each).value == CHART["global"][each.rpartition(".")[2]]
+    ]
+    if "/" in named or not missing:
+        return []
+    given = " ".join(f"--set {each}=..." for each in missing)
+    image = f"image {injection.image(PROXY_IMAGE)}: the default of {' and '.join(missing)}"
+    return [f"{image} is Istio's development: give {given}"]
 
 
 def _status_port(injection: Injection) -> Iterator[str]:

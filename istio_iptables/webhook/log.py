@@ -43,9 +43,7 @@ class Prometheus(Metrics):
         try:
             import prometheus_client as library
         except ImportError as error:
-            message = (
-                "--metrics-listen: needs prometheus_client: pip install 'istio-iptables[webhook]'"
-            )
+            message = "--metrics-listen: needs prometheus_client: pip install prometheus_client"
             raise UsageProblems([message]) from error
         library.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's
         self._registry = registry = library.CollectorRegistry()
@@ -125,6 +123,7 @@ class Log:
             kind=clip(answer.kind),
             verdict=answer.verdict,
             reason=answer.reason[:_LONGEST_REASON],
+            warnings=list(answer.warnings),
             ms=round(seconds * 1000, 2),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import suppress
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
@@ -11,12 +12,16 @@ from urllib.parse import unquote
 from istio_iptables.errors import UsageProblems
 from istio_iptables.kubernetes.annotations import PROXY_CONFIG
 from istio_iptables.kubernetes.injection import Injection, reason_to_skip
+from istio_iptables.kubernetes.lint import lint, lint_image, lint_installation
 from istio_iptables.kubernetes.manifest import workloads
 from istio_iptables.kubernetes.sidecar import inject
 from istio_iptables.kubernetes.typed import require_types
+from istio_iptables.text import printable
 from istio_iptables.webhook.patch import json_patch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from istio_iptables.kubernetes.manifest import Workload
     from istio_iptables.kubernetes.values import Installation
 
@@ -31,6 +36,14 @@ _MOST_ANNOTATIONS = 256 * 1024
 #: Read as YAML, which takes seconds for as much as an annotation may hold, while others wait.
 _LONGEST_CONFIG = 32 * 1024
 _LONGEST_UID = 256
+#: What is looked through for mistakes: each name is held against all of Istio's while others wait.
+_MOST_LINTED = 100
+_LONGEST_LINTED = 317
+_LONGEST_LINTED_CONFIG = 4096
+#: Kubernetes cuts a warning at 256 letters, and drops those behind 4096.
+_LONGEST_WARNING = 256
+_MOST_WARNINGS = 10
+_WITH_WARNINGS = "admission.k8s.io/v1"
 #: The names that istiod has in its paths for two variables.
 _VARIABLES = {"cluster": "ISTIO_META_CLUSTER_ID", "net": "ISTIO_META_NETWORK"}
 _OLD_VARIABLE = ":ENV:"
@@ -47,6 +60,8 @@ class Settings(NamedTuple):
     native: bool
     revision: str
     init_image: str
+    #: What is said of a pod beside its injection.
+    lint: Callable[[Injection], list[str]] = lambda _: []
 
 
 class ReviewAnswer(NamedTuple):
@@ -60,10 +75,14 @@ class ReviewAnswer(NamedTuple):
     #: injected, skipped, refused, or failed: refused for a mistake of this program's.
     verdict: str
     reason: str
+    warnings: tuple[str, ...] = ()
 
 
-def require_injection(settings: Settings) -> None:
-    """Raise UsageProblems if not even a pod without any wishes can be injected."""
+def require_injection(settings: Settings) -> list[str]:
+    """What is likely not meant so in *settings* themselves.
+
+    Raises UsageProblems if not even a pod without any wishes can be injected.
+    """
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -71,7 +90,10 @@ def require_injection(settings: Settings) -> None:
         "spec": {"containers": [{"name": "app", "image": "app"}]},
     }
     (found,) = workloads([pod], "a pod")
-    inject(_injection(found, settings), settings.revision)
+    injection = _injection(found, settings)
+    warnings = [*lint_installation(settings.installation), *lint_image(injection)]
+    inject(injection, settings.revision)
+    return warnings
 
 
 def variables_of(path: str) -> dict[str, str]:
@@ -102,9 +124,12 @@ def answer(body: bytes, path: str, settings: Settings) -> ReviewAnswer:
         _text(kind.get("kind")) if isinstance(kind, dict) else "",
     )
     verdict, reason = "injected", ""
+    warnings: list[str] = []
     try:
         _require_new_pod(request)
-        told = _response(uid, _patch(body, request, variables_of(path), settings))
+        told = _response(uid, _patch(body, request, variables_of(path), settings, warnings))
+        if warnings and version == _WITH_WARNINGS:
+            told["warnings"] = warnings
     except _Skipped as skipped:
         verdict, reason = "skipped", str(skipped)
         told = _response(uid, [])
@@ -118,7 +143,7 @@ def answer(body: bytes, path: str, settings: Settings) -> ReviewAnswer:
         verdict, reason = "failed", f"internal error: {type(error).__name__}: {error}"
         told = _refusal(uid, reason, 500, "InternalError")
     document = {"apiVersion": version, "kind": "AdmissionReview", "response": told}
-    return ReviewAnswer(document, uid, *names, verdict, reason)
+    return ReviewAnswer(document, uid, *names, verdict, reason, tuple(warnings))
 
 
 class _Skipped(Exception):
@@ -182,9 +207,16 @@ def _require_new_pod(request: dict[str, Any]) -> None:
 
 
 def _patch(
-    body: bytes, request: dict[str, Any], variables: dict[str, str], settings: Settings
+    body: bytes,
+    request: dict[str, Any],
+    variables: dict[str, str],
+    settings: Settings,
+    warnings: list[str],
 ) -> list[dict[str, Any]]:
-    """The operations that inject the pod of *request*; raises UsageProblems or _Skipped."""
+    """The operations that inject the pod of *request*; raises UsageProblems or _Skipped.
+
+    What is likely not meant so in it is added to *warnings*.
+    """
     before = request.get("object")
     if not isinstance(before, dict):
         raise UsageProblems(["the review has no object"])
@@ -210,8 +242,31 @@ def _patch(
         raise UsageProblems([f"{pod.title}: its annotations are more than 256 KiB"])
     if len(pod.annotations.get(PROXY_CONFIG, "")) > _LONGEST_CONFIG:
         raise UsageProblems([f"{pod.title}: annotation {PROXY_CONFIG}: is more than 32 KiB"])
-    inject(_injection(pod, settings), settings.revision, variables)
+    injection = _injection(pod, settings)
+    found_mistakes = _mistakes(injection, settings)
+    inject(injection, settings.revision, variables)
+    warnings += found_mistakes
     return json_patch(before, after)
+
+
+def _mistakes(injection: Injection, settings: Settings) -> list[str]:
+    """A few lines, as short as Kubernetes hands them on."""
+    pod = injection.pod
+    names = [*pod.annotations, *pod.labels]
+    if (
+        len(names) > _MOST_LINTED
+        or max(map(len, names), default=0) > _LONGEST_LINTED
+        or len(pod.annotations.get(PROXY_CONFIG, "")) > _LONGEST_LINTED_CONFIG
+    ):
+        return []
+    # A mistake of this program's in what it says of a pod is none that keeps the pod out.
+    with suppress(Exception):
+        lines = [printable(line) for line in (*lint(pod), *settings.lint(injection))]
+        return [
+            line if len(line) <= _LONGEST_WARNING else f"{line[: _LONGEST_WARNING - 3]}..."
+            for line in lines[:_MOST_WARNINGS]
+        ]
+    return []
 
 
 def _injection(pod: Workload, settings: Settings) -> Injection:

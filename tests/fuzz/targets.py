@@ -183,9 +183,9 @@ def _review(document: dict[str, Any], asked: dict[str, Any]) -> None:
     assert document["kind"] == "AdmissionReview"
     response = document["response"]
     assert response["uid"] == asked["uid"]
-    assert (
-        {"uid", "allowed"} <= response.keys() <= {"uid", "allowed", "patchType", "patch", "status"}
-    )
+    needed, allowed = {"uid", "allowed"}, {"patchType", "patch", "status", "warnings"}
+    assert needed <= response.keys() <= needed | allowed
+    assert all(each.isprintable() for each in response.get("warnings", ()))
     assert ("patch" in response) is ("patchType" in response)
     if response["allowed"]:
         assert "status" not in response

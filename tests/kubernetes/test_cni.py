@@ -160,7 +160,7 @@ def test_what_the_plugin_refuses_or_leaves(
 def test_where_each_value_is_from(tmp_path: Path) -> None:
     """The pod's, the installation's, or the plugin's own."""
     path = write(tmp_path, pod({f"{TRAFFIC}excludeInboundPorts": "9"}, containers=[OWN]))
-    words = ["--set", "global.proxy.includeInboundPorts=80", "--format", "json"]
+    words = ["--set-string", "global.proxy.includeInboundPorts=80", "--format", "json"]
     found = json.loads(run(["--pod", path, "--cni", *words, *DRY]).out)["settings"]
     assert {name: found[name]["place"] for name in PLACES} == PLACES
 

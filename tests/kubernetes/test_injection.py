@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TRAFFIC = "traffic.sidecar.istio.io/"
+#: The image, which is told of otherwise.
+CHOSEN = ("--set", "global.hub=docker.io/istio,global.tag=1.25.2")
 
 
 def injected(folder: Path, document: dict[str, Any], *words: str) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def test_arguments(
     tmp_path: Path, annotations: dict[str, str], values: list[str], tail: list[str]
 ) -> None:
     """The list of Istio's template, from -d on."""
-    words = [word for each in values for word in ("--set", each)]
+    words = [word for each in values for word in ("--set-string", each)]
     (init,) = injected(tmp_path, pod(annotations), *words)["spec"]["initContainers"]
     assert init["args"][:3] == ["istio-iptables", "-p", "15001"]
     assert init["args"][init["args"].index("-d") :] == [*tail, "--log_output_level=default:info"]
@@ -204,7 +206,7 @@ def test_lost_comments_and_double_keys_are_told(tmp_path: Path) -> None:
         "spec: {containers: []}\n",
         encoding="utf-8",
     )
-    result = run(["inject", "-f", str(path)])
+    result = run(["inject", "-f", str(path), *CHOSEN])
     assert yaml.safe_load(result.out)["metadata"]["name"] == "b"
     told = "line 5: metadata is there twice: the last one counts here, and Kubernetes may refuse it"
     assert result.warnings == [f"{path}: {told}"]
@@ -559,3 +561,82 @@ def test_the_port_that_probes_ask(tmp_path: Path, port: str, asked: int) -> None
     document = pod({"status.sidecar.istio.io/port": port}, containers=[app])
     (found, _) = injected(tmp_path, document)["spec"]["containers"]
     assert found["readinessProbe"]["httpGet"]["port"] == asked
+
+
+NO_TEXT = "is no text: put it in quotes (--set-string)"
+NO_TRUTH = "is not true or false, without quotes"
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ("pilot: {cni: {enabled: 'false'}}", f"pilot.cni.enabled: 'false' {NO_TRUTH}"),
+        ("global: {logAsJson: 'no'}", f"global.logAsJson: 'no' {NO_TRUTH}"),
+        ("global: {proxy: {privileged: 1}}", f"global.proxy.privileged: '1' {NO_TRUTH}"),
+        ("global: {imagePullSecrets: [{name: x}]}", "global.imagePullSecrets: is no list of texts"),
+        ("global: {proxy: {excludeOutboundPorts: 22}}", f"global.proxy.excludeOutboundPorts: '22' {NO_TEXT}"),
+        ("global: {proxy: {statusPort: x}}", "global.proxy.statusPort: 'x' is no number from 0 to 4294967295"),
+        ("global: {proxy: {statusPort: -1}}", "global.proxy.statusPort: '-1' is no number from 0 to 4294967295"),
+        ("global: {proxy: {tracer: jaeger}}", "global.proxy.tracer: 'jaeger' is none of zipkin, lightstep,"),
+        ("global: {proxy: {resources: {limits: {cpu: 2}}}}", f"global.proxy.resources.limits.cpu: '2' {NO_TEXT}"),
+        ("global: {proxy: {startupProbe: true}}", "global.proxy.startupProbe: is no mapping"),
+        ("sidecarInjectorWebhook: {rewriteAppHTTPProbe: 'true'}", f"sidecarInjectorWebhook.rewriteAppHTTPProbe: 'true' {NO_TRUTH}"),
+        # A number in quotes is one, and what Istio has no type for is anything.
+        ("global: {proxy: {statusPort: '15030'}}", ""),
+        ("global: {tag: 1.5, trustDomain: 7}", ""),
+        ("global: {proxy_init: {forceApplyIptables: 'yes'}}", ""),
+        ("global: {proxy: {privileged: null, resources: {limits: {cpu: null}}}}", ""),
+        ("global: {proxy: {unknown: 7}}", ""),
+    ],
+)  # fmt: skip
+def test_types_of_values(tmp_path: Path, values: str, line: str) -> None:
+    """What Istio's injector can't read into the types of its own is refused, and nothing else."""
+    path = tmp_path / "values.yaml"
+    path.write_text(values, encoding="utf-8")
+    manifest = tmp_path / "pod.yaml"
+    manifest.write_text(yaml.safe_dump(pod()), encoding="utf-8")
+    result = run(["inject", "-f", str(manifest), "--values", str(path)])
+    if line:
+        assert (result.status, result.out, len(result.errors)) == (2, "", 1)
+        assert result.errors[0].startswith(f"value {line}")
+    else:
+        assert result.status == 0, result.err
+
+
+def test_a_value_stands_between_quotes(tmp_path: Path) -> None:
+    """As an annotation does; but not where the template does not write it."""
+    words = ["--set", 'global.proxy.includeIPRanges=10.0.0.0/8"\\, "x']
+    path = tmp_path / "pod.yaml"
+    path.write_text(yaml.safe_dump(pod()), encoding="utf-8")
+    result = run(["inject", "-f", str(path), *words])
+    assert (result.status, result.out) == (2, "")
+    assert result.errors == [
+        (
+            "Pod p: value global.proxy.includeIPRanges: '10.0.0.0/8\", \"x' can't stand between the"
+            " double quotes of Istio's template"
+        )
+    ]
+    injected(tmp_path, pod({f"{TRAFFIC}includeOutboundIPRanges": "*"}), *words)
+    injected(tmp_path, pod({"sidecar.istio.io/interceptionMode": "NONE"}), *words)
+
+
+def test_an_installation_from_its_config_maps(tmp_path: Path) -> None:
+    """That of the injector has the values, that of the mesh the configuration; another object has none."""
+    values, mesh, other = (tmp_path / f"{name}.yaml" for name in ("values", "mesh", "other"))
+    text = '{"global": {"proxy": {"excludeOutboundPorts": "25"}}}'
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "data": {"values": text, "config": "x"}}
+    values.write_text(yaml.safe_dump(config), encoding="utf-8")
+    mesh.write_text(yaml.safe_dump({**config, "data": {"mesh": "proxyListenPort: 15101"}}))
+    other.write_text(yaml.safe_dump(pod()), encoding="utf-8")
+    words = ("--values", str(values), "--mesh-config", str(mesh))
+    (init,) = injected(tmp_path, pod(), *words)["spec"]["initContainers"]
+    assert init["args"][1:3] == ["-p", "15101"]
+    assert "-o 25" in " ".join(init["args"])
+    for option, path, line in (
+        ("--values", mesh, "the ConfigMap has no data.values"),
+        ("--values", other, "is a Pod of Kubernetes, and no Helm values"),
+        ("--mesh-config", values, "the ConfigMap has no data.mesh"),
+        ("--mesh-config", other, "is a Pod of Kubernetes, and no mesh configuration"),
+    ):
+        result = run(["inject", "-f", str(other), option, str(path)])
+        assert result.errors == [f"{path}: {line}"]

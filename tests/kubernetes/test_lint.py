@@ -17,6 +17,8 @@ MODE = "sidecar.istio.io/interceptionMode"
 STATUS_PORT = "status.sidecar.istio.io/port"
 CONFIG = "proxy.istio.io/config"
 CNI = ("--set", "pilot.cni.enabled=true")
+#: The image, which is told of otherwise.
+CHOSEN = ("--set", "global.hub=docker.io/istio,global.tag=1.25.2")
 INJECT = "sidecar.istio.io/inject"
 NO_FOR_PLUGIN = "is no for Istio's CNI plugin and not for the injector: there are no rules"
 REFUSED_BY_PLUGIN = "Istio's CNI plugin refuses the pod, which does not start"
@@ -175,7 +177,7 @@ CASES = [
     (pod({f"{TRAFFIC}includeInboundPorts": "80", STATUS_PORT: "123"}), (), []),
     (
         pod({f"{TRAFFIC}includeInboundPorts": "80"}),
-        ("--set", "global.proxy.excludeInboundPorts=9"),
+        ("--set-string", "global.proxy.excludeInboundPorts=9"),
         [
             (
                 "--istio-local-exclude-ports (Istio's template, value global.proxy.excludeInboundPorts,"
@@ -502,7 +504,7 @@ def test_inject_tells(
     tmp_path: Path, document: dict[str, Any], words: tuple[str, ...], lines: list[str]
 ) -> None:
     """Each mistake is a line that names the pod; with --strict nothing is printed."""
-    command = ["inject", "-f", write(tmp_path, document), *words]
+    command = ["inject", "-f", write(tmp_path, document), *CHOSEN, *words]
     result = run(command)
     assert result.status == 0, result.err
     told = [line.partition(": ")[2] for line in result.warnings]
@@ -561,3 +563,39 @@ def test_a_skipped_pod_is_no_mistake(tmp_path: Path) -> None:
     assert result.err == (
         "istio-iptables: info: Pod p: is left as it is: sidecar.istio.io/inject is false\n"
     )
+
+
+def test_names_of_an_installation(tmp_path: Path) -> None:
+    """One that is like a name of Istio's is told, once; another one is somebody's."""
+    path = write(tmp_path, pod(), pod())
+    values, mesh = tmp_path / "values.yaml", tmp_path / "mesh.yaml"
+    values.write_text("{global: {proxy: {includeIpRanges: x}}, revisionTags: [a], mine: {a: 1}}")
+    mesh.write_text(
+        "{proxyListnPort: 1, defaultConfig: {interceptionmode: TPROXY, drainDuration: 9s}}"
+    )
+    words = ["--values", str(values), "--mesh-config", str(mesh)]
+    told = [
+        "value global.proxy.includeIpRanges: Istio has no such one: did you mean includeIPRanges?",
+        "mesh proxyListnPort: Istio has no such one: did you mean proxyListenPort?",
+        "mesh defaultConfig.interceptionmode: Istio has no such one: did you mean interceptionMode?",
+    ]
+    assert run(["inject", "-f", path, *words, *CHOSEN]).warnings == told
+    path = write(tmp_path, pod())
+    assert run(["--pod", path, *words, *DRY]).warnings == told
+
+
+def test_an_image_that_nobody_chose(tmp_path: Path) -> None:
+    """It is Istio's of the day; told once, where it is written, and for no rules."""
+    path = write(tmp_path, pod(), pod())
+    line = "image registry.istio.io/testing/proxyv2:{}: the default of {} is Istio's development: give {}"
+    given = "--set global.hub=... --set global.tag=..."
+    both = line.format("latest", "global.hub and global.tag", given)
+    result = run(["inject", "-f", path])
+    assert (result.status, result.warnings) == (0, [both])
+    strict = run(["inject", "-f", path, "--strict"])
+    assert (strict.status, strict.out, strict.errors) == (2, "", [f"{both} (--strict)"])
+    hub = line.format("1.25.2", "global.hub", "--set global.hub=...")
+    assert run(["inject", "-f", path, "--set", "global.tag=1.25.2"]).warnings == [hub]
+    assert run(["inject", "-f", path, "--set", "global.proxy.image=mine/proxy:1"]).warnings == []
+    path = write(tmp_path, pod())
+    assert run(["--pod", path, *DRY, "--strict"]).status == 0

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from kubernetes import client
 
+from istio_iptables.commands.started import mistakes_in
 from istio_iptables.kubernetes.values import read_installation
 from istio_iptables.webhook.review import (
     NoReview,
@@ -88,7 +89,7 @@ def test_the_patch_makes_what_inject_makes(name: str, tmp_path: Path) -> None:
     path = tmp_path / "pod.json"
     path.write_text(json.dumps(document), encoding="utf-8")
     result = run(["inject", "-f", str(path), *words])
-    assert (result.status, result.err) == (0, "")
+    assert (result.status, result.errors) == (0, [])
     assert json.dumps(found, sort_keys=True) == json.dumps(
         yaml.safe_load(result.out), sort_keys=True
     )
@@ -302,3 +303,38 @@ def test_an_installation_that_can_inject_nothing() -> None:
     with pytest.raises(UsageProblems, match="no mapping"):
         require_injection(broken)
     require_injection(SETTINGS)
+
+
+def test_likely_mistakes_are_told(tmp_path: Path) -> None:
+    """Those that ``inject`` tells, to v1 alone, which knows of warnings; few, and short."""
+    name = "traffic.sidecar.istio.io/excludeOutboundPort"
+    document = pod({name: "1", "proxy.istio.io/config": "statusPort: 15099"})
+    settings = SETTINGS._replace(lint=mistakes_in)
+    for version in ("v1", "v1beta1"):
+        body = json.dumps(review(document, version)).encode()
+        found = answer(body, "/inject", settings)
+        assert found.verdict == "injected"
+        told = found.document["response"].get("warnings", [])
+        assert list(found.warnings) == (told or list(found.warnings))
+        assert (told != []) == (version == "v1")
+    path = tmp_path / "pod.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    lines = run(["inject", "-f", str(path)]).warnings
+    assert list(found.warnings) == [line for line in lines if not line.startswith("image ")]
+    document = pod({f"{name}s{'x' * 50}{number}": "1" for number in range(50)} | {name: "1"})
+    settings = SETTINGS._replace(lint=lambda _: ["a\n" * 200] * 50)
+    found = answer(json.dumps(review(document)).encode(), "/inject", settings)
+    assert len(found.warnings) == 10
+    assert {len(line) <= 256 and line.isprintable() for line in found.warnings} == {True}
+    document = pod({f"{name}s{number}": "1" for number in range(200)})
+    assert answer(json.dumps(review(document)).encode(), "/inject", settings).warnings == ()
+
+
+def test_a_mistake_in_what_is_told_keeps_nobody_out() -> None:
+    """The pod is injected without a warning."""
+
+    def fails(_: object) -> list[str]:
+        raise LookupError
+
+    found = answer(json.dumps(review(pod())).encode(), "/inject", SETTINGS._replace(lint=fails))
+    assert (found.verdict, found.warnings) == ("injected", ())

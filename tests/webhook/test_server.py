@@ -96,7 +96,17 @@ def test_a_review(webhook: Running) -> None:
     assert not refused.response["allowed"]
     assert webhook.ask(review(pod(hostNetwork=True))).response["allowed"]
     first, second, third = webhook.log[-3:]
-    assert set(first) == {"time", "uid", "namespace", "name", "kind", "verdict", "reason", "ms"}
+    assert set(first) == {
+        "time",
+        "uid",
+        "namespace",
+        "name",
+        "kind",
+        "verdict",
+        "reason",
+        "warnings",
+        "ms",
+    }
     assert first["uid"] == review(None)["request"]["uid"]
     assert (first["namespace"], first["name"], first["kind"]) == ("shop", "web", "Pod")
     assert [each["verdict"] for each in (first, second, third)] == [
@@ -587,7 +597,7 @@ def test_without_the_library_of_prometheus(tmp_path: Path, monkeypatch: pytest.M
     result = run(["webhook", "--listen", "127.0.0.1:0", *words])
     assert result.status == 2
     assert result.errors == [
-        "--metrics-listen: needs prometheus_client: pip install 'istio-iptables[webhook]'"
+        "--metrics-listen: needs prometheus_client: pip install prometheus_client"
     ]
 
 
