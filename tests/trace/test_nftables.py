@@ -115,7 +115,7 @@ def holds(condition: str, packet: Packet = TCP, world: Surroundings = NOWHERE) -
         ("tcp dport > 79", TCP, True),
         ("tcp dport >= 81", TCP, False),
         ("tcp dport < 80-90", TCP, None),
-        ("tcp dport http", TCP, None),
+        ("tcp dport nosuchservice", TCP, None),
         ("tcp dport { 80, http }", TCP, True),
         ("tcp dport { 81, http }", TCP, None),
         # A field that the packet lacks fails in either sense.
