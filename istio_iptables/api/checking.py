@@ -105,7 +105,8 @@ def _differences(subject: Subject) -> Iterator[Diagnostic]:
 
 def _again(subject: Subject) -> str:
     """The advice to install again, by the settings that the rules are held against."""
-    line = install_again(subject.plan, subject.namespace, subject.recovered)
+    live = subject.state is not None
+    line = install_again(subject.plan, subject.namespace, subject.recovered, live=live)
     if subject.recovered is None:
         return f"install again: {line}"
     return f"install again with the pod's arguments, by the rules that are left: {line}"

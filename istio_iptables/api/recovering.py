@@ -98,10 +98,12 @@ _NOT_INSTALLED = frozenset(
 )
 
 
-def install_again(plan: Plan, namespace: str, recovered: Recovered | None) -> str:
+def install_again(
+    plan: Plan, namespace: str, recovered: Recovered | None, *, live: bool = True
+) -> str:
     """The command line that makes the rules of *plan* in *namespace*, in place of others of ours.
 
-    Where the settings are *recovered*, its DNS servers are those that the pod's resolv.conf lists now.
+    *live* says whether the rules that it is about are those of a namespace. Where the settings are *recovered*, its DNS servers are those that the pod's resolv.conf lists now.
     """
     if recovered is not None:
         words, environment = list(recovered.arguments), recovered.environment
@@ -112,11 +114,13 @@ def install_again(plan: Plan, namespace: str, recovered: Recovered | None) -> st
         named = {
             name: value.text
             for name, value in plan.values.items()
-            if value.given
-            and value.text != value.setting.default
+            if value.text != value.setting.default
             and name not in _NOT_INSTALLED
             and value.setting.group in _RANKS
         }
+        if not live and named.get("ip_family") == "dual":
+            # A file is held against rules of both families unless somebody says otherwise.
+            del named["ip_family"]
         words, environment = list(_words(named)), _environment(named)
     where = ("--network-namespace", namespace) if namespace else ()
     return _spelled(["istio-iptables"], [*words, *where, "--reconcile"], environment)

@@ -396,6 +396,27 @@ def test_the_advice_is_a_command_line_that_mends_it(asked: tuple[str, ...]) -> N
         assert run("check", "--live", *FLAGS, "--ip-family", "ipv4").status == 0
 
 
+def test_the_advice_has_what_a_manifest_says(tmp_path: Path) -> None:
+    """What injection gives every pod is part of it; what a file is compared with is not."""
+    pod = tmp_path / "pod.yaml"
+    excluded = 'traffic.sidecar.istio.io/excludeOutboundPorts: "9000"'
+    pod.write_text(
+        f"{{apiVersion: v1, kind: Pod, metadata: {{name: a, annotations: {{{excluded}}}}},"
+        " spec: {containers: [{name: a, image: x}]}}",
+        encoding="ascii",
+    )
+    install("legacy", *FLAGS)
+    document = json.loads(run("check", "--live", "--pod", str(pod), "--json").out)
+    remedy = next(each for each in document["findings"] if "9000" in each["evidence"])["remedy"]
+    words = shlex.split(remedy.partition(": istio-iptables ")[2])
+    assert run(*words).status == 0
+    assert run("check", "--live", "--pod", str(pod), "--json").out.count('"missing-rule"') == 0
+    saved = tmp_path / "saved"
+    saved.write_text(command("iptables-legacy-save"), encoding="ascii")
+    done = run("check", "--rules", str(saved), "-i", "*", "-b", "*", "-d", "99")
+    assert "install again: istio-iptables -i '*' -b '*' -d 99 --reconcile\n" in done.out
+
+
 def test_a_loop_of_the_settings() -> None:
     """Where the settings make it, no rule is missing, and other settings mend it."""
     loop = ("-i", "*", "-b", "*", "--ip-family", "ipv4")
