@@ -8,7 +8,8 @@ help: ## show these targets
 setup: ## make .venv ready; install what Debian lacks for it
 	@.ci/setup
 
-demo: setup ## print the rules, install them in a throw-away namespace, explain a packet, find a deleted rule
+demo: ## print the rules, install them in a throw-away namespace, explain a packet, find a deleted rule
+	@.ci/setup demo
 	@.ci/demo
 
 test: setup ## run all tests with coverage (those of the kernel need root)

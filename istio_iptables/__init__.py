@@ -17,14 +17,17 @@ from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from istio_iptables.api.capture import Capture, Plan, plan
+    from istio_iptables.api.checking import check
     from istio_iptables.api.comparing import Differences, diff
     from istio_iptables.api.contrasting import Comparison, Side, compare
     from istio_iptables.api.describing import Description, describe
+    from istio_iptables.api.diagnostics import Report
     from istio_iptables.api.explaining import explain
     from istio_iptables.api.explanation import Explanation
     from istio_iptables.api.installing import Installed, clean, install
     from istio_iptables.api.matrix import Matrix, matrix
     from istio_iptables.api.rendering import render
+    from istio_iptables.api.reporting import Page, report
     from istio_iptables.api.rules import LIVE, Live
 
 __version__ = "0.1.0"
@@ -43,10 +46,13 @@ __all__ = [
     "KernelRefused",
     "Live",
     "Matrix",
+    "Page",
     "Plan",
+    "Report",
     "Side",
     "UsageProblems",
     "__version__",
+    "check",
     "clean",
     "compare",
     "describe",
@@ -56,6 +62,7 @@ __all__ = [
     "matrix",
     "plan",
     "render",
+    "report",
 ]
 
 #: The module of each name, in the package api.
@@ -69,8 +76,11 @@ _PLACES = {
     "LIVE": "rules",
     "Live": "rules",
     "Matrix": "matrix",
+    "Page": "reporting",
     "Plan": "capture",
+    "Report": "diagnostics",
     "Side": "contrasting",
+    "check": "checking",
     "clean": "installing",
     "compare": "contrasting",
     "describe": "describing",
@@ -80,6 +90,7 @@ _PLACES = {
     "matrix": "matrix",
     "plan": "capture",
     "render": "rendering",
+    "report": "reporting",
 }
 
 

@@ -100,7 +100,7 @@ def _status_of(error: BaseException) -> int:
 
 
 def _unforeseen(error: BaseException) -> str:
-    """A line about an exception that nobody has turned into one."""
+    """A line about an exception that no code has turned into one."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return "out of memory"
     if isinstance(error, OSError) and error.strerror:

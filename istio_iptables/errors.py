@@ -67,7 +67,7 @@ class UsageProblems(IstioIptablesError):
 class KernelRefused(IstioIptablesError):
     """The machine can't or won't do what was asked; nothing is left half done."""
 
-    #: True if the reason may pass: someone else changed the same table meanwhile.
+    #: True if the reason may pass: another program changed the same table meanwhile.
     busy = False
 
 

@@ -63,7 +63,7 @@ class _Stream:
 
 
 class _Messages(_Stream):
-    """Where messages go: that nobody can read them changes nothing."""
+    """Where messages go: if they can't be read, nothing else changes."""
 
     @contextmanager
     def _told(self) -> Iterator[None]:

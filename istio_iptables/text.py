@@ -17,7 +17,7 @@ __all__ = ["clip", "excerpt", "paint", "pattern", "printable", "write_exactly"]
 #: What paint knows, as ECMA-48 (SGR) numbers it.
 _STYLES = {"red": 31, "green": 32, "yellow": 33, "bold": 1}
 
-#: How much of somebody's text a message quotes.
+#: How much of a foreign text a message quotes.
 _MOST_LETTERS = 120
 
 

@@ -1,6 +1,6 @@
 """The manual pages of docs/man: what the help says, in roff.
 
-``python -m tests.manual --write`` writes them anew, as ``make docs`` does.
+``python -m tests.manual --write`` writes them again, as ``make docs`` does.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ _SPECIAL = str.maketrans(
         "~": r"\(ti",
     }
 )
+#: When the version was made: a page says it, and is the same whenever it is written.
+_DATE = "2026-11-25"
 _WIDTH = 78
 _STATUS = "Exit status: "
 #: Pages of others.
@@ -60,7 +62,7 @@ def pages() -> dict[str, str]:
 def _page(name: str, about: str, ctx: click.Context, names: list[str]) -> Iterator[str]:
     command = cast("SettingsCommand", ctx.command)
     yield r".\" Made from what --help says: python -m tests.manual --write"
-    yield f'.TH {name.upper().translate(_SPECIAL)} 1 "" "{PROGRAM} {__version__}"'
+    yield f'.TH {name.upper().translate(_SPECIAL)} 1 "{_DATE}" "{PROGRAM} {__version__}"'
     # Names of variables and options are not to be broken.
     yield from (".nh", ".ad l")
     yield ".SH NAME"

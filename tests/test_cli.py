@@ -64,7 +64,7 @@ REFUSALS: list[tuple[str, list[str], dict[str, str], str]] = [
     ),
     ("uid-unknown", ["-u", "no-such-user"], {}, "(-u), item 1: 'no-such-user' is neither a number"),
     ("uid-too-large", ["-u", "4294967295"], {}, "is not a user id"),
-    ("uid-nobody", ["-u", ","], {}, "(-u): ',' names nobody"),
+    ("uid-nobody", ["-u", ","], {}, "(-u): ',' is empty: name at least one user"),
     ("gid-unknown", ["-g", "5,no-such-group"], {}, "(-g), item 2: 'no-such-group' is neither"),
     ("groups-environment", [], {"ISTIO_OUTBOUND_OWNER_GROUPS": "x"}, "OWNER_GROUPS, item 1: 'x'"),
     ("groups-star", [], {"ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE": "*"}, "'*' is not accepted here"),

@@ -67,7 +67,7 @@ def test_one_rule_is_gone_and_another_stands_before_ours(saved: Callable[[str], 
     assert "nat OUTPUT 1 -A OUTPUT -j ACCEPT  [foreign rule]" in lines
     assert lines[-6:-2] == [
         "foreign: IPv4 nat OUTPUT rule 1: -A OUTPUT -j ACCEPT",
-        "    stands before our rule 2: -A OUTPUT -j ISTIO_OUTPUT",
+        "    is evaluated before our rule 2: -A OUTPUT -j ISTIO_OUTPUT",
         "missing: IPv4 nat ISTIO_OUTPUT rule 4: -A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN",
         f"    {WHY}",
     ]

@@ -120,7 +120,7 @@ def test_many_rules_before_ours_are_told_in_no_time(saved: Callable[[str], str])
     told = [each for each in found if each["kind"] == "stranger"]
     assert len(told) == 20_000
     assert {*told[-1]["details"]} == {
-        "stands before our rule 20001: -A OUTPUT -s 10.0.0.0 -j ISTIO_OUTPUT"
+        "is evaluated before our rule 20001: -A OUTPUT -s 10.0.0.0 -j ISTIO_OUTPUT"
     }
 
 
@@ -134,7 +134,7 @@ def test_differences_are_told_in_the_order_of_the_rules(saved: Callable[[str], s
     assert against(path) == Result(
         1,
         "foreign: IPv4 nat OUTPUT rule 1: -A OUTPUT -j LOG\n"
-        "    stands before our rule 2: -A OUTPUT -j ISTIO_OUTPUT\n"
+        "    is evaluated before our rule 2: -A OUTPUT -j ISTIO_OUTPUT\n"
         "missing: IPv4 nat ISTIO_INBOUND rule 2:"
         " -A ISTIO_INBOUND -p tcp -m tcp --dport 15090 -j RETURN\n"
         "    Port 15090 (Envoy's Prometheus metrics) is excluded from inbound capture (-d):"

@@ -224,10 +224,10 @@ def test_too_many_ways_are_said_to_be_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rules", "verdict"),
     [
-        ("-A OUTPUT -p tcp -j REDIRECT --to-ports 99", "is redirected to port 99, which is no listener of Envoy or the agent"),
+        ("-A OUTPUT -p tcp -j REDIRECT --to-ports 99", "is redirected to port 99, which is not a listener of Envoy or the agent"),
         ("-A OUTPUT -p tcp -j DNAT --to-destination 127.0.0.1:9", "reaches 127.0.0.1:9 here instead of 192.0.2.1:80"),
         ("-A OUTPUT -p tcp -j REDIRECT --to-ports 1000-2000", "is redirected to a port that can't be known from here"),
-        ("-A OUTPUT -p tcp -j REDIRECT --to-ports 80-90", "is redirected to port 80, which is no listener of Envoy or the agent"),
+        ("-A OUTPUT -p tcp -j REDIRECT --to-ports 80-90", "is redirected to port 80, which is not a listener of Envoy or the agent"),
         ("-A OUTPUT -p tcp -j REDIRECT --to-ports 80-90 --random", "is redirected to a port that can't be known from here"),
         ("-A OUTPUT -p tcp -j DNAT --to-destination 127.0.0.1:80-90", "reaches 127.0.0.1:80 here instead of 192.0.2.1:80"),
         ("-A OUTPUT -p tcp -j DNAT --to-destination 127.0.0.1:8-9", "reaches 127.0.0.1 here instead of 192.0.2.1:80"),
@@ -512,7 +512,7 @@ def test_malformed_rules_are_unknown_and_no_error(tmp_path: Path, rule: str) -> 
         ("--uid me", "--uid: 'me': is neither a number nor a user that exists here"),
         ("--gid us", "--gid: 'us': is neither a number nor a group that exists here"),
         ("--uid 4294967296", "--uid: '4294967296': is not a number from 0 to 4294967294"),
-        ("--proto nonsense", "--proto: 'nonsense': is no protocol"),
+        ("--proto nonsense", "--proto: 'nonsense': is not a protocol"),
         ("--ctstate OLD", "--ctstate: 'OLD': is not one of NEW"),
         ("--in --uid 5", "--uid, --gid: a packet that comes in has no owner"),
         ("--rules /does/not/exist", "can't read /does/not/exist: No such file or directory"),

@@ -138,7 +138,7 @@ def test_variables() -> None:
 
 
 def test_the_proxys_user_in_the_listing_is_the_one_in_force() -> None:
-    """An empty variable names nobody, so that the default counts."""
+    """An empty variable is no user, so that the default counts."""
     result = run(["-n", "-v", "--ip-family=ipv4"], {"PROXY_UID": ""})
     assert "--proxy-uid = '1337' ($PROXY_UID)\n" in result.err
     assert "--uid-owner 1337" in result.out

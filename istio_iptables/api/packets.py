@@ -50,7 +50,7 @@ _ENVOYS_OWN = 6
 
 
 class PacketQuery(NamedTuple):
-    """The packet, and what of it was assumed because nobody said it."""
+    """The packet, and what of it was assumed because it was not given."""
 
     packet: Packet
     assumed: tuple[str, ...]
@@ -138,7 +138,7 @@ class _Reader:
         text = self._given["proto"]
         value = _TCP if text is None else protocol_number(text)
         if value is None or not 0 < value <= 255:  # noqa: PLR2004 - one byte
-            self._refuse("proto", "is no protocol: write tcp, udp, icmp or a number")
+            self._refuse("proto", "is not a protocol: write tcp, udp, icmp or a number")
         return value
 
     def state(self) -> str:
@@ -279,9 +279,9 @@ def _interface(world: Surroundings, family: Family) -> str:
 
 
 def _usable(addresses: Iterable[str], family: Family) -> list[str]:
-    """The addresses that a packet may have when nobody says otherwise.
+    """The addresses that a packet may have when none is given.
 
-    Not link-local ones, nor Envoy's own on lo, which nobody else sends from.
+    Not link-local ones, nor Envoy's own on lo, which nothing else sends from.
     """
     return [
         each

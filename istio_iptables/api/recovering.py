@@ -16,7 +16,7 @@ from istio_iptables.istio.ownership import OWNERSHIP, find_owned
 from istio_iptables.istio.plan import build
 from istio_iptables.istio.recovery import SERVERS, read_settings
 from istio_iptables.kernel.host import ThisHost
-from istio_iptables.settings.config import configure
+from istio_iptables.settings.config import StandIn, configure
 from istio_iptables.settings.declarations import (
     APPLYING,
     DNS,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from istio_iptables.istio.recovery import Readings
     from istio_iptables.netfilter.model import Ruleset
     from istio_iptables.netfilter.plan import PolicyRoute
-    from istio_iptables.settings.config import Config
+    from istio_iptables.settings.config import Config, Host
     from istio_iptables.settings.sources import Value
 
 __all__ = ["RESOLV_CONF", "Recovered", "install_again", "recover"]
@@ -135,17 +135,6 @@ def _environment(named: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-class _Servers(ThisHost):
-    """This machine, with other DNS servers."""
-
-    def __init__(self, servers: tuple[str, ...]) -> None:
-        self._servers = servers
-
-    def nameservers(self, resolv_conf: str) -> tuple[str, ...]:  # noqa: ARG002 - those of the rules
-        """The servers, whatever the file."""
-        return self._servers
-
-
 def recover(rulesets: Sequence[Ruleset], routes: Iterable[PolicyRoute] = ()) -> Recovered:
     """The settings that make *rulesets*, or the ones that leave the least of them unexplained.
 
@@ -239,7 +228,7 @@ def _try(texts: dict[str, str], rulesets: Sequence[Ruleset]) -> _Trial:
     """What these settings make; raises UsageProblems for those that can't be together."""
     listed = texts.get(SERVERS, "")
     servers = tuple(listed.split(",")) if listed else ()
-    machine = _Servers(servers)
+    machine = StandIn(servers=servers, names=ThisHost())
     named = {
         name: text
         for name, text in texts.items()
@@ -266,13 +255,13 @@ def _differences(plan: Plan, rulesets: Sequence[Ruleset]) -> tuple[Difference, .
     return diff_rulesets(rulesets, wanted, find_owned)
 
 
-def _configured(named: Mapping[str, str], machine: ThisHost) -> tuple[Config, Mapping[str, Value]]:
+def _configured(named: Mapping[str, str], machine: Host) -> tuple[Config, Mapping[str, Value]]:
     values, _ = gather({"ip_family": "dual", **named, "dry_run": "true"}, {})
     config, _ = configure(values, machine, plan_counts=False)
     return config, values
 
 
-def _not_to_be_named(config: Config, machine: ThisHost) -> Iterator[str]:
+def _not_to_be_named(config: Config, machine: Host) -> Iterator[str]:
     """The settings that leave no trace in the rules of *config*, or only that of the default."""
     if config.mode is not Mode.TPROXY:
         yield from ("istio_inbound_tproxy_mark", "istio_inbound_tproxy_route_table")

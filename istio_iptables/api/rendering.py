@@ -65,7 +65,7 @@ def _json(plan: Plan, state: dict[str, object]) -> str:
 
 
 def effective_text(value: Value, config: Config) -> str:
-    """The text of a setting in force: what was given, or what it came to if that names nobody."""
+    """The text of a setting in force: what was given, or what it came to if that is empty."""
     name = value.setting.name
     if value.text.strip(", ") or name not in {"proxy_uid", "proxy_gid"}:
         return value.text

@@ -58,12 +58,11 @@ def report(
     *,
     family: Family | None = None,
     name: str = "the text",
-    about: str = "",
 ) -> Page:
     """A page of HTML about *rules* that needs no other file, and no network.
 
-    *plan*, *rules*, *family* and *name* are as for ``check``; *about* is what the title names in
-    place of the rules. Raises CannotTell for rules that can't be read.
+    *plan*, *rules*, *family* and *name* are as for ``check``. Raises CannotTell for rules that
+    can't be read.
     """
     described = describe(rules, family=family, name=name)
     settings = plan or described.plan
@@ -89,7 +88,7 @@ def report(
         *(section(part, heading, *body) for part, (heading, body) in parts.items()),
     ]
     html = page(
-        f"Traffic capture of {about or described.what}",
+        f"Traffic capture of {described.what}",
         content,
         **(_script(_data(settings, described, divided)) if divided else {}),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from istio_iptables.errors import CannotTell, SaveFileError
+from istio_iptables.istio.places import is_native_table
 from istio_iptables.netfilter.documents import rulesets
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def require_tables(found: tuple[Ruleset, ...], name: str) -> tuple[Ruleset, ...]
 
 def is_native(found: Iterable[Ruleset]) -> bool:
     """Whether the tables are those of nft, which have a family in their names."""
-    return any(" " in table.name for ruleset in found for table in ruleset.tables)
+    return any(is_native_table(table) for ruleset in found for table in ruleset.tables)
 
 
 def rules_of(source: Source, family: Family | None, name: str) -> tuple[Ruleset, ...] | Live:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.netfilter.model import BUILT_IN_CHAINS, TABLES, Base, Family
+from istio_iptables.netfilter.model import (
+    BUILT_IN_CHAINS,
+    PRIORITIES,
+    SOURCE_NAT,
+    TABLES,
+    Base,
+    Family,
+)
 from istio_iptables.trace.hooks import End
 
 if TYPE_CHECKING:
@@ -24,9 +31,6 @@ __all__ = [
     "with_other_backend",
 ]
 
-#: Where each table stands among all that is asked at a hook; nat for sources stands last.
-_PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
-_SOURCE_NAT = 100
 #: Where an interface hands packets over, before and behind all that is followed.
 _DEVICE = frozenset({"INGRESS", "EGRESS"})
 _FAMILIES = {"ip": {Family.IPV4}, "ip6": {Family.IPV6}, "inet": set(Family), "netdev": set(Family)}
@@ -169,8 +173,8 @@ def _with_bases(table: Table, backend: str) -> Table:
 
 def _priority(table: str, hook: str) -> int:
     if table == "nat" and hook in {"INPUT", "POSTROUTING"}:
-        return _SOURCE_NAT
-    return _PRIORITIES[table]
+        return SOURCE_NAT
+    return PRIORITIES[table]
 
 
 def chains_on_way(outcome: Outcome, chains: Iterable[Unseen]) -> tuple[Unseen, ...]:

@@ -63,5 +63,5 @@ def _item(value: object) -> str:
         return str(value)
     if _is_network(value):
         return str(value)
-    message = f"a {type(value).__name__} is no value of this setting"
+    message = f"a {type(value).__name__} is not a value of this setting"
     raise Unusable(message)

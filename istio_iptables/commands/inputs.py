@@ -112,10 +112,10 @@ def read_text(path: str, kind: str = "golden file") -> str:
     with _open(path) as file:
         content = file.read(_LARGEST_TEXT + 1)
     if len(content) > _LARGEST_TEXT:
-        message = f"{_name(path)}: is larger than {_LARGEST_TEXT >> 20} MiB: this is no {kind}"
+        message = f"{_name(path)}: is larger than {_LARGEST_TEXT >> 20} MiB: this is not a {kind}"
         raise CannotTell(message)
     if b"\0" in content:
-        message = f"{_name(path)}: holds a NUL byte: this is no {kind}"
+        message = f"{_name(path)}: holds a NUL byte: this is not a {kind}"
         raise CannotTell(message)
     return content.decode(errors="surrogateescape")
 

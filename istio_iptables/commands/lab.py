@@ -11,7 +11,7 @@ import click
 
 from istio_iptables.commands.documents import JSON_OPTION, print_json
 from istio_iptables.commands.inputs import CAPTURE_SETTINGS
-from istio_iptables.commands.load import tell
+from istio_iptables.commands.load import warn
 from istio_iptables.commands.options import Example, SettingsCommand, flags_given, split_extra
 from istio_iptables.commands.pictures import format_option, picture_format, print_sequences
 from istio_iptables.commands.pod import POD_OPTIONS, read_pod
@@ -21,7 +21,7 @@ from istio_iptables.istio.ownership import OWNERSHIP
 from istio_iptables.istio.plan import build
 from istio_iptables.kernel.host import ThisHost
 from istio_iptables.netfilter.model import Family
-from istio_iptables.settings.config import configure
+from istio_iptables.settings.config import StandIn, configure
 from istio_iptables.settings.declarations import SETTINGS
 from istio_iptables.settings.sources import gather
 from istio_iptables.text import write_exactly
@@ -47,22 +47,6 @@ _SETTINGS = tuple(
 _NATIVE = "native"
 
 
-class _Pod(ThisHost):
-    """Answers for the lab's pod."""
-
-    def addresses(self, namespace: str) -> tuple[str, ...]:  # noqa: ARG002 - there is one pod
-        """The addresses of the pod."""
-        from istio_iptables.lab.scenarios import POD_ADDRESSES
-
-        return POD_ADDRESSES
-
-    def nameservers(self, resolv_conf: str) -> tuple[str, ...]:  # noqa: ARG002 - see above
-        """The DNS servers of the pod."""
-        from istio_iptables.lab.scenarios import NAMESERVERS
-
-        return NAMESERVERS
-
-
 def lab_config(
     flags: Mapping[str, str],
     environ: Mapping[str, str],
@@ -73,7 +57,7 @@ def lab_config(
     What is not given is as DEFAULTS has it; where a manifest gives the values *beneath*, as it is for
     any pod.
     """
-    from istio_iptables.lab.scenarios import DEFAULTS
+    from istio_iptables.lab.scenarios import DEFAULTS, NAMESERVERS, POD_ADDRESSES
 
     own = {each.name for each in _SETTINGS}
     defaults = {} if beneath is not None else dict(DEFAULTS)
@@ -85,7 +69,7 @@ def lab_config(
         name: value if value.given or name not in defaults else value._replace(text=defaults[name])
         for name, value in {**others, **values}.items()
     }
-    config, more = configure(values, _Pod())
+    config, more = configure(values, StandIn(POD_ADDRESSES, NAMESERVERS, names=ThisHost()))
     return config, [*warnings, *more]
 
 
@@ -112,9 +96,7 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         scenario = scenario._replace(paths=paths)
     _check_paths(scenario, options["path"])
     left = left_out(plan, options["without"])
-    if config.strict and warnings:
-        raise UsageProblems([f"{warning} (--strict)" for warning in warnings])
-    tell("warning", warnings)
+    warn(warnings, strict=config.strict)
 
     def show(outcome: LabOutcome) -> None:
         _print(outcome, scenario, plan, picture, options)
@@ -196,7 +178,7 @@ def _require_lab() -> None:
     from importlib.util import find_spec
 
     if find_spec("istio_iptables.lab") is None:
-        message = "lab: it is no part of this installation (the container image leaves it out)"
+        message = "lab: it is not part of this installation (the container image leaves it out)"
         raise UsageProblems([message])
 
 

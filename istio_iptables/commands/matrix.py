@@ -1,4 +1,4 @@
-"""``istio-iptables matrix``: all traffic at one look, and what the rules do with it."""
+"""``istio-iptables matrix``: all traffic at a glance, and what the rules do with it."""
 
 from __future__ import annotations
 

@@ -31,16 +31,10 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
         raise UsageProblems([*split_extra(ctx), message])
     _require_page(output)
     asked = read_asked(ctx, options)
-    about = "" if asked.rules else "these settings"
-    if asked.pod and asked.rules is None:
-        about = f"{asked.pod} ({'stdin' if options['pod'] == '-' else options['pod']})"
-    page = report(
-        asked.plan,
-        asked.there,
-        family=asked.family,
-        name=asked.name or "the plan",
-        about=about,
-    )
+    planned = "the plan"
+    if asked.pod:
+        planned = f"{asked.pod} ({'stdin' if options['pod'] == '-' else options['pod']})"
+    page = report(asked.plan, asked.there, family=asked.family, name=asked.name or planned)
     warn(page.warnings, strict=asked.strict)
     if output == "-":
         write_exactly(page.html)

@@ -76,7 +76,7 @@ root = SettingsCommand(
         ),
         "inject": Subcommand(
             "istio_iptables.commands.inject",
-            "Print a manifest with the init container that Istio's injector adds.",
+            "Print a manifest with what Istio's injector adds to its pods.",
         ),
         "lab": Subcommand(
             "istio_iptables.commands.lab",
@@ -84,7 +84,7 @@ root = SettingsCommand(
         ),
         "matrix": Subcommand(
             "istio_iptables.commands.matrix",
-            "Show what the rules do with all traffic, at one look.",
+            "Show what the rules do with all traffic, at a glance.",
         ),
         "report": Subcommand(
             "istio_iptables.commands.report",

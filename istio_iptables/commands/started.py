@@ -12,7 +12,7 @@ from istio_iptables.errors import UsageProblems
 from istio_iptables.kubernetes.annotations import EXCLUDE_INBOUND_PORTS, STATUS_PORT
 from istio_iptables.kubernetes.lint import lint_injection, lint_owners
 from istio_iptables.kubernetes.pod import started_by
-from istio_iptables.settings.config import configure
+from istio_iptables.settings.config import StandIn, configure
 from istio_iptables.settings.converters import TRUE
 from istio_iptables.settings.declarations import SETTINGS, setting
 from istio_iptables.settings.sources import Origin, Value, gather
@@ -36,22 +36,8 @@ _EXCLUDED = "istio_local_exclude_ports"
 _ISTIOS_PORTS = frozenset({"15020", "15021", "15090", "0", ""})
 
 
-class _Anywhere:
-    """A machine of which nothing is known, and that is in nobody's way."""
-
-    def uid(self, name: str) -> int | None:  # noqa: ARG002 - no name is known
-        """A number that no container is given."""
-        return 1 << 31
-
-    gid = uid
-
-    def addresses(self, namespace: str) -> tuple[str, ...]:  # noqa: ARG002 - see above
-        """None."""
-        return ()
-
-    def nameservers(self, resolv_conf: str) -> tuple[str, ...]:  # noqa: ARG002 - see above
-        """One."""
-        return ("192.0.2.53",)
+#: A machine of which nothing is known: no container is given that user, and servers are in no one's way.
+_ANYWHERE = StandIn(servers=("192.0.2.53",), number=1 << 31)
 
 
 def given_of(start: Start) -> Given:
@@ -89,7 +75,7 @@ def _mistakes(start: Start, values: dict[str, Value]) -> tuple[list[str], list[s
     # Whatever the machine: of the families and servers nothing is said.
     asked = {"ip_family": "dual", "dry_run": "true"}
     every, _ = gather(asked, {}, beneath=values)
-    config, warnings = configure(every, _Anywhere(), plan_counts=False)
+    config, warnings = configure(every, _ANYWHERE, plan_counts=False)
     return lint_owners(start.workload, start.proxy, config), warnings
 
 

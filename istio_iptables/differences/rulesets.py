@@ -273,7 +273,7 @@ class _Comparison:
             yield self._foreign(name, f":{name} {live.policy}", None, detail)
         start = 0
         for after in numbers:
-            detail = f"stands before our rule {after + 1}: {_text(name, rules[after])}"
+            detail = f"is evaluated before our rule {after + 1}: {_text(name, rules[after])}"
             for number in range(start, after):
                 yield self._foreign(name, _text(name, rules[number]), number + 1, detail)
             start = after + 1

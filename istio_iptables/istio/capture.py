@@ -248,6 +248,6 @@ def _taken(outcome: Outcome, port: int | None, config: Config) -> Verdict:
         captured, who = listeners[port]
     else:
         return Verdict(
-            f"is redirected to port {port}, which is no listener of Envoy or the agent", port
+            f"is redirected to port {port}, which is not a listener of Envoy or the agent", port
         )
     return Verdict(f"captured by {who} on port {port}{how}", port, captured)

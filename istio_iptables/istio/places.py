@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from istio_iptables.netfilter.model import Ruleset, Table
 
-__all__ = ["NAT_TABLES", "NatTable", "find_ours", "is_native", "nat_tables"]
+__all__ = ["NAT_TABLES", "NatTable", "find_ours", "is_native_table", "nat_tables"]
 
 _NATIVE = f"inet {NATIVE_TABLE}"
 _NATIVE_NAT = f"{_NATIVE}nat"
@@ -45,14 +45,14 @@ def nat_tables(ruleset: Ruleset) -> Iterator[NatTable]:
             yield NatTable(table, table.name == _NATIVE_NAT)
 
 
-def is_native(table: Table) -> bool:
+def is_native_table(table: Table) -> bool:
     """Whether a table is one of nft's, whose name begins with its family."""
     return " " in table.name
 
 
 def find_ours(table: Table) -> Owned:
     """Our part of *table*: a native one is ours altogether, or not at all."""
-    if not is_native(table):
+    if not is_native_table(table):
         return find_owned(table)
     if table.name.startswith(_NATIVE):
         return Owned(tuple(chain.name for chain in table.chains))

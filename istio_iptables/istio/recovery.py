@@ -32,7 +32,7 @@ from istio_iptables.istio.rules import CHAIN_PREFIX, OUTPUT, common_values, rule
 from istio_iptables.istio.translated import translated
 from istio_iptables.netfilter.canonical import canonical
 from istio_iptables.netfilter.model import HEADER_OPTIONS, Family, is_built_in
-from istio_iptables.settings.config import FIELDS, configure
+from istio_iptables.settings.config import FIELDS, StandIn, configure
 from istio_iptables.settings.converters import LISTS, Names, parse
 from istio_iptables.settings.declarations import ValueKind
 from istio_iptables.settings.declarations import setting as declared
@@ -86,29 +86,15 @@ _LIKE = {"native_nftables": "true", "nft_like_iptables": "true"}
 _GROUP = {"istio_outbound_owner_groups": "1"}
 
 
-class _Machine:
-    """A machine with one DNS server; nothing else is asked of it."""
-
-    def uid(self, name: str) -> None:
-        """No user has a name."""
-
-    def gid(self, name: str) -> None:
-        """No group has a name."""
-
-    def addresses(self, namespace: str) -> tuple[str, ...]:  # noqa: ARG002 - the same in every one
-        """None is needed."""
-        return ()
-
-    def nameservers(self, resolv_conf: str) -> tuple[str, ...]:  # noqa: ARG002 - one is enough
-        """The one server."""
-        return ("10.0.0.1",)
+#: A machine with one DNS server; nothing else is asked of it.
+_MACHINE = StandIn(servers=("10.0.0.1",))
 
 
 @cache
 def _texts(*changes: tuple[tuple[str, str], ...]) -> dict[str, None]:
     """The texts of the rules that the settings of ``_BASE`` with *changes* make, in order."""
     values, _ = gather(_BASE | dict(chain(*changes)), {})
-    config, _ = configure(values, _Machine())
+    config, _ = configure(values, _MACHINE)
     return dict.fromkeys(text for text, _, _ in rules(config, Family.IPV4))
 
 
@@ -168,7 +154,7 @@ class _Marked(dict[str, str]):
 @cache
 def _patterns(family: Family, *, native: bool) -> dict[_Key, list[_Pattern]]:
     """All forms of all texts, those of one shape in the order of the texts."""
-    config, _ = configure(gather(_BASE, {})[0], _Machine())
+    config, _ = configure(gather(_BASE, {})[0], _MACHINE)
     every = common_values(config, family)
     names = (*_FIXED, "loopback") if family is Family.IPV6 else _FIXED
     common = {name: every[name] if name in names else f"<{name}>" for name in every}

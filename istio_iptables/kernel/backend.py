@@ -120,7 +120,7 @@ def refuse(faults: Iterable[UnusableTable], wanted: Collection[str] = ()) -> Non
 
 
 def retrying(work: Callable[[], _Result]) -> _Result:
-    """What *work* returns; it is begun anew when someone changed the tables meanwhile."""
+    """What *work* returns; it is begun again when another program changed the tables meanwhile."""
     for _ in range(_ATTEMPTS - 1):
         try:
             return work()

@@ -211,8 +211,8 @@ class Handle:
         elif number == errno.ENOENT:
             reason = "the kernel has no such table (is its module loaded?)"
         elif number == errno.EAGAIN:
-            reason = "it was changed by someone else meanwhile"
+            reason = "it was changed by another program meanwhile"
         refused = KernelRefused(f"can't {what} {table}: {reason}")
-        # Adding the old counters is invalid when someone has changed the table since it was replaced.
+        # Adding the old counters is invalid when another program has changed the table since it was replaced.
         refused.busy = number == errno.EAGAIN or (what == "commit" and number == errno.EINVAL)
         return refused

@@ -1,4 +1,4 @@
-"""What a network namespace holds now, for those who only look."""
+"""What a network namespace holds now, for readers that change nothing."""
 
 from __future__ import annotations
 

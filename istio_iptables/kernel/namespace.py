@@ -45,7 +45,7 @@ def entered(namespace: str) -> Iterator[None]:
     path = namespace if "/" in namespace else f"{_RUN_NETNS}/{namespace}"
     hint = ""
     if namespace.isascii() and namespace.isdigit():
-        hint = f" (of the process {namespace} it is /proc/{namespace}/ns/net)"
+        hint = f" (for process {namespace}: /proc/{namespace}/ns/net)"
     home = _open(_HERE)
     try:
         there = _open(path, hint)
@@ -65,10 +65,12 @@ def entered(namespace: str) -> Iterator[None]:
 def _open(path: str, hint: str = "") -> int:
     """The file of a network namespace, opened; anything else is not touched."""
     try:
-        # What is no regular file may wait for somebody, or do something, when it is opened.
+        # What is no regular file may wait for another process, or do something, when it is opened.
         mode = os.stat(path).st_mode  # noqa: PTH116 - pathlib costs 5 ms
         if not stat.S_ISREG(mode):
-            message = f"{path} is no network namespace: it is a {_KINDS_OF_FILE[stat.S_IFMT(mode)]}"
+            message = (
+                f"{path} is not a network namespace: it is a {_KINDS_OF_FILE[stat.S_IFMT(mode)]}"
+            )
             raise KernelRefused(message)
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -103,7 +105,7 @@ def _require_network(file: int, path: str) -> None:
         return
     if kind != _CLONE_NEWNET:
         message = (
-            f"{path} is no network namespace: it is a {_KINDS.get(kind, 'different')} namespace"
+            f"{path} is not a network namespace: it is a {_KINDS.get(kind, 'different')} namespace"
         )
         raise KernelRefused(message)
 

@@ -1,7 +1,7 @@
 """Our native nftables tables: what of them is there, and changing all of them in one transaction.
 
 nft itself lists them and takes them, so that what is compared is what it says. Whether a transaction
-was made is told by the handles of the tables, which it gives anew; that needs no program.
+was made is told by the handles of the tables, which it gives again; that needs no program.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Questions to the kernel over raw netlink: addresses, policy rules, routes, nftables tables.
 
-pyroute2 makes every change (kernel.routes), but importing it takes longer than a whole dry
+pyroute2 encodes every change (kernel.routes), but importing it takes longer than a whole dry
 run; these dumps are asked on every start, so they are written out here.
 """
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MarkRule",
     "addresses",
+    "as_attribute",
     "attributes",
     "has_loopback_address",
     "interface_addresses",
@@ -40,7 +41,7 @@ _NETLINK_NETFILTER = 12
 _NLM_F_REQUEST = 0x1
 _NLM_F_DUMP = 0x300
 _NLM_F_DUMP_INTR = 0x10
-#: How often a dump that somebody changed meanwhile is begun anew.
+#: How often a dump that another program changed meanwhile is begun again.
 _ATTEMPTS = 10
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
@@ -86,7 +87,7 @@ def _dump(protocol: int, kind: int, body: bytes) -> list[bytes]:
         answers = _dump_once(protocol, kind, body)
         if answers is not None:
             return answers
-    raise OSError(errno.EINTR, "it was changed by someone else all the time")
+    raise OSError(errno.EINTR, "it was changed by another program all the time")
 
 
 def _dump_once(protocol: int, kind: int, body: bytes) -> list[bytes] | None:
@@ -120,6 +121,12 @@ def attributes(data: bytes, position: int = 0) -> Iterator[tuple[int, bytes]]:
         length, kind = _ATTRIBUTE.unpack_from(data, position)
         yield kind & 0x3FFF, data[position + _ATTRIBUTE.size : position + length]
         position += (max(length, _ATTRIBUTE.size) + 3) & ~3
+
+
+def as_attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, as the kernel reads it."""
+    size = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(size, kind) + value + bytes(-size % 4)
 
 
 def addresses() -> tuple[str, ...]:

@@ -199,7 +199,7 @@ def _mark_unshown(chain: Chain, shown: Sequence[nftables.Shown]) -> Chain:
     if all(map(all, shown)):
         return chain
     if len(shown) != len(chain.rules):
-        refused = KernelRefused("it was changed by someone else meanwhile")
+        refused = KernelRefused("it was changed by another program meanwhile")
         refused.busy = True
         raise refused
     return chain._replace(rules=tuple(map(_mark, chain.rules, shown)))

@@ -10,6 +10,7 @@ import struct
 from functools import lru_cache
 
 from istio_iptables.kernel.netlink import attributes, nft, text
+from istio_iptables.netfilter.model import PRIORITIES, SOURCE_NAT
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -135,10 +136,6 @@ def hook_name(family: int, hook: int) -> str:
     return names[hook] if hook < len(names) else str(hook)
 
 
-_PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
-_SOURCE_NAT, _DESTINATION_NAT = 100, -100
-
-
 def is_iptables(chain: NftChain) -> bool:
     """Whether a base chain of a table of iptables' is one that iptables itself makes and shows."""
     if chain.base is None:
@@ -146,10 +143,10 @@ def is_iptables(chain: NftChain) -> bool:
     hook = hook_name(chain.family, chain.base.hook)
     if chain.table == "nat":
         before = hook in {"PREROUTING", "OUTPUT"}
-        wanted = NftBase("nat", chain.base.hook, _DESTINATION_NAT if before else _SOURCE_NAT)
+        wanted = NftBase("nat", chain.base.hook, PRIORITIES["nat"] if before else SOURCE_NAT)
     else:
         kind = "route" if (chain.table, hook) == ("mangle", "OUTPUT") else "filter"
-        wanted = NftBase(kind, chain.base.hook, _PRIORITIES.get(chain.table, 0))
+        wanted = NftBase(kind, chain.base.hook, PRIORITIES.get(chain.table, 0))
     return chain.name == hook and chain.base == wanted
 
 

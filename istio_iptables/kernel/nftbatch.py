@@ -16,7 +16,7 @@ from istio_iptables import sockets
 from istio_iptables.errors import KernelRefused
 from istio_iptables.kernel import nftables
 from istio_iptables.kernel.capabilities import missing
-from istio_iptables.kernel.netlink import attributes
+from istio_iptables.kernel.netlink import as_attribute, attributes
 from istio_iptables.netfilter.model import BUILT_IN_CHAINS
 from istio_iptables.typed import TYPE_CHECKING, NamedTuple
 
@@ -50,7 +50,6 @@ _BASE_CHAIN = 1
 _UDATA_COMMENT = 0
 
 _HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
 
 #: Where rules of ours stand: the chains that iptables makes for them.
 _OURS = frozenset({"PREROUTING", "OUTPUT"})
@@ -64,11 +63,6 @@ class _Message(NamedTuple):
     kind: int
     flags: int
     body: bytes
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    size = _ATTRIBUTE.size + len(value)
-    return _ATTRIBUTE.pack(size, kind) + value + bytes(-size % 4)
 
 
 def _text(value: str) -> bytes:
@@ -146,9 +140,9 @@ def make_table(family: Family, table: str) -> None:
 
     Raises KernelRefused if the kernel won't.
     """
-    name = _attribute(_TABLE_NAME, _text(table))
+    name = as_attribute(_TABLE_NAME, _text(table))
     flags = _CREATE | _EXCL | _ACK
-    mark = _attribute(_TABLE_USERDATA, _userdata())
+    mark = as_attribute(_TABLE_USERDATA, _userdata())
     try:
         with closing(sockets.netlink(_NETLINK_NETFILTER)) as link:
             # A transaction that fails waits for all processors, 10 ms; a question does not.
@@ -187,16 +181,16 @@ def remove_table(family: Family, table: str) -> bool:
 
 def _remove_once(link: sockets.socket, family: int, table: str) -> bool:
     generation = _ask(link, _message(0, _GETGEN, 0))
-    name = _attribute(_TABLE_NAME, _text(table))
+    name = as_attribute(_TABLE_NAME, _text(table))
     found = _ask(link, _message(family, _GETTABLE, 0, name))
     if found is None or generation is None:
         return True
     if found.get(_TABLE_USERDATA) != _userdata() or _number(found.get(_TABLE_FLAGS)):
         return False
-    owner = _attribute(_CHAIN_TABLE, _text(table))
+    owner = as_attribute(_CHAIN_TABLE, _text(table))
     chains = {}
     for chain in BUILT_IN_CHAINS[table]:
-        named = _attribute(_CHAIN_NAME, _text(chain))
+        named = as_attribute(_CHAIN_NAME, _text(chain))
         there = _ask(link, _message(family, _GETCHAIN, 0, owner, named))
         if there is not None:
             if not _is_as_iptables_makes_it(family, there):
@@ -207,7 +201,7 @@ def _remove_once(link: sockets.socket, family: int, table: str) -> bool:
         return False
     messages = [_message(family, _DELCHAIN, _NONREC, owner, each) for each in chains.values()]
     messages.append(_message(family, _DELTABLE, _NONREC | _ACK, name))
-    _batch(link, _attribute(_BATCH_GENID, generation[_GEN_ID]), messages)
+    _batch(link, as_attribute(_BATCH_GENID, generation[_GEN_ID]), messages)
     return True
 
 

@@ -32,7 +32,7 @@ def require_space(size: int) -> None:
 
 
 class Reserve:
-    """Descriptors and address space that nobody else has until they are released.
+    """Descriptors and address space that nothing else has until they are released.
 
     Raises KernelRefused if there are not enough of them any more.
     """

@@ -1,4 +1,4 @@
-"""Policy routes and the ::6 address: what is there, and changing it through pyroute2.
+"""Policy routes and the ::6 address: what is there, and changing it.
 
 A change is prepared before anything is done: pyroute2, which writes the messages to the kernel,
 takes 150 ms to import, and may be missing. What is done then is sending one after the other, each
@@ -54,7 +54,7 @@ _ONE_BYTE = 256
 #: The errors that say that there is nothing to do, for an addition and a deletion.
 _THERE = frozenset({errno.EEXIST})
 _GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
-#: An address of nobody, to ask what becomes of a packet with a mark.
+#: An address that no host has, to ask what becomes of a packet with a mark.
 _ELSEWHERE = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
 #: Tables of the kernel's own, which hold more than a route of ours whatever they look like.
 _KERNEL_TABLES = frozenset({0, 253, 254, 255})

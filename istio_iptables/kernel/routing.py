@@ -176,7 +176,7 @@ class KernelRouting:
             )
         # struct rtmsg: family, destination and source lengths, tos, table, ..., flags.
         header = struct.pack("=12B", number, bits, source_bits, *(0,) * 9)
-        return header + b"".join(map(_attribute, parts))
+        return header + b"".join(netlink.as_attribute(*each) for each in parts)
 
     def _number(self, interface: str) -> int:
         # One that is not there: the kernel says so.
@@ -197,9 +197,3 @@ def _delivered_networks(family: Family) -> tuple[tuple[int, int], ...]:
 
 def _refused(error: OSError) -> KernelRefused:
     return KernelRefused(f"can't ask the kernel for routes: {error.strerror}")
-
-
-def _attribute(part: tuple[int, bytes]) -> bytes:
-    kind, value = part
-    head = struct.pack("=HH", 4 + len(value), kind)
-    return head + value + bytes(-len(value) % 4)

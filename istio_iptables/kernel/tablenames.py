@@ -48,7 +48,7 @@ def legacy_tables(family: Family, if_hidden: Iterable[str]) -> tuple[str, ...] |
 
 
 def hidden_legacy_tables(family: Family, if_hidden: Iterable[str]) -> tuple[str, ...]:
-    """The other legacy tables, where nobody tells this user whether they are there; see above."""
+    """The other legacy tables, where this user can't be told whether they are there; see above."""
     path = _NAMES_FILES[family]
     if os.access(path, os.R_OK) or not os.access(path, os.F_OK):
         return ()

@@ -64,7 +64,7 @@ class Leg(NamedTuple):
     at: str = ""
     listener: str = ""
     server: str = ""
-    #: Why nobody takes it.
+    #: Why nothing takes it.
     problem: str = ""
     #: The port it is handed to instead of its own; 0 for its own.
     taken_to: int = 0
@@ -175,7 +175,7 @@ def _server(arrival: _Arrival) -> str:
 
 
 def _problem(arrival: _Arrival) -> str:
-    return arrival.problem or f"nobody listens on port {arrival.port}"
+    return arrival.problem or f"nothing listens on port {arrival.port}"
 
 
 def _rewritten(listener: Listener, path: str) -> str:
@@ -231,7 +231,9 @@ class _Wires:
         arrival = self._carry(start, protocol)
         if start.source == _PASSED_ON[1] and not self._plan.addresses:
             # Native rules capture IPv6 that is off; the address goes with rules for IPv6.
-            problem = f"{start.source} is no address of {start.node.name}: nothing comes back to it"
+            problem = (
+                f"{start.source} is not an address of {start.node.name}: nothing comes back to it"
+            )
             return arrival._replace(node=None, problem=problem)
         return arrival
 
@@ -301,7 +303,7 @@ class _Wires:
             None,
         )
         if there is None:
-            return _Arrival(None, 0, source, places, problem=f"nobody has the address {address}")
+            return _Arrival(None, 0, source, places, problem=f"no host has the address {address}")
         if not there.captured:
             return _Arrival(there, port, source, places)
         interface, _ = there.way_to(source)

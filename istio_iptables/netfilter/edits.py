@@ -73,7 +73,7 @@ def _rules_by_chain(table: Table | None) -> dict[str, tuple[Rule, ...]]:
 
 
 def _changed_chains(there: _Chains, asked: _Chains, shared: set[str], own: set[str]) -> list[str]:
-    """The chains of ours that are to be made or filled anew."""
+    """The chains of ours that are to be made or filled again."""
     return [
         chain
         for chain, rules in asked.items()
@@ -206,7 +206,7 @@ def _perform(chains: dict[str, list[Rule]], step: Edit) -> list[Edit]:
 def restore_lines(table: str, steps: Iterable[Edit]) -> list[str]:
     """The steps as one table of ``iptables-restore --noflush``, from ``*nat`` to ``COMMIT``.
 
-    A rule is deleted by its text where that is enough: somebody who adds rules at the same
+    A rule is deleted by its text where that is enough: a program that adds rules at the same
     time would turn a number into another rule's.
     """
     lines = [f"*{table}"]

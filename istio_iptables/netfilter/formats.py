@@ -85,7 +85,7 @@ def commands(plan: DesiredState) -> str:
 
 
 def as_json(plan: DesiredState) -> dict[str, object]:
-    """The plan as plain data; the README describes it, and it only ever grows."""
+    """The plan as plain data; docs/json.md describes it, and it only ever grows."""
     return {
         "families": [
             {

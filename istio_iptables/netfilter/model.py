@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BUILT_IN_CHAINS",
     "HEADER_OPTIONS",
+    "PRIORITIES",
+    "SOURCE_NAT",
     "TABLES",
     "Base",
     "Chain",
@@ -45,6 +47,9 @@ BUILT_IN_CHAINS: dict[str, tuple[str, ...]] = {
 
 #: The tables in the order in which a packet meets them at one hook.
 TABLES = ("raw", "mangle", "nat", "filter", "security")
+#: Where each stands among all that the kernel asks at a hook; nat for sources stands last.
+PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
+SOURCE_NAT = 100
 
 #: The options of the conditions on a packet's header, as iptables-save orders them.
 HEADER_OPTIONS = ("-s", "-d", "-i", "-o", "-p", "-f")

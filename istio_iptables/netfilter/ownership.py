@@ -1,4 +1,4 @@
-"""Which part of a table is ours: what those who know our rules tell those who compare and change them."""
+"""Which part of a table is ours: what the code that knows our rules tells the code that compares and changes them."""
 
 from __future__ import annotations
 

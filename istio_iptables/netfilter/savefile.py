@@ -359,7 +359,7 @@ def _term(number: int) -> Any:  # noqa: ANN401 - a property of any type
 
 
 class _ReadRule(Rule):
-    """A rule that keeps its text alone; its parts are read when somebody asks.
+    """A rule that keeps its text alone; its parts are read when they are asked for.
 
     A file may have millions of rules, whose parts would take twenty times its size. The tuple
     holds the text, and the counters' text if there were any.

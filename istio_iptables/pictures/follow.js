@@ -74,12 +74,12 @@ function sourceAtHome(to, pod) {
 function read() {
   const typed = Object.fromEntries([...new FormData(form)].map(([name, text]) => [name, text.trim()]));
   const to = address(typed.destination);
-  if (to === null) return `${typed.destination || "nothing"} is no address to send to`;
+  if (to === null) return `${typed.destination || "nothing"} is not an address to send to`;
   const usual = data.usual[to.family];
   if (usual === undefined) return `there are no rules for ${to.family === "ipv4" ? "IPv4" : "IPv6"} here`;
   const own = typed.direction === "out" ? sourceAtHome(to, usual.out) : null;
   const from = typed.source || own === null ? address(typed.source || usual[typed.direction]) : own;
-  if (from === null || from.family !== to.family) return `${typed.source} is no address of the same family`;
+  if (from === null || from.family !== to.family) return `${typed.source} is not an address of the same family`;
   const packet = {
     family: to.family,
     direction: typed.direction,

@@ -129,7 +129,7 @@ def page(title: str, content: Iterable[ET.Element], *, script: str = "", data: s
         "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        # Nothing is loaded, whatever somebody's text may say.
+        # Nothing is loaded, whatever a text from outside may say.
         element(
             "meta",
             http_equiv="Content-Security-Policy",

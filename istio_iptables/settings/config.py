@@ -30,6 +30,7 @@ __all__ = [
     "MAX_OWNER_GROUPS",
     "Config",
     "Host",
+    "StandIn",
     "configure",
     "resolv_conf_of",
     "typed_fields",
@@ -72,6 +73,34 @@ class Host(Protocol):
 
     def nameservers(self, resolv_conf: str) -> tuple[str, ...]:
         """The DNS servers listed in the file *resolv_conf*; raises KernelRefused without it."""
+
+
+class StandIn(NamedTuple):
+    """A Host that answers what it is given, for every namespace and every file."""
+
+    #: The addresses of the machine.
+    own: tuple[str, ...] = ()
+    #: The DNS servers.
+    servers: tuple[str, ...] = ()
+    #: The number of every user and group; *names* is asked in its place if it is given.
+    number: int | None = None
+    names: Host | None = None
+
+    def uid(self, name: str) -> int | None:
+        """The uid of the user *name*."""
+        return self.names.uid(name) if self.names else self.number
+
+    def gid(self, name: str) -> int | None:
+        """The gid of the group *name*."""
+        return self.names.gid(name) if self.names else self.number
+
+    def addresses(self, namespace: str) -> tuple[str, ...]:  # noqa: ARG002 - the same in every one
+        """The addresses of the machine."""
+        return self.own
+
+    def nameservers(self, resolv_conf: str) -> tuple[str, ...]:  # noqa: ARG002 - the same in every one
+        """The DNS servers."""
+        return self.servers
 
 
 class Config(NamedTuple):
@@ -209,8 +238,8 @@ def typed_fields(values: Mapping[str, Value], machine: Host) -> dict[str, object
 def _wrong_together(fields: Mapping[str, object], values: Mapping[str, Value]) -> list[str]:
     """What is wrong with settings whose items are right, one by one."""
     problems = [
-        f"{values[name].label}: {values[name].text!r} names nobody"
-        for name in ("proxy_uid", "proxy_gid")
+        f"{values[name].label}: {values[name].text!r} is empty: name at least one {what}"
+        for name, what in (("proxy_uid", "user"), ("proxy_gid", "group"))
         if values[name].text and not values[name].text.strip(", ")
     ]
     groups = fields["owner_groups"]

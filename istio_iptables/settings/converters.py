@@ -297,7 +297,7 @@ def _duration(text: str, _: Names) -> float:
     # The default is read without a regular expression.
     seconds = _go_seconds(text) if whole is None else float(whole)
     if not seconds > 0:
-        reason = "is no time at all: the duration has to be longer than nothing"
+        reason = "is zero: the duration has to be longer than nothing"
         raise _Refused(reason)
     if seconds > _MAX_SECONDS:
         reason = "is too long: a duration ends at 292 years"

@@ -12,7 +12,7 @@ from itertools import islice, permutations, product
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
-from istio_iptables.netfilter.model import Family
+from istio_iptables.netfilter.model import PRIORITIES, Family
 from istio_iptables.netfilter.packet import is_link_local, is_loopback, is_multicast
 from istio_iptables.netfilter.questions import among, named, same
 from istio_iptables.netfilter.sets import one_number
@@ -64,7 +64,6 @@ _HOOKS = {
     "OUTPUT": ("raw", "mangle", "nat", "filter", "security"),
     "POSTROUTING": ("mangle", "nat"),
 }
-_PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
 _SOURCE_NAT, _DESTINATION_NAT, _TRACKING = 100, -100, -200
 _DESTINATION_HOOKS = frozenset({"PREROUTING", "OUTPUT"})
 _NAT_HOOKS = frozenset({"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"})
@@ -530,7 +529,7 @@ def _calls(ruleset: Ruleset, hook: str) -> Iterator[tuple[_Order, ...]]:
     place = _DESTINATION_NAT if hook in _DESTINATION_HOOKS else _SOURCE_NAT
     kinds = {"nat": "nat", "mangle": "route" if hook == "OUTPUT" else "filter"}
     found = [
-        Called(name, hook, kinds.get(name, "filter"), place if name == "nat" else _PRIORITIES[name])
+        Called(name, hook, kinds.get(name, "filter"), place if name == "nat" else PRIORITIES[name])
         for name in _HOOKS[hook]
         for table in ruleset.tables
         if table.name == name and table.chain(hook)

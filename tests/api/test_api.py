@@ -104,14 +104,14 @@ def test_python_values(name: str, value: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("istio_inbound_ports", b"80", "a bytes is no value of this setting"),
-        ("istio_inbound_ports", [True], "a bool is no value of this setting"),
-        ("istio_inbound_ports", None, "a NoneType is no value of this setting"),
-        ("istio_inbound_ports", [["80"]], "a list is no value of this setting"),
+        ("istio_inbound_ports", b"80", "a bytes is not a value of this setting"),
+        ("istio_inbound_ports", [True], "a bool is not a value of this setting"),
+        ("istio_inbound_ports", None, "a NoneType is not a value of this setting"),
+        ("istio_inbound_ports", [["80"]], "a list is not a value of this setting"),
         pytest.param("istio_inbound_ports", 10**5000, "the number is too large", id="large"),
         ("resolv_conf", True, "True is a boolean, which only a switch can be"),
-        ("network_namespace", [], "a list is no value of this setting"),
-        ("envoy_port", {15001}, "a set is no value of this setting"),
+        ("network_namespace", [], "a list is not a value of this setting"),
+        ("envoy_port", {15001}, "a set is not a value of this setting"),
     ],
 )
 def test_values_that_no_setting_has(name: str, value: Any, reason: str) -> None:

@@ -152,7 +152,7 @@ def test_a_foreign_rule_before_ours_is_told() -> None:
     (found,) = diff_rulesets((before,), (ours,), find_owned)
     assert found.lines == (
         "foreign: IPv4 nat OUTPUT rule 1: -A OUTPUT -d 1.2.3.4/32 -j ACCEPT",
-        "    stands before our rule 2: -A OUTPUT -j ISTIO_A",
+        "    is evaluated before our rule 2: -A OUTPUT -j ISTIO_A",
     )
     assert not diff_rulesets((behind,), (ours,), find_owned)
 
@@ -303,7 +303,7 @@ def altered(rule: Rule, chance: random.Random) -> Rule:
     return chance.choice([each for each in ways if each.text != rule.text])
 
 
-def spelt_anew(ruleset: Ruleset, chance: random.Random) -> Ruleset:
+def respelt(ruleset: Ruleset, chance: random.Random) -> Ruleset:
     """The same rules as text of another iptables: counters, older words, netmasks."""
     text = render(ruleset)
     replacements = [
@@ -327,10 +327,10 @@ def spelt_anew(ruleset: Ruleset, chance: random.Random) -> Ruleset:
 def test_every_mutation_of_a_plan_is_found(config: Config, chance: random.Random) -> None:
     """A deleted, inserted, moved or altered rule is told; an unchanged plan never is."""
     plan = build(config)
-    same = tuple(spelt_anew(each, chance) for each in plan.rulesets)
+    same = tuple(respelt(each, chance) for each in plan.rulesets)
     assert not diff_rulesets(same, plan.rulesets, find_owned)
     for _ in range(20):
-        live = [spelt_anew(each, chance) for each in plan.rulesets]
+        live = [respelt(each, chance) for each in plan.rulesets]
         done = mutated(live, chance)
         if done:
             assert diff_rulesets(live, plan.rulesets, find_owned), done

@@ -50,9 +50,6 @@ _PACKETS = (
     Packet(Family.IPV6, 6, "fd00::2", "::1", 4000, 80, out_interface="lo", uid=0, gid=0),
 )
 
-#: Kubernetes cuts a longer one.
-_LONGEST_WARNING = 256
-
 
 def reader(data: bytes) -> None:
     """A ruleset whose text is the one that was read, or the line that is wrong.
@@ -186,15 +183,9 @@ def _review(document: dict[str, Any], asked: dict[str, Any]) -> None:
     assert document["kind"] == "AdmissionReview"
     response = document["response"]
     assert response["uid"] == asked["uid"]
-    assert (
-        {"uid", "allowed"}
-        <= response.keys()
-        <= {"uid", "allowed", "patchType", "patch", "status", "warnings"}
-    )
-    assert all(
-        isinstance(each, str) and each.isprintable() and 1 <= len(each) <= _LONGEST_WARNING
-        for each in response.get("warnings", [])
-    )
+    needed, allowed = {"uid", "allowed"}, {"patchType", "patch", "status", "warnings"}
+    assert needed <= response.keys() <= needed | allowed
+    assert all(each.isprintable() for each in response.get("warnings", ()))
     assert ("patch" in response) is ("patchType" in response)
     if response["allowed"]:
         assert "status" not in response

@@ -80,7 +80,7 @@ class TestWhatIsInIt:
         assert about["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
 
     def test_reproducible(self, store: Store, image: str) -> None:
-        """Built anew from nothing, it is the same to the last bit."""
+        """Built again from nothing, it is the same to the last bit."""
         assert store.build("istio-iptables:again", cached=False) == image
 
 
@@ -160,7 +160,7 @@ class TestInAPod:
         assert not list(root.glob("usr/local/lib/python3*/dist-packages/istio_iptables/lab"))
         (done,) = in_a_pod(Container(root), (["istio-iptables", "lab"], {}))
         assert done.status == 2
-        what = "it is no part of this installation (the container image leaves it out)"
+        what = "it is not part of this installation (the container image leaves it out)"
         assert done.err.splitlines() == [f"istio-iptables: error: lab: {what}"]
 
     def test_without_a_capability(self, root: Path) -> None:

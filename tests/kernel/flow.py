@@ -94,7 +94,7 @@ def _wait_for(port: int) -> None:
             if client.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.01)
-    message = f"nobody listens on port {port}"
+    message = f"nothing listens on port {port}"
     raise TimeoutError(message)
 
 

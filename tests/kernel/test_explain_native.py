@@ -127,7 +127,7 @@ def test_tproxy_without_a_listener_lets_the_packet_pass(listener: socket.socket)
         (
             "nat hook output priority -105; tcp dport 25 redirect to :26",
             "--dst :25",
-            "is redirected to port 26, which is no listener of Envoy or the agent",
+            "is redirected to port 26, which is not a listener of Envoy or the agent",
         ),
         ("filter hook prerouting priority -310; tcp dport 25 notrack", "--in --dst :25", "reaches 10.9.0.2:25 here untouched"),
         ("filter hook input priority 0; policy drop;", "--in", "dropped by inet fw x policy"),

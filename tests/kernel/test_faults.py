@@ -106,7 +106,7 @@ def test_tables_that_never_stand_still(fault: str) -> None:
     """When others change a table under our hands each time, we give up with a line."""
     before = state()
     result = _legacy_run_with(f"inject={fault}", *CONFIGURATIONS["documented"])
-    check_told(result, "changed by someone else")
+    check_told(result, "changed by another program")
     assert state() == before
 
 
@@ -116,7 +116,7 @@ def test_tables_that_never_stand_still(fault: str) -> None:
 def test_a_table_that_changed_meanwhile_is_tried_again(
     call: str, error: str, wanted: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Someone changes a table before our commit, or between it and its counters: begun anew."""
+    """Another program changes a table before our commit, or between it and its counters: begun anew."""
     log = tmp_path / "log"
     words = ("strace", "-qq", "-o", str(log), "-e", "signal=none", "-e", "trace=setsockopt", CLI)
     with sandbox():
@@ -219,8 +219,8 @@ def test_a_kernel_without_legacy_tables() -> None:
 
 
 def _without_proc_names(*more: str) -> Finished:
-    # /proc/net leads to the process's own; an empty folder there has none of the two files.
-    hide = 'mount -t tmpfs none /proc/$$/net && exec "$0" "$@"'
+    # The folder of the process's only thread is the one that is read; an empty one has none of the files.
+    hide = 'mount -t tmpfs none /proc/$$/task/$$/net && exec "$0" "$@"'
     return process("sh", "-c", hide, CLI, *DUAL, *more)
 
 

@@ -81,7 +81,7 @@ def test_keeps_stale_interface_rules(backend: str) -> None:
 
 @all_backends
 def test_never_converges_from_tproxy_to_redirect(backend: str) -> None:
-    """Istio's mangle rules of TPROXY stay, so that each run finds a difference and starts anew."""
+    """Istio's mangle rules of TPROXY stay, so that each run finds a difference and starts again."""
     install(backend, *TPROXY)
     assert install(backend, *DUAL, "--reconcile").status == 0
     assert "nothing to do" in install(backend, *DUAL, "--reconcile").err

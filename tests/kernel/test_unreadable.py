@@ -131,7 +131,7 @@ def _fill_table() -> None:
 
 
 def test_a_dump_that_others_change_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is begun anew, until all of it is of one moment; it is refused if that never comes."""
+    """It is begun again, until all of it is of one moment; it is refused if that never comes."""
     _fill_table()
     monkeypatch.setattr(sockets, "socket", _Interrupted)
     for changes in (0, 1, 3):
@@ -139,7 +139,7 @@ def test_a_dump_that_others_change_meanwhile(monkeypatch: pytest.MonkeyPatch) ->
         command("nft", "add rule ip t c accept")
         assert len(list(nftables.rules())) == (1500 if changes else 1501)
     _Interrupted.changes = 10_000
-    with pytest.raises(KernelRefused, match="changed by someone else") as refused:
+    with pytest.raises(KernelRefused, match="changed by another program") as refused:
         list(nftables.rules())
     assert refused.value.busy
 
@@ -423,7 +423,7 @@ def test_what_is_no_network_namespace(name: str, kind: str) -> None:
         "fifo": ("/run/fifo", "it is a FIFO"),
         "folder": ("/run/folder", "it is a directory"),
         "mount": ("/proc/self/ns/mnt", "it is a mount namespace"),
-        "number": ("4242", "(of the process 4242 it is /proc/4242/ns/net)"),
+        "number": ("4242", "(for process 4242: /proc/4242/ns/net)"),
     }[kind]
     arguments, status = COMMANDS[name]
     result = run(*arguments, "--network-namespace", given)

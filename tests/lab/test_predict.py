@@ -59,7 +59,7 @@ def test_envoys_own_user_is_followed() -> None:
 def test_nobody_is_predicted_too() -> None:
     """Without capture, a service's address leads nowhere."""
     way = predicted("app-service", {"istio_service_cidr": ""})
-    assert way.problem == "nobody has the address 10.96.0.10"
+    assert way.problem == "no host has the address 10.96.0.10"
     assert not way.listeners
 
 

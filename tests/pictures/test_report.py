@@ -298,7 +298,7 @@ def test_the_keyboard_follows_a_packet(browser: Chrome, tmp_path: Path) -> None:
     # By lo, as explain has it.
     assert "nat ISTIO_OUTPUT 3" in answer.text
     ActionChains(browser).send_keys("x", Keys.ENTER).perform()
-    assert answer.text == "127.0.0.1x is no address to send to"
+    assert answer.text == "127.0.0.1x is not an address to send to"
     assert _complaints(browser) == []
 
 

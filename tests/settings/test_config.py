@@ -54,9 +54,9 @@ class TestIds:
         assert configured(proxy_uid="5", proxy_gid="7")[0].proxy_gids == (IdRange(7, 7),)
 
     @pytest.mark.parametrize("name", ["proxy_uid", "proxy_gid"])
-    def test_a_list_that_names_nobody(self, name: str) -> None:
+    def test_a_list_without_an_item(self, name: str) -> None:
         """A list of nothing but commas was meant to say something."""
-        with pytest.raises(UsageProblems, match="names nobody"):
+        with pytest.raises(UsageProblems, match=r"is empty: name at least one (user|group)"):
             configured(**{name: ",,"})
 
 

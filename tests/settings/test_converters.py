@@ -161,7 +161,7 @@ REFUSED: list[tuple[ValueKind, str, str]] = [
     (ValueKind.NUMBER, "010", "decimal or 0x"),
     (ValueKind.DURATION, "5", "is not a duration"),
     (ValueKind.DURATION, "-5s", "is not a duration"),
-    (ValueKind.DURATION, "0s", "is no time at all"),
+    (ValueKind.DURATION, "0s", "is zero"),
     (ValueKind.FLAG, "yes", "write true or false"),
     (ValueKind.BACKEND, "NFT", "did you mean nft?"),
     (ValueKind.FORMAT, "yaml", "is not one of"),

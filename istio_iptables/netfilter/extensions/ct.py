@@ -21,7 +21,7 @@ def _spell(target: Target, _: Family) -> Target:
 
 
 def _effect(target: Target, situation: Situation) -> Effect:
-    """Only the first such target is heard."""
+    """Only the first such target takes effect."""
     packet = situation.packet
     if packet.settled:
         return Effect(Next.CONTINUE, packet)
