@@ -290,10 +290,9 @@ _NO_TEXT = "is no text: put it in quotes (--set-string)"
 
 def _no_value(path: str, value: Any, like: Any) -> str:  # noqa: ANN401 - of YAML
     """Why *value* is none where *like* is one; "" if it is."""
-    if path == "global.proxy.tracer" and isinstance(value, str):
-        return "" if value in _TRACERS else f"is none of {', '.join(_TRACERS)}"
-    if path == "global.proxy.tracer" and isinstance(value, int):
-        return ""
+    if path == "global.proxy.tracer" and not isinstance(value, bool | dict | list):
+        known = not isinstance(value, str) or value in _TRACERS
+        return "" if known else f"is none of {', '.join(_TRACERS)}"
     if isinstance(like, bool):
         return "" if isinstance(value, bool) else "is not true or false, without quotes"
     if isinstance(like, int):

@@ -46,7 +46,7 @@ def mounted(root: Path) -> Any:
         folder.mkdir(parents=True)
     for each in certificate(tops[0] / "tls", "webhook"):
         each.chmod(0o644)
-    (tops[1] / "inject" / "values").write_text('{"global": {"tag": "1.25.2"}}')
+    (tops[1] / "inject" / "values").write_text('{"global": {"hub": "h", "tag": "1.25.2"}}')
     (tops[1] / "config" / "mesh").write_text("accessLogFile: /dev/stdout\n")
     yield root
     for each in tops:
