@@ -19,6 +19,7 @@ from istio_iptables.netfilter.model import (
     Target,
     Term,
 )
+from istio_iptables.netfilter.savefile import LONG_NAMES
 from istio_iptables.settings.config import Config, configure
 from istio_iptables.settings.converters import MAX_ID
 from istio_iptables.settings.declarations import SETTINGS, Setting, ValueKind, setting
@@ -265,7 +266,10 @@ _NAMES = st.one_of(
     st.sampled_from(("tcp", "owner", "KUBE-SVC", "cali-PREROUTING", "cni0_x")),
     st.from_regex(r"[A-Za-z][A-Za-z0-9_.:-]{0,12}", fullmatch=True),
 )
-_OPTION_NAMES = st.from_regex(r"--[a-z]{2,10}", fullmatch=True)
+#: No extension has an option that iptables itself has: the parser would take it for its own.
+_OPTION_NAMES = st.from_regex(r"--[a-z]{2,10}", fullmatch=True).filter(
+    lambda name: name not in LONG_NAMES
+)
 #: What an option's value may be: a word, or something that needs quotes.
 _VALUES = st.one_of(
     st.from_regex(r"[A-Za-z0-9_.:,/*+]{1,10}", fullmatch=True),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any, NoReturn
 
-__all__ = ["Reader", "parse", "parse_rule", "render", "render_table"]
+__all__ = ["LONG_NAMES", "Reader", "parse", "parse_rule", "render", "render_table"]
 
 
 def render(ruleset: Ruleset) -> str:
@@ -285,7 +285,7 @@ _HEADER = {
 }
 
 #: The long names of parts, which people write and iptables-save never does.
-_LONG_NAMES = {
+LONG_NAMES = {
     "--source": "-s",
     "--src": "-s",
     "--destination": "-d",
@@ -325,7 +325,7 @@ def _read(text: str, bracket: str = "") -> Rule:
 
 _WORD = r"""(?![-!])[^\s"'\\]+"""
 _QUOTED = r'"(?:[^"\\]|\\.)*+"'
-_NO_OPTION = "|".join(name for name in _LONG_NAMES if name.startswith("--"))
+_NO_OPTION = "|".join(name for name in LONG_NAMES if name.startswith("--"))
 _OPTION = (
     rf"(?: !)? (?!(?:{_NO_OPTION})(?: |$))--[^\s\"'\\]+"
     rf"(?: (?:{_WORD}|{_QUOTED})(?![^ ]))*+"
@@ -470,7 +470,7 @@ class _RuleReader:
                 negated = True
                 continue
             if plain:
-                word = _LONG_NAMES.get(word, word)
+                word = LONG_NAMES.get(word, word)
             if word.startswith("--") and plain:
                 options = self._options()
                 # Before 1.4.3, iptables wrote the sense behind the name: --dport ! 80.
