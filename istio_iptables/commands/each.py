@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 from istio_iptables.commands.load import tell
 from istio_iptables.errors import ExitStatus, IstioIptablesError
+from istio_iptables.interrupts import Interrupted
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def in_each(
     try:
         with _progress(namespaces) if shown else nullcontext(namespaces) as names:
             for name in names:
-                record, status = _record(name, act, _tell_beside_progress if shown else tell)
-                records.append(record)
+                records.append({"namespace": name, "done": [], "warnings": [], "errors": []})
+                status = _recorded(records[-1], act, _tell_beside_progress if shown else tell)
                 if status:
                     failures[name] = status
     finally:
@@ -55,11 +56,9 @@ def in_each(
     return statuses.pop() if len(statuses) == 1 else ExitStatus.FAILED
 
 
-def _record(
-    name: str, act: Callable[[str, Tell], object], tell: Tell
-) -> tuple[dict[str, Any], ExitStatus]:
-    """What was said while *act* worked in one namespace, by kind of line; and how it ended."""
-    record: dict[str, Any] = {"namespace": name, "done": [], "warnings": [], "errors": []}
+def _recorded(record: dict[str, Any], act: Callable[[str, Tell], object], tell: Tell) -> ExitStatus:
+    """How *act* ended in the namespace of *record*, which gets what it said by kind of line."""
+    name = record["namespace"]
     places = {"info": "done", "warning": "warnings", "error": "errors"}
 
     def tell_of(kind: str, lines: Iterable[str]) -> None:
@@ -72,11 +71,14 @@ def _record(
         act(name, tell_of)
     except IstioIptablesError as error:
         tell_of("error", error.lines)
-        return record, error.status
+        return error.status
+    except Interrupted:
+        record["errors"].append("interrupted")
+        raise
     except Exception as error:  # noqa: BLE001 - the others are to have their turn all the same
         tell_of("error", [f"{type(error).__name__}: {error}"])
-        return record, ExitStatus.FAILED
-    return record, ExitStatus.DONE
+        return ExitStatus.FAILED
+    return ExitStatus.DONE
 
 
 def _tell_beside_progress(kind: str, lines: Iterable[str]) -> None:

@@ -49,15 +49,20 @@ def entered(namespace: str) -> Iterator[None]:
     home = _open(_HERE)
     try:
         there = _open(path, hint)
+        elsewhere = True
         try:
             try:
                 _enter(there, path)
+            except KernelRefused:
+                elsewhere = False
+                raise
             finally:
                 os.close(there)
             yield
         finally:
-            # Also when we are there already: an interrupt may come behind the change.
-            _enter(home, _HERE)
+            # An interrupt may come right behind the change, too.
+            if elsewhere:
+                _enter(home, _HERE)
     finally:
         os.close(home)
 

@@ -8,7 +8,7 @@ the kernel does so as soon as one rule redirects or asks for a state, and nat me
 
 from __future__ import annotations
 
-from itertools import islice, permutations, product
+from itertools import islice, product
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -568,11 +568,14 @@ def _calls(ruleset: Ruleset, hook: str) -> Iterator[tuple[_Order, ...]]:
     nat = [each for each in found if each.kind == "nat"]
     mappings = [
         tuple(one for part in parts for (one,) in part)
-        for parts in product(
-            *(
-                tuple(_orders([(each,) for each in nat if each.priority == priority], idle))
-                for priority in dict.fromkeys(each.priority for each in nat)
-            )
+        for parts in islice(
+            product(
+                *(
+                    tuple(_orders([(each,) for each in nat if each.priority == priority], idle))
+                    for priority in dict.fromkeys(each.priority for each in nat)
+                )
+            ),
+            _MAX_ORDERS + 1,
         )
     ]
     others = [each for each in found if each.kind != "nat"]
@@ -601,16 +604,24 @@ def _orders(calls: Sequence[tuple[Called, ...]], idle: set[Called]) -> Iterator[
     owners = [
         "nat" if each[0].kind == "nat" and len(each) > 1 else each[0].table for each in moving
     ]
-    found = (
-        (*still, *(moving[at] for at in order))
-        for order in permutations(range(len(moving)))
-        if all(
-            one < other or owners[one] != owners[other]
-            for place, one in enumerate(order)
-            for other in order[place + 1 :]
-        )
-    )
-    return islice(found, _MAX_ORDERS + 1)
+    queues: dict[str, _Order] = {}
+    for owner, call in zip(owners, moving, strict=True):
+        queues[owner] = (*queues.get(owner, ()), call)
+    return islice(((*still, *order) for order in _merged(queues.values())), _MAX_ORDERS + 1)
+
+
+def _merged(queues: Iterable[_Order]) -> Iterator[_Order]:
+    """Every order of all members in which those of each queue keep theirs."""
+    waiting: list[tuple[_Order, tuple[_Order, ...]]] = [((), tuple(queues))]
+    while waiting:
+        order, left = waiting.pop()
+        if len(left) <= 1:
+            yield sum(left, order)
+            continue
+        for at in reversed(range(len(left))):
+            first, *rest = left[at]
+            others = (*left[:at], tuple(rest), *left[at + 1 :])
+            waiting.append(((*order, first), tuple(filter(None, others))))
 
 
 def _before(order: _Order) -> set[tuple[str, str]]:

@@ -293,6 +293,36 @@ def test_chains_are_called_by_their_priority() -> None:
     assert steps == ["inet c", "inet b", "inet a"]
 
 
+def at_one_priority(*names: str, rules: str) -> str:
+    """A table of each name, with a filter chain of its own for each time that the name is there."""
+    tables = {
+        name: "".join(
+            f"chain c{number} {{\n{OUTPUT}\n{rules}\n}}\n" for number in range(names.count(name))
+        )
+        for name in names
+    }
+    return "".join(f"table inet {name} {{\n{chains}}}\n" for name, chains in tables.items())
+
+
+def test_many_chains_of_one_table() -> None:
+    """They have one order only, however many there are."""
+    outcome = way_of(at_one_priority(*["a"] * 100, rules="meta mark set 0x1"))
+    assert outcome.packet.mark == 1
+    two = through(at_one_priority(*["a"] * 30, *["b"] * 30, rules="counter"))
+    assert (len(two.outcomes), two.complete) == (1, True)
+
+
+def test_more_orders_than_are_followed() -> None:
+    """Of five tables there are 120: some are followed, and that there are more is said."""
+    listing = "".join(
+        at_one_priority(name, rules=f"meta mark {number} drop\nmeta mark set {number + 1}")
+        for number, name in enumerate("abcde")
+    )
+    found = through(listing)
+    assert not found.complete
+    assert len(found.outcomes) > 1
+
+
 def way_of(listing: str) -> Outcome:
     """The only way of a packet through what nft lists."""
     (only,) = through(listing).outcomes
