@@ -83,9 +83,10 @@ def _differences(subject: Subject) -> Iterator[Diagnostic]:
     rules: Source = subject.native or subject.rulesets
     if subject.state is not None:
         rules = Live(subject.namespace, subject.state.backend)
+    again = _again(subject)
     for each in diff(subject.plan, rules, name=subject.source):
         foreign = each.kind is ChangeKind.FOREIGN
-        remedy = _again(subject)
+        remedy = again
         if foreign:
             remedy = "see with explain what it decides"
         elif _refused(each):
@@ -109,6 +110,9 @@ def _again(subject: Subject) -> str:
     line = install_again(subject.plan, subject.namespace, subject.recovered, live=live)
     if subject.recovered is None:
         return f"install again: {line}"
+    if {"0.0.0.0/0", "::/0"}.intersection(subject.recovered.arguments):
+        # Where all rules of one family are lost, -i '*' looks like everything of the other one.
+        return "install again with the pod's arguments, which the rules that are left do not tell"
     return f"install again with the pod's arguments, by the rules that are left: {line}"
 
 
@@ -175,11 +179,12 @@ def _captures_nothing(subject: Subject) -> Iterator[Diagnostic]:
         ("inbound", config.inbound_ports, "-b", "-b '*'"),
     ):
         if not captured:
+            but = " but DNS" if way == "outbound" and config.redirect_dns else ""
             recovered = subject.recovered is not None
             yield Diagnostic(
                 "nothing-captured",
                 Severity.WARNING if recovered else Severity.INFO,
-                f"no {way} TCP is captured: the settings name none ({flags})",
+                f"no {way} TCP{but} is captured: the settings name none ({flags})",
                 f"if that is not meant, install with the pod's arguments, such as {example}; if it is,"
                 " give check the flags"
                 if recovered

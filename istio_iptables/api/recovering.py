@@ -16,7 +16,7 @@ from istio_iptables.istio.ownership import OWNERSHIP, find_owned
 from istio_iptables.istio.plan import build
 from istio_iptables.istio.recovery import SERVERS, read_settings
 from istio_iptables.kernel.host import ThisHost
-from istio_iptables.settings.config import StandIn, configure
+from istio_iptables.settings.config import DEFAULT_PROXY_ID, StandIn, configure
 from istio_iptables.settings.declarations import (
     APPLYING,
     DNS,
@@ -29,7 +29,7 @@ from istio_iptables.settings.declarations import (
     setting,
 )
 from istio_iptables.settings.sources import gather
-from istio_iptables.settings.types import ALL, Mode
+from istio_iptables.settings.types import ALL, IdRange, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -121,6 +121,14 @@ def install_again(
         if not live and named.get("ip_family") == "dual":
             # A file is held against rules of both families unless somebody says otherwise.
             del named["ip_family"]
+        if plan.values["proxy_uid"].text == plan.values["proxy_uid"].setting.default:
+            # They may be those of $ENVOY_USER, which another shell has not.
+            for name, ids in (
+                ("proxy_uid", plan.config.proxy_uids),
+                ("proxy_gid", plan.config.proxy_gids),
+            ):
+                if ids != (IdRange.single(DEFAULT_PROXY_ID),):
+                    named.setdefault(name, ",".join(map(str, ids)))
         words, environment = list(_words(named)), _environment(named)
     where = ("--network-namespace", namespace) if namespace else ()
     return _spelled(["istio-iptables"], [*words, *where, "--reconcile"], environment)

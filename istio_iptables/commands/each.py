@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 from istio_iptables.commands.load import tell
 from istio_iptables.errors import ExitStatus, IstioIptablesError
-from istio_iptables.interrupts import Interrupted
+from istio_iptables.interrupts import Interrupted, held
 from istio_iptables.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def in_each(
         if as_json:
             from istio_iptables.commands.documents import print_json
 
-            print_json({"namespaces": records})
+            # One that comes in the last namespace may be raised a moment later.
+            with held():
+                print_json({"namespaces": records})
     if not failures:
         return ExitStatus.DONE
     if len(records) > 1:

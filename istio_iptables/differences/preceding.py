@@ -143,7 +143,8 @@ def _called_first(
             continue
         last, called, capture = capturing[base.hook]
         both_nat = capture.kind == base.kind == "nat"
-        if base.priority > capture.priority - (not both_nat):
+        # Of one priority, that of the chain which was registered last is called first.
+        if base.priority > capture.priority:
             continue
         why = (
             f"a foreign rule that may decide first: its chain has priority {base.priority},"

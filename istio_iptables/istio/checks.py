@@ -99,7 +99,9 @@ def losses(
     rulesets: Iterable[Ruleset], routes: tuple[PolicyRoute, ...], config: Config
 ) -> tuple[Finding, ...]:
     """What is captured and then dropped, by foreign rules behind ours; mostly nothing."""
-    world = Surroundings(None, routes)
+    # Of the pod in the examples, so that it is known what a redirection makes of them.
+    addresses = {"lo": tuple(map(loopback, Family)), "eth0": tuple(POD.values())}
+    world = Surroundings(addresses, routes)
     found = {
         (each.family, each.place, each.packet.in_interface): each
         for ruleset in rulesets

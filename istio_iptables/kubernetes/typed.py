@@ -86,7 +86,9 @@ def require_types(workload: Workload) -> None:
             number = isinstance(given, float) and given.is_integer()
             number = number or (isinstance(given, int) and not isinstance(given, bool))
             if given is not None and not number:
-                problems.append(f"{label}securityContext.{key}: {_said(given)} is no number")
+                problems.append(
+                    f"{label}securityContext.{key}: {_said(given)} is not a whole number"
+                )
     if problems:
         raise UsageProblems([f"{workload.title}: {each}" for each in problems])
 

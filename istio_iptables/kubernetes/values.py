@@ -290,8 +290,8 @@ _NO_TEXT = "is no text: put it in quotes (--set-string)"
 
 def _no_value(path: str, value: Any, like: Any) -> str:  # noqa: ANN401 - of YAML
     """Why *value* is none where *like* is one; "" if it is."""
-    if path == "global.proxy.tracer" and not isinstance(value, bool | dict | list):
-        known = not isinstance(value, str) or value in _TRACERS
+    if path == "global.proxy.tracer" and not isinstance(value, dict | list):
+        known = value in _TRACERS if isinstance(value, bool | str) else True
         return "" if known else f"is none of {', '.join(_TRACERS)}"
     if isinstance(like, bool):
         return "" if isinstance(value, bool) else "is not true or false, without quotes"
@@ -363,11 +363,12 @@ def _set(text: str, *, typed: bool = True) -> dict[str, Any]:
 
     Not *typed* it is one of ``--set-string``, whose values are texts.
     """
+    option = "--set" if typed else "--set-string"
     found: dict[str, Any] = {}
     for each in _COMMA.split(text):
         path, equals, value = each.partition("=")
         if not equals or not path or value.startswith("{") or "[" in path:
-            raise UsageProblems([f"--set: {excerpt(each)} is not KEY=VALUE, with one value"])
+            raise UsageProblems([f"{option}: {excerpt(each)} is not KEY=VALUE, with one value"])
         plain = value.replace("\\,", ",")
         # TRUE and False are constants too.
         tree: Any = _CONSTANTS.get(plain.casefold(), plain) if typed else plain
@@ -375,9 +376,9 @@ def _set(text: str, *, typed: bool = True) -> dict[str, Any]:
             tree = int(plain)
         keys = _DOT.split(path)
         if not all(keys):
-            raise UsageProblems([f"--set: {excerpt(each)} has a key without a name"])
+            raise UsageProblems([f"{option}: {excerpt(each)} has a key without a name"])
         if len(keys) > _DEEPEST:
-            raise UsageProblems([f"--set: {excerpt(each)} is nested too deep"])
+            raise UsageProblems([f"{option}: {excerpt(each)} is nested too deep"])
         for key in reversed(keys):
             tree = {key.replace("\\.", "."): tree}
         found = _laid(found, tree)

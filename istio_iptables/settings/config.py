@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from istio_iptables.settings.sources import Value
 
 __all__ = [
+    "DEFAULT_PROXY_ID",
     "FIELDS",
     "MAX_OWNER_GROUPS",
     "Config",
@@ -42,7 +43,7 @@ __all__ = [
 #: and fails beyond 49, since it uses the same tool). tests/kernel/test_limits.py keeps it.
 MAX_OWNER_GROUPS = 49
 
-_DEFAULT_PROXY_ID = 1337
+DEFAULT_PROXY_ID = 1337
 _OUTBOUND_MARK = 1338
 #: A namespace named by a process, which has a resolv.conf of its own.
 _NAMESPACE_OF_PROCESS = r"(?a)(/proc/\d+)/(?:task/\d+/)?ns/net"
@@ -201,7 +202,7 @@ def configure(
     fields = typed_fields(values, machine)
     if not fields["proxy_uids"]:
         uid = machine.uid(envoy_user)
-        fields["proxy_uids"] = (IdRange.single(_DEFAULT_PROXY_ID if uid is None else uid),)
+        fields["proxy_uids"] = (IdRange.single(DEFAULT_PROXY_ID if uid is None else uid),)
     if not fields["proxy_gids"]:
         fields["proxy_gids"] = fields["proxy_uids"]
     warnings: list[str] = []

@@ -418,7 +418,7 @@ def test_a_line_about_which_manifest(tmp_path: Path, words: list[str], line: str
     assert line in result.errors
 
 
-NO_NUMBER, NO_TRUTH = "is no number", "is not true or false"
+NO_NUMBER, NO_TRUTH = "is not a whole number", "is not true or false"
 
 
 @pytest.mark.parametrize(
