@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from istio_iptables.api.comparing import Differences, diff
     from istio_iptables.api.contrasting import Comparison, Side, compare
     from istio_iptables.api.describing import Description, describe
-    from istio_iptables.api.diagnostics import Report
+    from istio_iptables.api.diagnostics import Diagnostic, Report, Severity
     from istio_iptables.api.explaining import explain
     from istio_iptables.api.explanation import Explanation
     from istio_iptables.api.installing import Installed, clean, install
@@ -38,6 +38,7 @@ __all__ = [
     "Capture",
     "Comparison",
     "Description",
+    "Diagnostic",
     "Differences",
     "Differs",
     "Explanation",
@@ -49,6 +50,7 @@ __all__ = [
     "Page",
     "Plan",
     "Report",
+    "Severity",
     "Side",
     "UsageProblems",
     "__version__",
@@ -70,6 +72,7 @@ _PLACES = {
     "Capture": "capture",
     "Comparison": "contrasting",
     "Description": "describing",
+    "Diagnostic": "diagnostics",
     "Differences": "comparing",
     "Explanation": "explanation",
     "Installed": "installing",
@@ -79,6 +82,7 @@ _PLACES = {
     "Page": "reporting",
     "Plan": "capture",
     "Report": "diagnostics",
+    "Severity": "diagnostics",
     "Side": "contrasting",
     "check": "checking",
     "clean": "installing",

@@ -46,6 +46,8 @@ def _run(ctx: click.Context, /, **options: Any) -> ExitStatus:  # noqa: ANN401 -
 def _require_page(output: str) -> None:
     """Raise UsageProblems for an output that is probably meant otherwise: a list of ports, another file."""
     name = f"--output (-o): {excerpt(output)}"
+    if output.startswith("-") and output != "-":
+        raise UsageProblems([f"{name} looks like an option: is the file before it missing?"])
     if re.fullmatch(r"[\d,:*\s]+", output):
         message = f"{name} looks like ports: those have --istio-local-outbound-ports-exclude here"
         raise UsageProblems([message])

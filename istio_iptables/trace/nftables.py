@@ -83,8 +83,9 @@ def run(rule: NftRule, situation: Situation) -> tuple[bool | None, Packet]:
         holds = _holds(each, rule, now)
         if holds is not True:
             # Which of what was done before was done may depend on what can't be known.
-            is_as_before = all(map(same, packet, situation.packet))
-            left = packet if answer or is_as_before else _unmarked(packet)
+            before = situation.packet
+            known = answer or packet is before or all(map(same, packet, before))
+            left = packet if known else _unmarked(packet)
             if holds is False:
                 return False, left
             answer = None

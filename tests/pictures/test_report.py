@@ -211,6 +211,7 @@ def test_an_output_that_is_meant_otherwise(tmp_path: Path) -> None:
     for output, reason in (
         ("3306,25", "'3306,25' looks like ports: those have --istio-local-outbound-ports-exclude"),
         ("80", "'80' looks like ports"),
+        ("--rules", "'--rules' looks like an option: is the file before it missing?"),
         ("kept.yaml", "'kept.yaml' is there and is not an HTML page"),
     ):
         result = run(["report", "-i", "*", "-o", output], folder=tmp_path)
