@@ -245,7 +245,10 @@ def mutated(live: list[Ruleset], chance: random.Random) -> str:
                 ("-d 203.0.113.9/32 -j RETURN", "-p udp -j DROP", rules[at].text, "-j ACCEPT")
             )
         )
-        # In a built-in chain what comes behind ours is a foreign business.
+        if chain.policy is not None and rule.text == "-j RETURN":
+            # What comes behind ours in a built-in chain is a foreign rule, and of two such rules
+            # (one of -k + is the plan's) the second is never reached.
+            return ""
         rules.insert(at, rule)
         done = f"insert {rule.text}"
     elif kind == "move":
