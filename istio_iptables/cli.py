@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             status = _status_of(error)
             if status == ExitStatus.FAILED:
-                return status_of_failure(given[0] if given else "")
+                return status_of_failure(given)
             return status
     return int(status or ExitStatus.DONE)
 

@@ -36,8 +36,10 @@ class ExitStatus(IntEnum):
 _QUESTIONS = frozenset({"check", "compare", "describe", "diff", "explain", "matrix"})
 
 
-def status_of_failure(command: str) -> ExitStatus:
-    """What *command*, the first argument of the program, ends with when it could not be done."""
+def status_of_failure(arguments: Sequence[str]) -> ExitStatus:
+    """What the program ends with when it could not do what its *arguments* say."""
+    # Istio's pods give the name of the program first.
+    command = next((each for each in arguments[:2] if each != "istio-iptables"), "")
     return ExitStatus.USAGE if command in _QUESTIONS else ExitStatus.FAILED
 
 

@@ -26,7 +26,7 @@ __all__ = [
     "is_waiting",
     "mask_of_children",
     "raised",
-    "took",
+    "take",
 ]
 
 #: The variable that is set by those who look for a mistake in the program.
@@ -139,7 +139,7 @@ def is_waiting() -> bool:
     return bool(signal.sigpending() & _not_ignored())
 
 
-def took(seconds: float) -> bool:
+def take(seconds: float) -> bool:
     """Wait for a signal that is held back, *seconds* at most; returns whether one came, which then is gone."""
     return signal.sigtimedwait(_not_ignored(), seconds) is not None
 

@@ -83,8 +83,9 @@ def _differences(subject: Subject) -> Iterator[Diagnostic]:
     rules: Source = subject.native or subject.rulesets
     if subject.state is not None:
         rules = Live(subject.namespace, subject.state.backend)
-    again = _again(subject)
-    for each in diff(subject.plan, rules, name=subject.source):
+    differences = diff(subject.plan, rules, name=subject.source)
+    again = _again(subject) if differences else ""
+    for each in differences:
         foreign = each.kind is ChangeKind.FOREIGN
         remedy = again
         if foreign:

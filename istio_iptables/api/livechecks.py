@@ -258,7 +258,7 @@ class LiveChecks:
                 Severity.WARNING,
                 f"the rules capture DNS to {_listed(sorted(captured)) or 'no server'}, and"
                 f" resolv.conf names {_listed(missing)} as well",
-                "install again, so that the servers of today are captured",
+                "install again, so that the current servers are captured",
             )
         asked = sorted(
             {

@@ -103,7 +103,8 @@ def install_again(
 ) -> str:
     """The command line that makes the rules of *plan* in *namespace*, in place of others of ours.
 
-    *live* says whether the rules that it is about are those of a namespace. Where the settings are *recovered*, its DNS servers are those that the pod's resolv.conf lists now.
+    *live* says whether the rules that it is about are those of a namespace. Where the settings are
+    *recovered*, its DNS servers are those that the pod's resolv.conf lists now.
     """
     if recovered is not None:
         words, environment = list(recovered.arguments), recovered.environment
@@ -119,7 +120,7 @@ def install_again(
             and value.setting.group in _RANKS
         }
         if not live and named.get("ip_family") == "dual":
-            # A file is held against rules of both families unless somebody says otherwise.
+            # A file is held against rules of both families unless --ip-family is given.
             del named["ip_family"]
         if plan.values["proxy_uid"].text == plan.values["proxy_uid"].setting.default:
             # They may be those of $ENVOY_USER, which another shell has not.

@@ -616,7 +616,7 @@ def _merged(queues: Iterable[_Order]) -> Iterator[_Order]:
     while waiting:
         order, left = waiting.pop()
         if len(left) <= 1:
-            yield sum(left, order)
+            yield (*order, *(call for queue in left for call in queue))
             continue
         for at in reversed(range(len(left))):
             first, *rest = left[at]

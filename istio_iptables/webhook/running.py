@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from istio_iptables.errors import KernelRefused, UsageProblems
-from istio_iptables.interrupts import held, is_waiting, took
+from istio_iptables.interrupts import held, is_waiting, take
 from istio_iptables.text import excerpt
 from istio_iptables.webhook.certificate import server_context
 from istio_iptables.webhook.files import Watched
@@ -105,10 +105,10 @@ def serve(
             host = str(host)
             tell("info", [f"{what} at {f'[{host}]' if ':' in host else host}:{port}"])
             each.start()
-        while not took(_POLL_SECONDS):
+        while not take(_POLL_SECONDS):
             for file in watched:
                 file.refresh()
-        while took(_REPEATED_SECONDS):
+        while take(_REPEATED_SECONDS):
             pass
         tell("info", ["ends: takes no more connections, and answers what was asked"])
         if not servers[0].drain(REQUEST_SECONDS, or_when=is_waiting):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,6 +21,9 @@ from istio_iptables.netfilter.plan import DesiredState
 from tests.kernel.configurations import DUAL
 from tests.kernel.sandbox import CLI, Finished, command, install, load, needs, process, run, state
 from tests.namespaces import BACKENDS, mount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("box"), needs("nft")]
 
@@ -216,16 +221,23 @@ def test_a_dormant_table() -> None:
     assert state().nft == ({}, {})
 
 
-def test_a_table_that_another_process_owns() -> None:
-    """It can be read by all and changed by its owner alone: said in one line."""
+@contextlib.contextmanager
+def owned_by_another(table: str, chain: str) -> Iterator[None]:
+    """A table with a chain that is another process's as long as the block."""
     with subprocess.Popen(["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as owner:
         assert owner.stdin is not None
-        owner.stdin.write(b"add table ip nat { flags owner; chain ISTIO_OUTPUT { }; }\n")
+        owner.stdin.write(f"add table {table} {{ flags owner; chain {chain} {{ }}; }}\n".encode())
         owner.stdin.flush()
         deadline = time.monotonic() + 10
-        while "ISTIO_OUTPUT" not in command("nft", "list", "ruleset"):
+        while f"chain {chain}" not in command("nft", "list", "ruleset"):
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        yield
+
+
+def test_a_table_that_another_process_owns() -> None:
+    """It can be read by all and changed by its owner alone: said in one line."""
+    with owned_by_another("ip nat", "ISTIO_OUTPUT"):
         forced = ("--force-iptables-binary", "nft")
         for arguments in ((*DUAL, "--reconcile"), (*DUAL, *forced), ("clean",)):
             result = run(*arguments)
@@ -239,14 +251,7 @@ def test_a_table_that_another_process_owns() -> None:
 
 def test_a_native_table_that_another_process_owns() -> None:
     """The same of our own tables, which nft alone would refuse in its own words."""
-    with subprocess.Popen(["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as owner:
-        assert owner.stdin is not None
-        owner.stdin.write(b"add table inet istio-proxy-nat { flags owner; chain output { }; }\n")
-        owner.stdin.flush()
-        deadline = time.monotonic() + 10
-        while "output" not in command("nft", "list", "ruleset"):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    with owned_by_another("inet istio-proxy-nat", "output"):
         for arguments in (("--native-nftables", *DUAL, "--reconcile"), ("clean",)):
             result = run(*arguments)
             assert result.status == 1
